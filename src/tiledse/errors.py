@@ -1,0 +1,25 @@
+"""The one exception that tells a user what was wrong with the use."""
+
+from __future__ import annotations
+
+
+class TiledSEError(Exception):
+    """Wrong use: what was expected, what came, and what to do, in one line.
+
+    Raised by the public calls. The command line prints its text and exits with 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What another library's exception says, cut to one line for use inside our own message.
+
+    Example:
+        >>> first_line(ValueError("bad thing\\nand a long story"))
+        'bad thing'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,58 @@
+"""Output files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import TiledSEError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, moved onto it only if the body succeeds.
+
+    The move is atomic, so a reader sees the old file or the new one, never a part. A body that fails
+    leaves ``path`` as it was and no temporary file behind.
+
+    Raises:
+        TiledSEError: the folder is missing or not writable, or the disk is full.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> with written_whole(folder / "a.txt") as part:
+        ...     _ = part.write_text("all of it")
+        >>> (folder / "a.txt").read_text(), len(list(folder.iterdir()))
+        ('all of it', 1)
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
+    part: Path | None = None
+    try:
+        # The suffix is kept, because libraries choose a format by it.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        part = Path(name)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner only; a result has the permissions of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TiledSEError(
+            f"cannot write {path}: {reason}; nothing was written, free some space or choose another place"
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)

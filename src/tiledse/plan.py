@@ -1,0 +1,312 @@
+"""Plan: the SE blocks of a network and one tile for each; what every verb takes and gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .errors import TiledSEError, first_line
+from .files import written_whole
+from .tile import Tile
+
+FORMAT = "tiledse.plan/1"
+METADATA_KEY = "tiledse.plan"
+
+
+@dataclass(frozen=True)
+class SEBlock:
+    """One squeeze-and-excite block, at one input size of its network.
+
+    Args:
+        name: Its name in the network (``nn.Module.named_modules``, or the pool's node in ONNX).
+        channels: C, channels of the map that is gated.
+        reduced: Width between the two layers of the excitation; None where it has one layer (ESE).
+        height: H, rows of the map.
+        width: W, columns of the map.
+        dialect: Which spelling of SE it is, such as ``timm.SEModule``.
+        excite_macs: Multiply-adds of the excitation for one descriptor, biases included. Left out, it
+            is that of two dense layers with biases (of one, without ``reduced``).
+
+    Example:
+        >>> SEBlock("s1.b1.se", 64, 8, 56, 56, "timm.SEModule").excite_macs
+        1096
+    """
+
+    name: str
+    channels: int
+    reduced: int | None
+    height: int
+    width: int
+    dialect: str
+    excite_macs: int = field(default=-1)
+
+    def __post_init__(self) -> None:
+        if self.excite_macs < 0:
+            c, r = self.channels, self.reduced
+            object.__setattr__(self, "excite_macs", c * c + c if r is None else 2 * c * r + c + r)
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A place that pools the whole map and yet is no SE block, with the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """What was counted over the whole network with plain SE at the plan's input size, for one image.
+
+    Args:
+        params: Parameters.
+        macs: Multiply-adds of convolutions and matrix products, plus one per bias and output.
+        uncounted: Operators that the count does not cover, by name.
+    """
+
+    params: int
+    macs: int
+    uncounted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The SE blocks of a network in the order in which an image meets them, and a tile for each.
+
+    A plan is a value: methods give new ones. Two plans are equal when blocks, tiles and input size are.
+
+    Args:
+        blocks: The blocks.
+        tiles: One tile for each block.
+        input_size: (C, H, W) of the image that the map sizes belong to.
+        near_misses: Places that are no SE block, with reasons; not compared.
+        network: Totals of the network; not compared. None where nobody counted.
+
+    Raises:
+        TiledSEError: the tiles are not as many as the blocks.
+
+    Example:
+        >>> block = SEBlock("se", 64, 16, 56, 56, "timm.SEModule")
+        >>> plan = Plan((block,), (Tile.parse("HxW"),), (3, 224, 224))
+        >>> [str(tile) for tile in plan.with_tile("7xW").tiles]
+        ['7xW']
+    """
+
+    blocks: tuple[SEBlock, ...]
+    tiles: tuple[Tile, ...]
+    input_size: tuple[int, int, int]
+    near_misses: tuple[NearMiss, ...] = field(default=(), compare=False)
+    network: Network | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != len(self.tiles):
+            raise TiledSEError(
+                f"a plan needs one tile a block: got {len(self.blocks)} blocks and {len(self.tiles)} tiles"
+            )
+
+    def __iter__(self) -> Iterator[tuple[SEBlock, Tile]]:
+        return iter(zip(self.blocks, self.tiles, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(str(tile) for tile in self.tiles)) or "none"
+        size = "x".join(map(str, self.input_size))
+        return f"{len(self)} SE blocks at input {size}, tiles: {kinds}"
+
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Names of the blocks by stage, for ``with_tile(tile, f"{stage}.*")``.
+
+        A stage is the part of a block's name up to its first number: ``s3`` of ``s3.b2.se``,
+        ``blocks.4`` of ``blocks.4.1.se``.
+        """
+        stages: dict[str, list[str]] = {}
+        for block in self.blocks:
+            match = re.match(r".*?\d+(?=\.|$)", block.name)
+            stages.setdefault(match.group() if match else block.name, []).append(block.name)
+        return {stage: tuple(names) for stage, names in stages.items()}
+
+    def with_tile(self, tile: str | Tile, blocks: str = "*") -> Plan:
+        """The same plan with ``tile`` for every block whose name matches the glob ``blocks``.
+
+        Raises:
+            TiledSEError: no tile, or no block matches (the error lists names that are there).
+        """
+        tile = Tile.parse(tile)
+        chosen = [fnmatchcase(block.name, blocks) for block in self.blocks]
+        if not any(chosen):
+            names = ", ".join(block.name for block in self.blocks[:4]) or "none"
+            more = ", ..." if len(self) > 4 else ""
+            raise TiledSEError(f"no block matches '{blocks}'; the {len(self)} blocks are: {names}{more}")
+        return replace(self, tiles=tuple(tile if c else t for c, t in zip(chosen, self.tiles, strict=True)))
+
+    def first(self, count: int, tile: str | Tile) -> Plan:
+        """The same plan with ``tile`` for the first ``count`` blocks; the others stay.
+
+        Raises:
+            TiledSEError: there are fewer blocks than that.
+        """
+        if not 1 <= count <= len(self):
+            raise TiledSEError(f"first {count}: expected 1 to {len(self)}, the number of SE blocks")
+        tile = Tile.parse(tile)
+        return replace(self, tiles=(tile,) * count + self.tiles[count:])
+
+    def check_network(self, found: Plan) -> None:
+        """Check that this plan was made for the network in which ``found`` was found, at its input size.
+
+        Raises:
+            TiledSEError: it was made for another network or another input size; says where they differ.
+        """
+        remedy = "make the plan again for this network with `tiledse plan` or ts.find"
+        ours, theirs = [b.name for b in self.blocks], [b.name for b in found.blocks]
+        if ours != theirs:
+            missing = next((name for name in ours if name not in theirs), None)
+            extra = next((name for name in theirs if name not in ours), None)
+            which = (
+                f"it names '{missing}', which is no SE block here"
+                if missing is not None
+                else f"it lacks '{extra}'"
+                if extra is not None
+                else "its blocks come in another order"
+            )
+            raise TiledSEError(
+                f"the plan was made for another network: {which} (plan {len(ours)} blocks, network "
+                f"{len(theirs)}); {remedy}"
+            )
+        if self.input_size != found.input_size:
+            a, b = ("x".join(map(str, size)) for size in (self.input_size, found.input_size))
+            raise TiledSEError(f"the plan was made for input {a}, but the input is {b}; {remedy}")
+        for mine, other in zip(self.blocks, found.blocks, strict=True):
+            if mine != other:
+                a, b = (f"{x.channels}x{x.height}x{x.width}, {x.dialect}" for x in (mine, other))
+                raise TiledSEError(
+                    f"the plan was made for another network: block '{mine.name}' is {a} in the plan and {b} "
+                    f"in the network; {remedy}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON types, with ``format``."""
+        return {
+            "format": FORMAT,
+            "input_size": list(self.input_size),
+            "blocks": [
+                {
+                    "name": block.name,
+                    "channels": block.channels,
+                    "reduced": block.reduced,
+                    "height": block.height,
+                    "width": block.width,
+                    "dialect": block.dialect,
+                    "excite_macs": block.excite_macs,
+                    "tile": str(tile),
+                }
+                for block, tile in self
+            ],
+            "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
+            "network": None
+            if self.network is None
+            else {
+                "params": self.network.params,
+                "macs": self.network.macs,
+                "uncounted": list(self.network.uncounted),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "plan") -> Plan:
+        """Read what ``to_dict`` gave; ``source`` names it in errors.
+
+        Raises:
+            TiledSEError: another format, a missing key, a value of the wrong type.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            got = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {got!r}")
+        try:
+            blocks, tiles = [], []
+            for entry in data["blocks"]:
+                reduced = entry["reduced"]
+                blocks.append(
+                    SEBlock(
+                        str(entry["name"]),
+                        _count(entry["channels"]),
+                        None if reduced is None else _count(reduced),
+                        _count(entry["height"]),
+                        _count(entry["width"]),
+                        str(entry["dialect"]),
+                        int(entry.get("excite_macs", -1)),
+                    )
+                )
+                tiles.append(Tile.parse(entry["tile"]))
+            channels, height, width = (_count(side) for side in data["input_size"])
+            misses = tuple(NearMiss(str(m["name"]), str(m["reason"])) for m in data.get("near_misses", ()))
+            totals = data.get("network")
+            network = (
+                None
+                if totals is None
+                else Network(int(totals["params"]), int(totals["macs"]), tuple(totals.get("uncounted", ())))
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no key {error}" if isinstance(error, KeyError) else first_line(error)
+            raise TiledSEError(f"{source}: not a whole plan: {what}; write it again with `tiledse plan`") from error
+        return cls(tuple(blocks), tuple(tiles), (channels, height, width), misses, network)
+
+    def dumps(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            TiledSEError: the file cannot be written.
+        """
+        with written_whole(path) as part:
+            part.write_text(self.dumps() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from JSON, or from the metadata of a safetensors file that ``convert`` wrote.
+
+        Raises:
+            TiledSEError: the file is missing, is no plan, or was cut off.
+        """
+        path = Path(path)
+        try:
+            text = _safetensors_plan(path) if path.suffix == ".safetensors" else path.read_text("utf-8")
+            data = json.loads(text)
+        except OSError as error:
+            raise TiledSEError(f"cannot read plan {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise TiledSEError(
+                f"{path} is no plan: {first_line(error)}; write it again with `tiledse plan`"
+            ) from error
+        return cls.from_dict(data, str(path))
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected a whole number from 1, got {value!r}")
+    return value
+
+
+def _safetensors_plan(path: Path) -> str:
+    """The plan in a safetensors header: 8 bytes of length, then JSON with ``__metadata__``."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= 100_000_000:
+            raise ValueError("not a safetensors file")
+        header = json.loads(file.read(length))
+    plan = header.get("__metadata__", {}).get(METADATA_KEY)
+    if plan is None:
+        raise ValueError("these weights carry no plan")
+    return str(plan)
