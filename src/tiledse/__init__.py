@@ -1,0 +1,31 @@
+"""Tiled squeeze-and-excite: trained SE networks that stream.
+
+Example:
+    >>> import timm, tiledse as ts
+    >>> model = timm.create_model("regnety_008")
+    >>> plan = ts.find(model, (3, 224, 224)).with_tile("7xW")
+    >>> tse = ts.convert(model, plan)
+"""
+
+from .errors import TiledSEError
+from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
+from .op import TiledSqueezeExcite, tiled_squeeze_excite
+from .plan import NearMiss, Network, Plan, SEBlock
+from .tile import Tile
+
+__all__ = [
+    "Dialect",
+    "Layers",
+    "NearMiss",
+    "Network",
+    "Plan",
+    "SEBlock",
+    "Tile",
+    "TiledBlock",
+    "TiledSEError",
+    "TiledSqueezeExcite",
+    "convert",
+    "find",
+    "register_dialect",
+    "tiled_squeeze_excite",
+]

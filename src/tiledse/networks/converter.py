@@ -1,0 +1,71 @@
+"""Convert: the same network with the same weights, and the tiles of a plan in place of the global pools."""
+
+from __future__ import annotations
+
+import copy
+from torch import nn
+
+from ..errors import TiledSEError
+from ..op.functional import mean
+from ..plan import Plan
+from .block import with_tile
+from .finder import find_dialects
+
+
+def convert(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give the network the tiles of a plan; ``HxW`` gives plain SE back.
+
+    Args:
+        model: The network, SE or converted before; it is left as it was.
+        plan: From ``find`` on this network, with the tiles wanted.
+
+    Returns:
+        A copy of the network. Parameters and buffers have the same names and values; ``find`` on it gives
+        ``plan``.
+
+    Raises:
+        TiledSEError: the plan was made for another network or input size, or has no block.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("regnety_002").eval()
+        >>> plan = find_dialects(model, (3, 64, 64))[0].with_tile("7xW", "s1.*")
+        >>> tse = convert(model, plan)
+        >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
+        (Tile(height=7, width=None, squeeze='tiles'), True)
+    """
+    return _with_tiles(copy.deepcopy(model), plan)
+
+
+def convert_shared(model: nn.Module, plan: Plan) -> nn.Module:
+    """``convert`` without a copy of the weights: both networks hold the same parameters and buffers.
+
+    For running two networks side by side; training one changes the other.
+    """
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return _with_tiles(copy.deepcopy(model, memo=tensors), plan)
+
+
+def _with_tiles(model: nn.Module, plan: Plan) -> nn.Module:
+    """Put the tiles into this very network."""
+    if not len(plan):
+        raise TiledSEError("the plan has no SE block to convert; `tiledse find` says what was found and what nearly was")
+    found, dialects = find_dialects(model, plan.input_size)
+    plan.check_network(found)
+    new: dict[int, nn.Module] = {}
+    for (block, tile), now, dialect in zip(plan, found.tiles, dialects, strict=True):
+        module = model.get_submodule(block.name)
+        if tile.squeeze == "running" and dialect.squeeze(module) is not mean:
+            raise TiledSEError(
+                f"block '{block.name}' squeezes a maximum as well as a mean, so {tile} has no meaning for it; "
+                "give it a tile without ':running'"
+            )
+        if tile != now:
+            new[id(module)] = with_tile(module, dialect, tile)
+    if id(model) in new:
+        return new[id(model)]
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():  # every place where it stands, under each of its names
+            if id(child) in new:
+                parent._modules[name] = new[id(child)]
+    return model
