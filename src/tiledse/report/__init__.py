@@ -1,0 +1,1 @@
+"""Text tables and plots: the only place where numbers are rounded."""
