@@ -8,9 +8,14 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import TiledSEError
+from ..measure.costs import cost as count_cost
+from ..networks import convert as convert_network
 from ..networks import find as find_blocks
+from ..networks.saving import save
+from ..networks.verification import identity_difference
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
+from ..report.text import cost_table
 from .app import app, print_json, print_text, say
 from .options import (
     Force,
@@ -94,3 +99,62 @@ def _plan(found: Plan, tile: str, first: int | None, settings: list[tuple[str, s
     for glob, special in settings:
         chosen = chosen.with_tile(special, glob)
     return chosen
+
+
+@app.command()
+def cost(
+    model: Model,
+    tile: TileText = None,
+    plan: PlanFile = None,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    json: Json = False,
+) -> None:
+    """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
+    loaded = load_model(model, input, weights, pretrained)
+    counted = count_cost(choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan))
+    if json:
+        print_json(counted.to_dict())
+    else:
+        print_text(cost_table(counted))
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="out.safetensors")],
+    tile: TileText = None,
+    plan: PlanFile = None,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write the network with tiles in place of its global pools, and verify it."""
+    check_target(output, force)
+    loaded = load_model(model, input, weights, pretrained)
+    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    tse = convert_network(loaded.model, chosen)
+    difference, largest = identity_difference(loaded.model, chosen)
+    save(tse, chosen, output, loaded.name)
+    converted = sum(not tile.whole for tile in chosen.tiles)
+    if loaded.random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    if json:
+        print_json(
+            {
+                "converted": converted,
+                "total": len(chosen),
+                "near_misses": chosen.to_dict()["near_misses"],
+                "max_abs_diff_identity": difference,
+                "output": str(output),
+            }
+        )
+    else:
+        print_text(
+            f"{converted} of {len(chosen)} SE blocks have tiles now: {output}",
+            f"with one tile a map the converted network differs from the SE network by at most {difference:.1e} "
+            f"(outputs up to {largest:.1e})",
+        )

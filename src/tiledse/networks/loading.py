@@ -6,6 +6,7 @@ import difflib
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,10 @@ def _with_backbone() -> set[str]:
 
 def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
     try:
-        import effdet
+        with warnings.catch_warnings():
+            # effdet scripts a loss when it is imported, which torch says it will not support for ever.
+            warnings.simplefilter("ignore", FutureWarning)
+            import effdet
         from effdet.config import get_efficientdet_config
         from effdet.config.model_config import efficientdet_model_param_dict
     except ImportError as error:

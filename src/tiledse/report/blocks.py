@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from ..plan import Plan
@@ -11,6 +12,7 @@ def blocks_table(plan: Plan, model: str) -> Table:
     """One row a block: name, map, reduced width, dialect, tile; units in the footer."""
     size = "x".join(map(str, plan.input_size))
     table = Table(
+        box=box.SIMPLE_HEAD,
         title=f"{model} at {size}: {len(plan)} SE blocks",
         caption="C, reduced: channels; H, W: rows and columns of the map",
         title_justify="left",
