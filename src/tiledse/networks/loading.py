@@ -146,7 +146,9 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
 def _from_factory(name: str, pretrained: bool, size: Size | None) -> Built:
     path, _, attribute = name.partition(":")
     if pretrained:
-        raise TiledSEError(f"--pretrained goes with timm, torchvision and effdet, not with '{name}'; use --weights")
+        raise TiledSEError(
+            f"--pretrained goes with timm, torchvision and effdet, not with '{name}'; use --weights"
+        )
     sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(path), attribute)
@@ -163,7 +165,7 @@ def _from_factory(name: str, pretrained: bool, size: Size | None) -> Built:
     return model, None
 
 
-_SOURCES: dict[str, Callable[[str, bool, "Size | None"], Built]] = {
+_SOURCES: dict[str, Callable[[str, bool, Size | None], Built]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
     "effdet": _from_effdet,
