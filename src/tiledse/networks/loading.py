@@ -124,7 +124,7 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
         raise _unknown("effdet", name, list(efficientdet_model_param_dict))
     config = get_efficientdet_config(name)
     if size is not None:
-        config.image_size = list(size[1:])
+        config.image_size = size[1:]
 
     def create() -> nn.Module:
         if pretrained:
