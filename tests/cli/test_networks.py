@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from tests.cli.running import assert_refused, tiledse
 
 import tiledse as ts
+from tests.cli.running import assert_refused, tiledse
 
 MODEL = "timm:lcnet_050"
 SIZE = ("--input", "3x64x64")
@@ -234,4 +234,5 @@ def test_effdet_at_its_own_size_and_another():
     pytest.importorskip("effdet")
     done = tiledse("cost", "effdet:efficientdet_d0", "--tile", "7xW", "--json")
     assert json.loads(done.out)["input"] == [3, 512, 512]
-    assert_refused(tiledse("find", "effdet:efficientdet_d0", "--input", "3x500x500"), "multiples of 128")
+    done = tiledse("cost", "effdet:efficientdet_d0", "--tile", "7xW", "--input", "3x256x384", "--json")
+    assert json.loads(done.out)["blocks"][0]["width"] == 192
