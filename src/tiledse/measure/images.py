@@ -211,8 +211,8 @@ def open_images(path: str | Path, preprocess: Preprocess, *, class_map: str | Pa
         files = _list_class_folders(path, labels)
         return ListedImages(path, files, preprocess, classes=len(names) if class_map is None else None)
     raise TiledSEError(
-        f"no labelled images in {path}: expected a labels.csv with columns file,label, one folder of images a "
-        "class, or tar shards"
+        f"no labelled images in {path}: expected a labels.csv with columns file,label, one folder of images "
+        "a class, or tar shards"
     )
 
 
@@ -251,8 +251,8 @@ def _number_classes(path: Path, names: Sequence[str]) -> dict[str, int]:
 
     if sorted(names, key=natural_key) != list(names):
         raise TiledSEError(
-            f"{path}: the class folders sort in two ways (such as 10 before 2, or B before a), so their "
-            "labels are not known; give --class-map with one name a line in the order of the network's classes"
+            f"{path}: the class folders sort in two ways (such as 10 before 2, or B before a), so "
+            "their labels are not known; give --class-map with one name a line in the order of the network's classes"
         )
     return {name: label for label, name in enumerate(names)}
 
