@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import TiledSEError
 from ..files import written_whole
 from .images import Batch, ImageSet
-from .processes import gather, part
+from .processes import gather, part, together
 from .statistics import drop_interval, mcnemar_p_value
 
 Runner = Callable[[Tensor], Tensor]
@@ -233,9 +233,9 @@ def evaluate(
         {'agree': 0, 'lost': 2, 'gained': 0, 'p_value': 0.5}
     """
     device = torch.device(device)
-    found: list[tuple[tuple[int, int], ImageResult]] = []
-    failure: TiledSEError | None = None
-    try:
+
+    def judge_part() -> list[tuple[tuple[int, int], ImageResult]]:
+        found: list[tuple[tuple[int, int], ImageResult]] = []
         total = data.count(max(batch_size, 1), part())
         for batch, first, second in run_pair(
             se, tse, data, batch_size=batch_size, workers=workers, device=device, amp=amp
@@ -243,14 +243,9 @@ def evaluate(
             found += _judge(batch, first, second, data.classes)
             if progress is not None:
                 progress(len(found), total)
-    except TiledSEError as error:
-        failure = error
-    # A process that failed still meets the others here: alone it would leave them waiting.
-    parts = gather((found, failure))
-    failures = [failed for _, failed in parts if failed is not None]
-    if failures:
-        raise failures[0]
-    results = sorted(result for results, _ in parts for result in results)
+        return found
+
+    results = sorted(result for found in gather(together(judge_part)) for result in found)
     if not results:
         raise TiledSEError("no image to evaluate: the set is empty")
     return Evaluation(tuple(result for _, result in results))

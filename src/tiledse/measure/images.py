@@ -251,8 +251,9 @@ def _number_classes(path: Path, names: Sequence[str]) -> dict[str, int]:
 
     if sorted(names, key=natural_key) != list(names):
         raise TiledSEError(
-            f"{path}: the class folders sort in two ways (such as 10 before 2, or B before a), so "
-            "their labels are not known; give --class-map with one name a line in the order of the network's classes"
+            f"{path}: the class folders sort in two ways (such as 10 before 2, or B before a), "
+            "so their labels are not known; give --class-map with one name a line, in the order of the "
+            "network's classes"
         )
     return {name: label for label, name in enumerate(names)}
 

@@ -63,7 +63,11 @@ class Preprocessing:
 
     @classmethod
     def of(
-        cls, model: nn.Module, input_size: tuple[int, int, int] | None = None, kind: Kind = "network"
+        cls,
+        model: nn.Module,
+        input_size: tuple[int, int, int] | None = None,
+        kind: Kind = "network",
+        config: dict[str, Any] | None = None,
     ) -> Preprocessing:
         """What timm says the network was evaluated with (``timm.data.resolve_data_config``).
 
@@ -74,19 +78,20 @@ class Preprocessing:
             model: The network.
             input_size: (C, H, W), where it is not the network's own.
             kind: See the class.
+            config: What holds in place of the network's ``pretrained_cfg``, in its keys.
         """
         from timm.data import resolve_data_config
 
-        said: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
-        config = resolve_data_config({"input_size": input_size}, pretrained_cfg=said)
-        channels, height, width = config["input_size"]
+        said = dict(getattr(model, "pretrained_cfg", None) or {}) if config is None else config
+        resolved = resolve_data_config({"input_size": input_size}, pretrained_cfg=said)
+        channels, height, width = resolved["input_size"]
         return cls(
             (channels, height, width),
-            tuple(config["mean"]),
-            tuple(config["std"]),
-            config["interpolation"],
-            config["crop_pct"],
-            config["crop_mode"],
+            tuple(resolved["mean"]),
+            tuple(resolved["std"]),
+            resolved["interpolation"],
+            resolved["crop_pct"],
+            resolved["crop_mode"],
             kind,
         )
 
@@ -124,6 +129,28 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image of any mode to (C, H, W)."""
         return self._transform(image.convert(_COLOURS[self.input_size[0]]))
+
+
+def torchvision_config(name: str) -> dict[str, Any]:
+    """How torchvision evaluates a classifier with its default weights, in timm's words.
+
+    Example:
+        >>> config = torchvision_config("mobilenet_v3_large")
+        >>> config["interpolation"], int(224 / config["crop_pct"])
+        ('bilinear', 232)
+    """
+    from torchvision import models
+
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    return {
+        "input_size": (3, crop, crop),
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "interpolation": preset.interpolation.value,
+        # timm resizes to the floor of input / crop_pct; the half keeps rounding away from the next number.
+        "crop_pct": crop / (resize + 0.5),
+    }
 
 
 def read_image(source: Path | BinaryIO, name: str, preprocess: Callable[[Image.Image], Tensor]) -> Tensor:

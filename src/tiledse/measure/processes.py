@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -68,3 +68,23 @@ def gather(value: T) -> list[T]:
     values: list[T | None] = [None] * size
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do the same work in every process; what is wrong in one is raised in all.
+
+    A process that left alone would keep the others waiting for it.
+
+    Raises:
+        TiledSEError: of the first process that had one.
+    """
+    value: list[T] = []
+    failure: TiledSEError | None = None
+    try:
+        value.append(work())
+    except TiledSEError as error:
+        failure = error
+    failures = [failed for failed in gather(failure) if failed is not None]
+    if failures:
+        raise failures[0] from failure
+    return value[0]
