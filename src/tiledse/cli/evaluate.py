@@ -65,7 +65,7 @@ def evaluate(
         typer.Option(
             "--class-map",
             metavar="FILE",
-            help="For class folders: one's name a line, in the order of labels.",
+            help="For class folders: one folder a line, in the order of labels.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")] = 64,

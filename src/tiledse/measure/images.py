@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,10 +85,14 @@ class ImageSet(ABC):
             raise TiledSEError(
                 f"expected batches of at least 1 image and at least 0 workers, got {batch_size} and {workers}"
             )
-        loader = DataLoader(
-            self.dataset(batch_size, part), batch_size=None, num_workers=workers, pin_memory=pin_memory
-        )
-        for item in loader:
+        with warnings.catch_warnings():
+            # More workers than cores: torch advises against it, and the caller asked for it.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                self.dataset(batch_size, part), batch_size=None, num_workers=workers, pin_memory=pin_memory
+            )
+            items = iter(loader)
+        for item in items:
             if isinstance(item, TiledSEError):
                 raise item
             yield item
