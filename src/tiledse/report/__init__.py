@@ -1,1 +1,1 @@
-"""Text tables and plots: the only place where numbers are rounded."""
+"""Text and pictures: the only place where numbers are rounded."""
