@@ -1,0 +1,6 @@
+"""The paper's tables beside the networks as they are defined, cell by cell."""
+
+from .cells import Cell, RuleValue, paper_cells, summarise
+from .rules import RULES, Rule
+
+__all__ = ["RULES", "Cell", "Rule", "RuleValue", "paper_cells", "summarise"]
