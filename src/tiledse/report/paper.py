@@ -16,8 +16,8 @@ _HOW = {"rounded": "=r", "truncated": "=t", "rounded or truncated": "="}
 UNITS = (
     "MACs: multiply-adds of one image, biases included (the paper's FLOPs); buffer: elements; "
     "M, G: 10^6, 10^9; ours: raw integers of the network as it is defined",
-    "=: the printed number is ours, =r rounded only, =t truncated only; \\[n]: it is that of rule n, which is "
-    "not the definition; ?: not explained",
+    "=: the printed number is ours, =r rounded only, =t truncated only; \\[n]: it is that of rule n, which "
+    "is not the definition; ?: not explained",
 )
 
 
