@@ -43,3 +43,20 @@ def two_layers(w1, b1, w2, b2):
         return 1 / (1 + np.exp(-(w2 @ hidden + b2)))
 
     return excite
+
+
+def by_crops(block, x, tile, nhwc=False):
+    """TSE by its definition, knowing nothing of the block: call the SE block on each tile alone, and stitch.
+
+    block: any SE block; x: torch map (N, C, H, W), or (N, H, W, C) with nhwc; tile: the notation, kxW or the like.
+    """
+    import torch
+
+    tall, wide = tile.split("x")
+    rows, cols = (1, 2) if nhwc else (2, 3)
+    h = x.shape[rows] if tall == "H" else min(int(tall), x.shape[rows])
+    w = x.shape[cols] if wide == "W" else min(int(wide), x.shape[cols])
+    bands = []
+    for band in x.split(h, rows):
+        bands.append(torch.cat([block(part.clone()) for part in band.split(w, cols)], cols))
+    return torch.cat(bands, rows)

@@ -56,7 +56,9 @@ def test_tiles_cover_the_map_once(height, width, tall, wide):
 
 
 def plan_of(count=4):
-    blocks = tuple(ts.SEBlock(f"s{i // 2 + 1}.b{i % 2}.se", 8, 2, 14, 14, "timm.SEModule") for i in range(count))
+    blocks = tuple(
+        ts.SEBlock(f"s{i // 2 + 1}.b{i % 2}.se", 8, 2, 14, 14, "timm.SEModule") for i in range(count)
+    )
     return ts.Plan(blocks, (ts.Tile.parse("HxW"),) * count, (3, 56, 56), (ts.NearMiss("head", "a head"),))
 
 

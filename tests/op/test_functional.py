@@ -7,13 +7,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import tiled_squeeze_excite as by_loops
-from tests.reference import two_layers
 
 import tiledse as ts
+from tests.reference import tiled_squeeze_excite as by_loops
+from tests.reference import two_layers
 from tiledse.op import scale, squeeze, tiled_squeeze_excite
 
-TILES = ("HxW", "7xW", "3xW", "1xW", "Hx7", "Hx2", "7x7", "3x5", "1x1", "7xW:upper", "3xW:middle", "3xW:running")
+TILES = (
+    "HxW",
+    "7xW",
+    "3xW",
+    "1xW",
+    "Hx7",
+    "Hx2",
+    "7x7",
+    "3x5",
+    "1x1",
+    "7xW:upper",
+    "3xW:middle",
+    "3xW:running",
+)
 
 
 def block_and_excite(channels, tile, seed=0):
@@ -120,7 +133,12 @@ def test_the_gate_is_never_repeated_in_memory():
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.numel() >= x.numel() and out._base is None and not view(func):
+            if (
+                isinstance(out, torch.Tensor)
+                and out.numel() >= x.numel()
+                and out._base is None
+                and not view(func)
+            ):
                 sizes.append(str(func))
             return out
 

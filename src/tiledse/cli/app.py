@@ -14,7 +14,7 @@ from rich.console import Console
 from ..errors import TiledSEError
 
 # click's, which newer typer carries inside itself: named through what both export.
-UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="tiledse",

@@ -34,7 +34,11 @@ from .options import (
 
 @app.command()
 def find(
-    model: Model, input: Input = None, weights: Weights = None, pretrained: Pretrained = False, json: Json = False
+    model: Model,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    json: Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
     loaded = load_model(model, input, weights, pretrained)

@@ -57,7 +57,9 @@ def load_model(model: str, size: str | None, weights: Path | None, pretrained: b
     """
     loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size))
     if loaded.input_size is None:
-        raise TiledSEError(f"{model} does not say which image it takes; give it with --input, such as 3x224x224")
+        raise TiledSEError(
+            f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
+        )
     return loaded
 
 

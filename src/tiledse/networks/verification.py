@@ -31,7 +31,9 @@ def identity_difference(model: nn.Module, plan: Plan, seed: int = 0) -> tuple[fl
         before = _tensors(convert_shared(model, plan.with_tile("HxW"))(x))
         after = _tensors(convert_shared(model, plan.with_tile(_ONE_TILE))(x))
     differences = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()]
-    return max(differences, default=0.0), max((float(a.abs().max()) for a in before if a.numel()), default=0.0)
+    return max(differences, default=0.0), max(
+        (float(a.abs().max()) for a in before if a.numel()), default=0.0
+    )
 
 
 def _tensors(output: object) -> list[Tensor]:

@@ -19,7 +19,9 @@ def blocks_table(plan: Plan, model: str) -> Table:
         caption_justify="left",
     )
     for column in ("block", "C", "H", "W", "reduced", "dialect", "tile"):
-        table.add_column(column, justify="right" if column in ("C", "H", "W", "reduced") else "left", no_wrap=True)
+        table.add_column(
+            column, justify="right" if column in ("C", "H", "W", "reduced") else "left", no_wrap=True
+        )
     for block, tile in plan:
         sides = (block.channels, block.height, block.width)
         reduced = "-" if block.reduced is None else str(block.reduced)
