@@ -6,10 +6,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..measure.paper import paper_cells, summarise
+from ..measure.paper import choose_tables, paper_cells, summarise
 from ..report.paper import paper_tables
 from .app import app, print_json, print_text
 from .options import Json
+from .progress import progress_bar
 
 
 @app.command()
@@ -21,7 +22,9 @@ def paper(
     json: Json = False,
 ) -> None:
     """Put the paper's tables beside the networks as they are defined: equal, or why not."""
-    cells = paper_cells(None if table is None else [table])
+    tables = choose_tables(None if table is None else [table])
+    with progress_bar("cells") as progress:
+        cells = paper_cells(tables, progress)
     if json:
         print_json({"cells": [cell.to_dict() for cell in cells], **summarise(cells)})
     else:

@@ -17,7 +17,7 @@ UNITS = (
     "MACs: multiply-adds of one image, biases included (the paper's FLOPs); buffer: elements; "
     "M, G: 10^6, 10^9; ours: raw integers of the network as it is defined",
     "=: the printed number is ours, =r rounded only, =t truncated only; \\[n]: it is that of rule n, which "
-    "is not the definition; ?: not explained",
+    "is not the definition; ?: not explained; top1, mAP, mIoU: as printed, not measured here",
 )
 
 
@@ -61,16 +61,18 @@ def _table(name: str, cells: list[Cell], used: list[str]) -> Table:
     table.add_column("method", no_wrap=True)
     quantities = dict.fromkeys(cell.printed.quantity for cell in cells)
     for quantity in quantities:
-        table.add_column(_NAMES.get(quantity, quantity), justify="right", no_wrap=True)
-        table.add_column("ours", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
+        # Folded, not cut, where the terminal is narrow.
+        table.add_column(_NAMES.get(quantity, quantity), justify="right", overflow="fold")
+        if quantity in _NAMES:
+            table.add_column("ours", justify="right", overflow="fold")
+            table.add_column("", overflow="fold")
     rows: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.printed.model, cell.printed.method), {})[cell.printed.quantity] = cell
     for (model, method), row in rows.items():
         texts: list[str] = []
         for quantity in quantities:
-            texts += _texts(row.get(quantity), used)
+            texts += _texts(row.get(quantity), used)[: 3 if quantity in _NAMES else 1]
         table.add_row(model, method, *texts)
     return table
 

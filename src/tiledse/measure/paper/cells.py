@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -68,11 +68,14 @@ class Cell:
         }
 
 
-def paper_cells(tables: Sequence[str] | None = None) -> list[Cell]:
+def paper_cells(
+    tables: Sequence[str] | None = None, progress: Callable[[int, int | None], None] | None = None
+) -> list[Cell]:
     """Check the cells of the paper's tables.
 
     Args:
         tables: Names such as "1" or "B1" ("abstract" is one too); all where None.
+        progress: Called with (cells done, cells in all) after each cell.
 
     Returns:
         Every cell that the paper prints in them, in its order.
@@ -87,7 +90,13 @@ def paper_cells(tables: Sequence[str] | None = None) -> list[Cell]:
     """
     chosen = choose_tables(tables)
     networks = Networks()
-    return [_check(cell, networks) for cell in printed_cells() if cell.table in chosen]
+    wanted = [cell for cell in printed_cells() if cell.table in chosen]
+    cells = []
+    for cell in wanted:
+        cells.append(_check(cell, networks))
+        if progress is not None:
+            progress(len(cells), len(wanted))
+    return cells
 
 
 def _check(printed: Printed, networks: Networks) -> Cell:
