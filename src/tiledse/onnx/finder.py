@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import onnx_ir as ir
 
+from ..errors import TiledSEError
 from ..plan import NearMiss, Plan, SEBlock
 from ..tile import Tile
 from .constants import Constants
@@ -92,7 +94,7 @@ class _Finder:
         self.squeezes = SqueezeReader(constants, shapes)
         self.excitations = ExcitationReader(constants, shapes)
         self.names = Counter(node.name for node in model.ir.graph)
-        self.stated = stated_tiles(model)
+        self.stated = stated_tiles(model.ir)
         self.blocks: list[SEBlock] = []
         self.tiles: list[Tile] = []
         self.places: list[Place] = []
@@ -101,7 +103,7 @@ class _Finder:
     def search(self) -> None:
         for node in self.model.ir.graph:
             name = self.name(node)
-            if node.op_type == "Identity" and self.stated.get(name) != Tile(1, 1):
+            if node.op_type == "Identity" and (name not in self.stated or self.stated[name].tile != Tile(1, 1)):
                 continue  # nothing pools here: 1x1 tiles are read where the file says that they are
             try:
                 squeeze = self.squeezes.read(node)
@@ -150,8 +152,8 @@ class _Finder:
         channels, height, width = (shape[a] for a in squeeze.axes)
         tile = squeeze.tile
         stated = self.stated.get(name)
-        if stated is not None and effect(stated, height, width) == effect(tile, height, width):
-            tile = stated
+        if stated is not None and effect(stated.tile, height, width) == effect(tile, height, width):
+            tile = stated.tile
         excitation = place.excitation
         dialect = "onnx.ESE" if excitation.reduced is None else "onnx.SE"
         if place.layout[3] == 1:
@@ -282,12 +284,19 @@ def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
     return ("whole",) if size == (height, width) else (tile.squeeze, *size)
 
 
-def stated_tiles(model: OnnxModel) -> dict[str, Tile]:
+class Stated(NamedTuple):
+    """What a converted file says of a block: its tile, and the operator that pooled the whole map before."""
+
+    tile: Tile
+    pool: str
+
+
+def stated_tiles(model: ir.Model) -> dict[str, Stated]:
     """The tiles that a converted file says it has; the graph decides whether that is so."""
     try:
-        tiles = json.loads(model.ir.metadata_props.get(METADATA_KEY, "{}"))
-        return {str(name): Tile.parse(tile) for name, tile in tiles.items()}
-    except Exception:  # somebody else's metadata: the graph is read without it
+        entries = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
+        return {str(name): Stated(Tile.parse(tile), str(pool)) for name, (tile, pool) in entries.items()}
+    except (ValueError, TypeError, AttributeError, TiledSEError):  # not ours: the graph is read without it
         return {}
 
 

@@ -74,7 +74,24 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
     ]
     if unknown:
         at.update(_measure(model, fixed, image, unknown))
+    if _settled(model, image):
+        declared = {name: (declared.get(name, shape)[:1] or shape[:1]) + shape[1:] for name, shape in at.items()}
     return Shapes(image, at, declared)
+
+
+# What they give is as long as the data says.
+_DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan", "If"}
+
+
+def _settled(model: OnnxModel, image: Image) -> bool:
+    """Whether the file fixes the size of the image, and with it all sizes within."""
+    for value in model.ir.graph.inputs:
+        if value.is_initializer() or value.shape is None:
+            continue
+        first = 1 if value.name == image.name else 0
+        if any(not isinstance(d, int) or d < 1 for d in list(value.shape)[first:]):
+            return False
+    return not any(node.op_type in _DATA_DEPENDENT for node in model.ir.graph)
 
 
 def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Image:

@@ -204,9 +204,12 @@ class SqueezeReader:
         if self.constants.ints(div.inputs[1]) != (2,) or sub is None or sub.op_type != "Sub":
             return False
         top = sub.inputs[0].producer() if sub.inputs[0] is not None else None
-        if self.constants.ints(sub.inputs[1]) != (k,) or top is None or top.op_type != "Max":
+        if self.constants.ints(sub.inputs[1]) != (k,) or top is None or top.op_type != "ReduceMax":
             return False
-        return self.constants.ints(top.inputs[1]) == (k,) and self.is_length(top.inputs[0], source, rows)
+        both = top.inputs[0].producer() if top.inputs[0] is not None else None
+        if both is None or both.op_type != "Concat" or len(both.inputs) != 2:
+            return False
+        return self.constants.ints(both.inputs[1]) == (k,) and self.is_length(both.inputs[0], source, rows)
 
     def is_length(self, value: ir.Value | None, source: ir.Value, axis: int) -> bool:
         """Whether a value is the length of an axis of ``source``, as ``emit.py`` computes it."""
