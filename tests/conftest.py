@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 with warnings.catch_warnings():
     # timm's own deprecations, raised while it is imported.
     warnings.simplefilter("ignore")
-    import timm  # noqa: F401
+    import timm
 
 
 @pytest.fixture(scope="session")

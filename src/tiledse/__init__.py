@@ -8,12 +8,14 @@ Example:
 """
 
 from .errors import TiledSEError
+from .measure import Cost, cost
 from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
 from .op import TiledSqueezeExcite, tiled_squeeze_excite
 from .plan import NearMiss, Network, Plan, SEBlock
 from .tile import Tile
 
 __all__ = [
+    "Cost",
     "Dialect",
     "Layers",
     "NearMiss",
@@ -25,6 +27,7 @@ __all__ = [
     "TiledSEError",
     "TiledSqueezeExcite",
     "convert",
+    "cost",
     "find",
     "register_dialect",
     "tiled_squeeze_excite",

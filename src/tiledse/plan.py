@@ -256,7 +256,9 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError) as error:
             what = f"no key {error}" if isinstance(error, KeyError) else first_line(error)
-            raise TiledSEError(f"{source}: not a whole plan: {what}; write it again with `tiledse plan`") from error
+            raise TiledSEError(
+                f"{source}: not a whole plan: {what}; write it again with `tiledse plan`"
+            ) from error
         return cls(tuple(blocks), tuple(tiles), (channels, height, width), misses, network)
 
     def dumps(self) -> str:

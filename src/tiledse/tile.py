@@ -94,7 +94,7 @@ class Tile:
         return cls(
             None if height == "H" else int(height),
             None if width == "W" else int(width),
-            squeeze or "tiles",
+            squeeze or "tiles",  # type: ignore[arg-type]  # checked when made
         )
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+
 from torch import nn
 
 from ..errors import TiledSEError
@@ -49,7 +50,9 @@ def convert_shared(model: nn.Module, plan: Plan) -> nn.Module:
 def _with_tiles(model: nn.Module, plan: Plan) -> nn.Module:
     """Put the tiles into this very network."""
     if not len(plan):
-        raise TiledSEError("the plan has no SE block to convert; `tiledse find` says what was found and what nearly was")
+        raise TiledSEError(
+            "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
+        )
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
     new: dict[int, nn.Module] = {}

@@ -1,7 +1,7 @@
 """Count multiply-adds with torch's own counter, in the paper's convention.
 
-One for each multiply-add of a convolution or matrix product, and one for each bias and output (what pycls counts, and so
-the paper). Pooling, normalisation, activations and products of maps count nothing.
+One for each multiply-add of a convolution or matrix product, and one for each bias and output (what pycls counts,
+and so the paper). Pooling, normalisation, activations and products of maps count nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,27 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop, conv_flop_coun
 _aten = torch.ops.aten
 
 # Operators with multiply-adds that torch's counter does not know and our networks might bring.
-_HEAVY = {"linalg", "fft", "einsum", "cdist", "grid_sampler_2d", "bilinear", "rnn", "lstm", "gru", "deform_conv2d"}
+_HEAVY = {
+    "linalg",
+    "fft",
+    "einsum",
+    "cdist",
+    "grid_sampler_2d",
+    "bilinear",
+    "rnn",
+    "lstm",
+    "gru",
+    "deform_conv2d",
+}
 
 
 def _conv(
     x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any,
     out_shape: Any = None, **kwargs: Any,
 ) -> int:  # fmt: skip
-    return conv_flop_count(x, w, out_shape, transposed=transposed) + (0 if bias is None else 2 * prod(out_shape))
+    return conv_flop_count(x, w, out_shape, transposed=transposed) + (
+        0 if bias is None else 2 * prod(out_shape)
+    )
 
 
 def _addmm(bias: Any, a: Any, b: Any, out_shape: Any = None, **kwargs: Any) -> int:

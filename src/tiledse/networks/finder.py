@@ -80,7 +80,9 @@ def find_dialects(
         tiles.append(found[name].tile)
         dialects.append(found[name].dialect)
     near = tuple(NearMiss(name, reason) for name, reason in misses.items() if name not in found)
-    now = sum((tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, tiles, strict=True))
+    now = sum(
+        (tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, tiles, strict=True)
+    )
     params = sum(p.numel() for p in model.parameters())
     network = Network(params, run.macs - now, run.uncounted)
     return Plan(tuple(blocks), tuple(tiles), size, near, network), tuple(dialects)
@@ -186,12 +188,15 @@ def _pools_map(func: Any, args: tuple[Any, ...], result: Any) -> bool:
     if not isinstance(x, Tensor):
         return False
     if func in (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.linalg_vector_norm.default):
-        which = args[2] if func is aten.linalg_vector_norm.default and len(args) > 2 else args[1:2] and args[1]
+        which = (
+            args[2] if func is aten.linalg_vector_norm.default and len(args) > 2 else args[1:2] and args[1]
+        )
         if not isinstance(which, (list, tuple)):
             return False
         dims = {d % x.dim() for d in (which or range(x.dim()))}
         if x.dim() == 4:
-            return dims in ({2, 3}, {1, 2})
+            # Over both axes of the map, or over the second of them after the first.
+            return dims in ({2, 3}, {1, 2}) or (len(dims) == 1 and tuple(result.shape[2:]) == (1, 1))
         return func is aten.mean.dim and x.dim() == 3 and dims == {2}
     if func in (aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.adaptive_avg_pool2d.default):
         return x.dim() == 4 and tuple(result.shape[2:]) == (1, 1)
@@ -266,7 +271,7 @@ def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int 
     widths: list[int] = []
 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
-        widths.append(module.weight.shape[0])  # type: ignore[union-attr, arg-type, index]
+        widths.append(module.weight.shape[0])  # type: ignore[arg-type, index]
 
     dense = [m for m in block.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles = [m.register_forward_hook(note) for m in dense]

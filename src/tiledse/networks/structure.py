@@ -29,13 +29,31 @@ _MEANS = {torch.mean, "mean", F.adaptive_avg_pool2d, F.avg_pool2d, nn.AdaptiveAv
 _MAXIMA = {torch.amax, torch.max, "amax", "max", F.adaptive_max_pool2d, F.max_pool2d}
 _MAXIMA |= {nn.AdaptiveMaxPool2d, nn.MaxPool2d}
 _VIEWS = {"view", "reshape", "flatten", torch.flatten, torch.reshape, "contiguous", nn.Flatten, nn.Identity}
-_RESHAPES = _VIEWS | {"unsqueeze", "squeeze", torch.unsqueeze, torch.squeeze, "view_as", "expand_as", "expand"}
+_RESHAPES = _VIEWS | {
+    "unsqueeze",
+    "squeeze",
+    torch.unsqueeze,
+    torch.squeeze,
+    "view_as",
+    "expand_as",
+    "expand",
+}
 _RESHAPES |= {"permute", "transpose", torch.permute, torch.transpose, nn.Unflatten}
 _SHAPES = {"size", "dim", getattr, operator.getitem}
 _ARITHMETIC = {operator.add, operator.sub, operator.truediv, torch.add, torch.sub, torch.div, "add", "div"}
 _ARITHMETIC |= _PRODUCTS | {operator.iadd, operator.itruediv, "add_", "div_", "clamp", "clamp_", torch.clamp}
 _FUNCTIONS = {torch.relu, torch.sigmoid, torch.tanh, "relu", "relu_", "sigmoid", "sigmoid_", "tanh"}
-_FUNCTIONS |= {F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.gelu, F.leaky_relu, F.dropout}
+_FUNCTIONS |= {
+    F.relu,
+    F.relu6,
+    F.silu,
+    F.hardswish,
+    F.hardsigmoid,
+    F.sigmoid,
+    F.gelu,
+    F.leaky_relu,
+    F.dropout,
+}
 _FUNCTIONS |= {F.softplus, F.mish, F.elu, F.hardtanh, F.tanh, F.layer_norm, F.batch_norm}
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
 
@@ -173,7 +191,7 @@ class _Reader:
 
     def kind(self, node: fx.Node) -> Any:
         """What a node calls: a module's class, a function, or the name of a method."""
-        return type(self.block.get_submodule(node.target)) if node.op == "call_module" else node.target
+        return type(self.block.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
     def program(self) -> Program:
         gate = self.gate()
@@ -267,10 +285,11 @@ class _Reader:
             self.nhwc, self.channels = True, before[3]
             channels = before[3]
         squeezed[node] = count == batch * channels
-        if not squeezed[node] and len(after) == len(before):
+        one_axis = len(self.shapes.mean_axes(node, len(before))) == 1
+        if not squeezed[node] and len(after) == len(before) and not one_axis:
             raise _Miss(f"its squeeze leaves {tuple(after[2:])} values a channel, not one")
-        if len(after) != 4:
-            self.fold = True
+        # A mean over one axis at a time has a meaning for one tile only, and so has one that drops axes.
+        self.fold = self.fold or one_axis or len(after) != 4
         return squeezed[node]
 
     def check_excite(self, node: fx.Node, kind: Any, name: str) -> None:
@@ -284,7 +303,9 @@ class _Reader:
                 self.fold = True
             elif isinstance(layer, nn.Conv2d):
                 if layer.kernel_size != (1, 1) or layer.groups != 1 or layer.stride != (1, 1):
-                    raise _Miss(f"its excitation has {name} '{node.target}', which is no dense 1x1 convolution")
+                    raise _Miss(
+                        f"its excitation has {name} '{node.target}', which is no dense 1x1 convolution"
+                    )
                 self.dense += 1
             elif isinstance(layer, (nn.Conv1d, nn.Conv3d)):
                 raise _Miss(
@@ -345,7 +366,9 @@ class _Shapes:
                 x = torch.empty(self.batch, *shape[1:], dtype=dtype)
                 Recorder(fx.GraphModule(block, graph)).run(x)
         except Exception as error:
-            raise _Miss(f"its forward fails on a batch of {self.batch} maps: {first_line(error, 80)}") from None
+            raise _Miss(
+                f"its forward fails on a batch of {self.batch} maps: {first_line(error, 80)}"
+            ) from None
 
     def of(self, node: fx.Node) -> tuple[int, ...] | None:
         value = self.values.get(node)

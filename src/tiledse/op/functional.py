@@ -20,10 +20,10 @@ Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
 
 
 class Span(NamedTuple):
-    """A run of equal tiles along one axis: ``count`` tiles of ``size`` elements from ``start``."""
+    """A run of equal tiles along one axis: ``number`` tiles of ``size`` elements from ``start``."""
 
     start: int
-    count: int
+    number: int
     size: int
 
 
@@ -32,7 +32,7 @@ def spans(length: int, size: int) -> tuple[Span, ...]:
 
     Example:
         >>> spans(10, 4)
-        (Span(start=0, count=2, size=4), Span(start=8, count=1, size=2))
+        (Span(start=0, number=2, size=4), Span(start=8, number=1, size=2))
     """
     count, rest = divmod(length, size)
     full = Span(0, count, size)
@@ -41,8 +41,8 @@ def spans(length: int, size: int) -> tuple[Span, ...]:
 
 def _tiles(x: Tensor, rows: Span, cols: Span) -> Tensor:
     """A view of one rectangle of equal tiles: (N, C, rows, h, cols, w)."""
-    x = x.narrow(2, rows.start, rows.count * rows.size).narrow(3, cols.start, cols.count * cols.size)
-    return x.unflatten(3, (cols.count, cols.size)).unflatten(2, (rows.count, rows.size))
+    x = x.narrow(2, rows.start, rows.number * rows.size).narrow(3, cols.start, cols.number * cols.size)
+    return x.unflatten(3, (cols.number, cols.size)).unflatten(2, (rows.number, rows.size))
 
 
 def mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -140,12 +140,12 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile) -> Tensor:
     for rows in spans(height, tall):
         parts, col = [], 0
         for cols in spans(width, wide):
-            gate = gates.narrow(2, row, rows.count).narrow(3, col, cols.count)
+            gate = gates.narrow(2, row, rows.number).narrow(3, col, cols.number)
             scaled = _tiles(x, rows, cols) * gate[:, :, :, None, :, None]
             parts.append(scaled.flatten(4, 5).flatten(2, 3))
-            col += cols.count
+            col += cols.number
         bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
-        row += rows.count
+        row += rows.number
     return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
 

@@ -1,0 +1,35 @@
+# Every target does its own set-up: a virtual environment in .venv, made once and again when pyproject.toml changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= 2
+READY := .venv/ready
+
+.PHONY: demo demo-classify test test-slow lint coverage clean
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+demo: demo-classify
+
+demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images where they are there
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/classify.sh
+
+test: $(READY) lint  ## lint, types, tests and doctests
+	$(BIN)/python -m pytest -n $(JOBS) --quiet
+
+test-slow: $(READY)  ## the tests that take more than a minute each
+	$(BIN)/python -m pytest -n $(JOBS) --quiet -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+coverage: $(READY)  ## find and convert on every SE network of timm (about an hour on 2 cores); resumable
+	$(BIN)/python -m tests.networks.coverage --jobs $(JOBS)
+
+clean:
+	rm -rf .venv build demo

@@ -1,0 +1,164 @@
+"""Verbs on a network: find, plan, cost, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import TiledSEError
+from ..measure.costs import cost as count_cost
+from ..networks import convert as convert_network
+from ..networks import find as find_blocks
+from ..networks.saving import save
+from ..networks.verification import identity_difference
+from ..plan import Plan
+from ..report.blocks import blocks_table, near_miss_lines
+from ..report.text import cost_table
+from .app import app, print_json, print_text, say
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+    load_model,
+)
+
+
+@app.command()
+def find(
+    model: Model,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    json: Json = False,
+) -> None:
+    """List the SE blocks of a network, and why each near miss is none."""
+    loaded = load_model(model, input, weights, pretrained)
+    plan = find_blocks(loaded.model, loaded.input_size)
+    if json:
+        whole = plan.to_dict()
+        blocks = [{k: v for k, v in block.items() if k != "excite_macs"} for block in whole["blocks"]]
+        print_json(
+            {
+                "model": loaded.name,
+                "input": whole["input_size"],
+                "blocks": blocks,
+                "near_misses": whole["near_misses"],
+            }
+        )
+    else:
+        print_text(blocks_table(plan, loaded.name), *near_miss_lines(plan))
+
+
+@app.command()
+def plan(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "HxW",
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", metavar="GLOB=T", help="A tile for the blocks that match; may be repeated."),
+    ] = None,
+    first: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--first", metavar="N", help="Give --tile to the first N blocks only."),
+    ] = None,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Choose a tile for each block and write the plan."""
+    check_target(output, force)
+    settings = [_setting(text) for text in set_ or []]
+    loaded = load_model(model, input, weights, pretrained)
+    found = find_blocks(loaded.model, loaded.input_size)
+    chosen = _plan(found, tile, first, settings)
+    chosen.save(output)
+    if json:
+        print_json(chosen.to_dict())
+    else:
+        print_text(blocks_table(chosen, loaded.name))
+        say(f"wrote {output}")
+
+
+def _setting(text: str) -> tuple[str, str]:
+    glob, equals, tile = text.partition("=")
+    if not equals or not glob or not tile:
+        raise TiledSEError(f"no setting: --set '{text}'; expected GLOB=T, such as --set 'blocks.4.*=7xW'")
+    return glob, tile
+
+
+def _plan(found: Plan, tile: str, first: int | None, settings: list[tuple[str, str]]) -> Plan:
+    chosen = found.with_tile(tile) if first is None else found.first(first, tile)
+    for glob, special in settings:
+        chosen = chosen.with_tile(special, glob)
+    return chosen
+
+
+@app.command()
+def cost(
+    model: Model,
+    tile: TileText = None,
+    plan: PlanFile = None,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    json: Json = False,
+) -> None:
+    """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
+    loaded = load_model(model, input, weights, pretrained)
+    counted = count_cost(choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan))
+    if json:
+        print_json(counted.to_dict())
+    else:
+        print_text(cost_table(counted))
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="out.safetensors")],
+    tile: TileText = None,
+    plan: PlanFile = None,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write the network with tiles in place of its global pools, and verify it."""
+    check_target(output, force)
+    loaded = load_model(model, input, weights, pretrained)
+    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    tse = convert_network(loaded.model, chosen)
+    difference, largest = identity_difference(loaded.model, chosen)
+    save(tse, chosen, output, loaded.name)
+    converted = sum(not tile.whole for tile in chosen.tiles)
+    if loaded.random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    if json:
+        print_json(
+            {
+                "converted": converted,
+                "total": len(chosen),
+                "near_misses": chosen.to_dict()["near_misses"],
+                "max_abs_diff_identity": difference,
+                "output": str(output),
+            }
+        )
+    else:
+        print_text(
+            f"{converted} of {len(chosen)} SE blocks have tiles now: {output}",
+            f"with one tile a map the converted network differs from the SE network by at most {difference:.1e} "
+            f"(outputs up to {largest:.1e})",
+        )

@@ -1,0 +1,244 @@
+"""Load the network that a MODEL text names, with weights from a file or a hub."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TiledSEError, first_line
+
+FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, package.module:factory or FILE.onnx"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network, what it was called, and the image that it takes.
+
+    Attributes:
+        model: The network, in eval mode.
+        name: The MODEL text.
+        input_size: (C, H, W): the one asked for, else the network's own; None where neither is known.
+        random: Whether the weights are random, because none were asked for.
+    """
+
+    model: nn.Module
+    name: str
+    input_size: tuple[int, int, int] | None
+    random: bool
+
+
+def load(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    input_size: tuple[int, int, int] | None = None,
+) -> Loaded:
+    """Load a network by name.
+
+    Args:
+        name: ``timm:NAME``, ``torchvision:NAME``, ``effdet:NAME`` or ``package.module:factory``, a callable
+            without arguments that gives an ``nn.Module`` (the working folder is searched too).
+        weights: A state dict, as safetensors or a torch checkpoint. Checkpoints are read without running any
+            code that they may hold.
+        pretrained: Take the library's own weights, from its hub.
+        input_size: (C, H, W), for networks that are built for one size (EfficientDet).
+
+    Raises:
+        TiledSEError: an unknown name, a library that is not installed, weights that do not fit or cannot be
+            read, a hub that cannot be reached.
+
+    Example:
+        >>> load("timm:regnety_002").input_size
+        (3, 224, 224)
+    """
+    if weights is not None and pretrained:
+        raise TiledSEError("--weights and --pretrained both name the weights; give one of them")
+    source, colon, rest = name.partition(":")
+    if not colon or not rest:
+        raise TiledSEError(f"no model '{name}'; expected {FORMS}")
+    build = _SOURCES.get(source, _from_factory)
+    model, own_size = build(name if build is _from_factory else rest, pretrained, input_size)
+    if weights is not None:
+        load_weights(model, Path(weights))
+    return Loaded(model.eval(), name, input_size or own_size, not pretrained and weights is None)
+
+
+Size = tuple[int, int, int]
+Built = tuple[nn.Module, "Size | None"]
+
+
+def _from_timm(name: str, pretrained: bool, size: Size | None) -> Built:
+    import timm
+
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    model = _fetch(lambda: timm.create_model(name, pretrained=pretrained), "timm", name, pretrained)
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return model, None if own is None else tuple(own)
+
+
+def _from_torchvision(name: str, pretrained: bool, size: Size | None) -> Built:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise _unknown("torchvision", name, models.list_models())
+    backbone = {"weights_backbone": None} if name in _with_backbone() and not pretrained else {}
+    weights = "DEFAULT" if pretrained else None
+    model = _fetch(
+        lambda: models.get_model(name, weights=weights, **backbone), "torchvision", name, pretrained
+    )
+    return model, (3, 224, 224)
+
+
+def _with_backbone() -> set[str]:
+    from torchvision import models
+
+    return {*models.list_models(models.segmentation), *models.list_models(models.detection)}
+
+
+def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
+    try:
+        with warnings.catch_warnings():
+            # effdet scripts a loss when it is imported, which torch says it will not support for ever.
+            warnings.simplefilter("ignore", FutureWarning)
+            import effdet
+        from effdet.config import get_efficientdet_config
+        from effdet.config.model_config import efficientdet_model_param_dict
+    except ImportError as error:
+        raise TiledSEError(
+            f"effdet:{name} needs the package effdet ({first_line(error)}); "
+            "install it with: pip install 'tiledse[detection]'"
+        ) from error
+    if name not in efficientdet_model_param_dict:
+        raise _unknown("effdet", name, list(efficientdet_model_param_dict))
+    config = get_efficientdet_config(name)
+    if size is not None:
+        config.image_size = size[1:]
+
+    def create() -> nn.Module:
+        if pretrained:
+            return effdet.create_model_from_config(
+                config, bench_task="", pretrained=True, pretrained_backbone=False
+            )
+        return effdet.EfficientDet(config, pretrained_backbone=False)
+
+    model = _fetch(create, "effdet", name, pretrained)
+    return model, (3, *config.image_size)
+
+
+def _from_factory(name: str, pretrained: bool, size: Size | None) -> Built:
+    path, _, attribute = name.partition(":")
+    if pretrained:
+        raise TiledSEError(
+            f"--pretrained goes with timm, torchvision and effdet, not with '{name}'; use --weights"
+        )
+    sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TiledSEError(f"cannot import '{name}': {first_line(error)}; expected {FORMS}") from error
+    finally:
+        sys.path.remove("")
+    try:
+        model = factory()
+    except Exception as error:  # a stranger's code may raise anything
+        raise TiledSEError(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise TiledSEError(f"{name}() gave a {type(model).__name__}; expected a torch.nn.Module")
+    return model, None
+
+
+_SOURCES: dict[str, Callable[[str, bool, Size | None], Built]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+    "effdet": _from_effdet,
+}
+
+
+def _fetch(create: Callable[[], nn.Module], source: str, name: str, pretrained: bool) -> nn.Module:
+    if not pretrained:
+        return create()
+    # The hub's client writes a line for each of its many retries; what failed is said once, below.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    try:
+        return create()
+    except Exception as error:  # hubs fail in many ways: no network, no such file, a proxy's answer
+        raise TiledSEError(
+            f"no pretrained weights for {source}:{name} ({type(error).__name__}: {first_line(error, 120)}); "
+            "is the hub reachable? Give a file with --weights, or leave --pretrained out for random weights"
+        ) from error
+
+
+def _unknown(source: str, name: str, names: list[str]) -> TiledSEError:
+    near = difflib.get_close_matches(name, names, 3)
+    hint = f"; did you mean {', '.join(near)}?" if near else f"; {source} has {len(names)} models"
+    return TiledSEError(f"{source} has no model '{name}'{hint}")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors or a torch checkpoint, without running any code in it.
+
+    Raises:
+        TiledSEError: the file is missing, was cut off, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise TiledSEError(f"no weights file {path}; expected .safetensors or a torch checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors for a corrupt file
+        what = first_line(error, 120)
+        if "Weights only load failed" in str(error) or "weights_only" in str(error):
+            what = "it holds Python objects beside tensors, which are never loaded; save a state_dict"
+        raise TiledSEError(f"cannot read weights {path}: {what}") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TiledSEError(f"{path} holds no state dict; expected names and tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into a network; every name and shape must fit.
+
+    Raises:
+        TiledSEError: the file cannot be read, or does not fit; says the first difference.
+    """
+    state = read_state(path)
+    own = model.state_dict()
+    shapes = [
+        f"'{key}' is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    if shapes or missing or extra:
+        first = (
+            shapes[0]
+            if shapes
+            else f"'{missing[0]}' is not in the file"
+            if missing
+            else f"the network has no '{extra[0]}'"
+        )
+        raise TiledSEError(
+            f"the weights {path} do not fit the network: {first} ({len(shapes)} of another shape, "
+            f"{len(missing)} missing, {len(extra)} too many); give the weights of this very network"
+        )
+    model.load_state_dict(state)

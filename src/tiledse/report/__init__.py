@@ -1,0 +1,1 @@
+"""Text and pictures: the only place where numbers are rounded."""

@@ -1,0 +1,41 @@
+"""The SE blocks of a plan as a table."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from ..plan import Plan
+
+
+def blocks_table(plan: Plan, model: str) -> Table:
+    """One row a block: name, map, reduced width, dialect, tile; units in the footer."""
+    size = "x".join(map(str, plan.input_size))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{model} at {size}: {len(plan)} SE blocks",
+        caption="C, reduced: channels; H, W: rows and columns of the map",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("block", "C", "H", "W", "reduced", "dialect", "tile"):
+        table.add_column(
+            column, justify="right" if column in ("C", "H", "W", "reduced") else "left", no_wrap=True
+        )
+    for block, tile in plan:
+        sides = (block.channels, block.height, block.width)
+        reduced = "-" if block.reduced is None else str(block.reduced)
+        table.add_row(block.name, *map(str, sides), reduced, block.dialect, str(tile))
+    return table
+
+
+def near_miss_lines(plan: Plan) -> list[str]:
+    """One line for each near miss, those with the same reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for miss in plan.near_misses:
+        by_reason.setdefault(miss.reason, []).append(miss.name)
+    lines = ["no SE blocks, though they pool a whole map:"] if by_reason else []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  {', '.join(names[:3])}{more}: {reason}")
+    return lines

@@ -1,0 +1,118 @@
+"""Everything that must hold for an SE network, checked on one network; `make coverage` does it for all of timm's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import tiledse as ts
+from tests.reference import by_crops
+from tiledse.networks.converter import convert_shared
+from tiledse.networks.verification import identity_difference
+
+# What SE classes are called in timm and torchvision: a list of its own, so that it can judge the finder's.
+SE_NAMES = {
+    "SEModule",
+    "SqueezeExcite",
+    "EffectiveSEModule",
+    "SqueezeExciteCl",
+    "EseModule",
+    "SqueezeExcitation",
+}
+
+
+@dataclass
+class Checked:
+    """What was measured on one network."""
+
+    name: str
+    size: tuple[int, int, int]
+    blocks: int
+    dialects: tuple[str, ...]
+    near_misses: int
+    identity: float  # largest difference with one tile a map, relative to the largest output
+    tiles: (
+        float  # largest difference of a block with 7xW from its crops, relative to the block's largest output
+    )
+
+
+def build(name: str) -> nn.Module:
+    """A timm network with random weights in which no branch is switched off."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            # Norms that end a residual branch start at zero, and would hide what the branch computes.
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.dim() == 1 and not weight.any():
+                weight.fill_(0.5)
+    return model
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """A small image that the network takes."""
+    config = model.pretrained_cfg
+    own = tuple(config["input_size"])
+    return own if config.get("fixed_input_size") or max(own) < 128 else (own[0], 128, 128)
+
+
+def check_network(name: str, model: nn.Module, size: tuple[int, int, int]) -> Checked:
+    """Check find and convert on a network; raises AssertionError where something does not hold."""
+    plan = ts.find(model, size)
+    called = calls(model, size)
+    expected = {
+        key for key, module in model.named_modules() if type(module).__name__ in SE_NAMES and key in called
+    }
+    assert {block.name for block in plan.blocks} == expected, f"{name}: found other blocks than the classes"
+    assert all(tile.whole for tile in plan.tiles)
+    assert all(miss.reason for miss in plan.near_misses)
+
+    strips = plan.with_tile("7xW")
+    tse = convert_shared(model, strips)
+    assert ts.find(tse, size) == strips, f"{name}: a converted network is not found again as what it is"
+    back = convert_shared(tse, plan)
+    assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
+    assert list(tse.state_dict()) == list(model.state_dict())
+    tse.load_state_dict(model.state_dict(), strict=True)
+    model.load_state_dict(tse.state_dict(), strict=True)
+
+    worst = 0.0
+    for block in plan.blocks:
+        original, tiled = model.get_submodule(block.name), tse.get_submodule(block.name)
+        x = called[block.name]
+        assert x.isfinite().all(), f"{name}: {block.name} gets values that are not finite"
+        with torch.no_grad():
+            reference = by_crops(original, x, "7xW", nhwc=block.dialect == "timm.SqueezeExciteCl")
+            worst = max(worst, float((tiled(x.clone()) - reference).abs().max() / reference.abs().max()))
+    assert worst < 2e-6, f"{name}: 7xW differs from the block on each tile by {worst:.1e}"
+
+    torch.manual_seed(1)
+    x = torch.randn(1, *size)
+    with torch.no_grad():
+        before, after = model(x), back(x)
+    assert torch.equal(before, after), f"{name}: HxW does not give the SE network back to the last bit"
+    difference, largest = identity_difference(model, plan)
+    identity = difference / largest
+    assert identity <= 1e-6, f"{name}: one tile a map differs from SE by {identity:.1e}"
+    dialects = tuple(dict.fromkeys(block.dialect for block in plan.blocks))
+    return Checked(name, size, len(plan), dialects, len(plan.near_misses), identity, worst)
+
+
+def calls(model: nn.Module, size: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """The inputs of all modules named as SE classes, from one random image."""
+    seen: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda m, args, key=key: seen.__setitem__(key, args[0].clone()))
+        for key, module in model.named_modules()
+        if type(module).__name__ in SE_NAMES
+    ]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(torch.randn(1, *size))
+    for handle in handles:
+        handle.remove()
+    return seen

@@ -1,0 +1,186 @@
+"""The operator against four numpy loops, in every layout, type and tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiledse as ts
+from tests.reference import tiled_squeeze_excite as by_loops
+from tests.reference import two_layers
+from tiledse.op import scale, squeeze, tiled_squeeze_excite
+
+TILES = (
+    "HxW",
+    "7xW",
+    "3xW",
+    "1xW",
+    "Hx7",
+    "Hx2",
+    "7x7",
+    "3x5",
+    "1x1",
+    "7xW:upper",
+    "3xW:middle",
+    "3xW:running",
+)
+
+
+def block_and_excite(channels, tile, seed=0):
+    torch.manual_seed(seed)
+    block = ts.TiledSqueezeExcite(channels, 3, tile).double()
+    arrays = [p.detach().numpy() for p in (block.fc1.weight[:, :, 0, 0], block.fc1.bias)]
+    arrays += [p.detach().numpy() for p in (block.fc2.weight[:, :, 0, 0], block.fc2.bias)]
+    return block, two_layers(*arrays)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("size", [(14, 14), (10, 9), (7, 7), (1, 1), (1, 8), (9, 1)])
+def test_equals_the_loops_in_float64(tile, size):
+    block, excite = block_and_excite(5, tile)
+    x = torch.randn(2, 5, *size, dtype=torch.float64)
+    expected = by_loops(x.numpy(), tile, excite)
+    np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+sides = st.one_of(st.none(), st.integers(1, 12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 11), width=st.integers(1, 11), tall=sides, wide=sides, channels_last=st.booleans(),
+    squeeze_kind=st.sampled_from(["tiles", "upper", "middle", "running"]),
+)  # fmt: skip
+def test_any_tile_on_any_map(height, width, tall, wide, channels_last, squeeze_kind):
+    if squeeze_kind != "tiles":
+        tall, wide = tall or 3, None
+    tile = ts.Tile(tall, wide, squeeze_kind)
+    block, excite = block_and_excite(4, tile)
+    x = torch.randn(1, 4, height, width, dtype=torch.float64)
+    expected = by_loops(x.numpy(), str(tile), excite)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_smaller_types_stay_within_their_rounding(tile, dtype):
+    block, excite = block_and_excite(6, tile)
+    x = (torch.randn(2, 6, 15, 10) + 1).to(dtype)
+    got = block.to(dtype)(x)
+    assert got.dtype == dtype
+    expected = by_loops(x.double().numpy(), tile, excite)
+    # Weights, descriptors, hidden values, gates and product are each rounded once.
+    tolerance = 8 * torch.finfo(dtype).eps
+    np.testing.assert_allclose(got.detach().double().numpy(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("tile", ["HxW", "1xW", "7xW:running", "Hx7"])
+def test_float16_does_not_overflow_on_a_large_map(tile):
+    x = torch.full((1, 1, 128, 256), 8.0, dtype=torch.float16)  # its sum is 262144, above float16's 65504
+    assert torch.equal(squeeze(x, tile), torch.full_like(squeeze(x, tile), 8.0))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("size", [(14, 14), (10, 9)])
+def test_the_layout_comes_out_as_it_went_in(tile, size):
+    block, _ = block_and_excite(5, tile)
+    block = block.float()
+    plain = torch.randn(2, 5, *size)
+    last = plain.to(memory_format=torch.channels_last)
+    assert block(plain).is_contiguous()
+    assert block(last).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(block(last), block(plain), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_empty_batch(tile):
+    assert ts.TiledSqueezeExcite(4, 2, tile)(torch.empty(0, 4, 9, 9)).shape == (0, 4, 9, 9)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_gradients(tile):
+    block, _ = block_and_excite(3, tile)
+    x = torch.randn(2, 3, 8, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_export_gives_the_same_numbers(tile):
+    block = ts.TiledSqueezeExcite(4, 2, tile).eval()
+    x = torch.randn(2, 4, 10, 9)
+    program = torch.export.export(block, (x,))
+    torch.testing.assert_close(program.module()(x), block(x))
+
+
+@pytest.mark.parametrize("tile", ["HxW", "7xW", "Hx7", "3x5", "7xW:middle", "7xW:running"])
+def test_compile_traces_it_as_one_graph(tile):
+    block = ts.TiledSqueezeExcite(4, 2, tile)
+    x = torch.randn(2, 4, 10, 9, requires_grad=True)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    compiled(x).sum().backward()
+    torch.testing.assert_close(compiled(x), block(x))
+
+
+def test_the_gate_is_never_repeated_in_memory():
+    """The largest value computed is the output itself: no gate of the map's size is made."""
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if (
+                isinstance(out, torch.Tensor)
+                and out.numel() >= x.numel()
+                and out._base is None
+                and not view(func)
+            ):
+                sizes.append(str(func))
+            return out
+
+    def view(func):
+        return any(ret.alias_info is not None for ret in func._schema.returns)
+
+    x = torch.randn(2, 8, 14, 14)
+    block = ts.TiledSqueezeExcite(8, 2, "7xW").eval()
+    with torch.no_grad(), Sizes():
+        block(x)
+    assert sizes == ["aten.mul.Tensor"]
+
+
+def test_ragged_tiles_are_averaged_over_what_they_have():
+    x = torch.arange(10.0).view(1, 1, 10, 1)
+    assert squeeze(x, "4xW").flatten().tolist() == [1.5, 5.5, 8.5]
+    assert squeeze(x, "4xW:running").flatten().tolist() == [1.5, 3.5, 4.5]
+    assert squeeze(x, "4xW:upper").flatten().tolist() == [1.5]
+    assert squeeze(x, "4xW:middle").flatten().tolist() == [4.5]
+
+
+def test_rows_are_repeated_and_cropped_not_resized():
+    """H = 56, k = 9: by nearest-neighbour resizing 21 of 56 rows would get another tile's gate (checked.md)."""
+    gates = torch.arange(7.0).view(1, 1, 7, 1)
+    rows = scale(torch.ones(1, 1, 56, 1), gates, "9xW").flatten()
+    assert rows.tolist() == [i // 9 for i in range(56)]
+    nearest = torch.nn.functional.interpolate(gates, size=(56, 1), mode="nearest").flatten()
+    assert int((rows != nearest).sum()) == 21
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 4, 5), "expected a map of shape"),
+        (torch.zeros(1, 3, 0, 5), "at least one row"),
+    ],
+)
+def test_no_map(x, message):
+    with pytest.raises(ts.TiledSEError, match=message):
+        tiled_squeeze_excite(x, torch.sigmoid, "7xW")
+
+
+def test_an_excitation_that_changes_the_grid():
+    with pytest.raises(ts.TiledSEError, match=r"expected \(1, 2, 3, 1\), got \(1, 2, 2, 1\)"):
+        tiled_squeeze_excite(torch.zeros(1, 2, 9, 4), lambda z: z[:, :, :2], "3xW")

@@ -1,0 +1,64 @@
+"""TiledSqueezeExcite: the variants of appendix B."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tiledse as ts
+
+
+@pytest.mark.parametrize(
+    ("tile", "kernel_size", "shape"),
+    [
+        ("1xW", 1, (1, 1)),
+        ("1xW", (3, 1), (3, 1)),
+        ("Hx1", (3, 1), (1, 3)),  # 3 along the axis in which the tiles follow each other
+        ("1x1", 3, (3, 3)),
+        ("7x7", (3, 1), (3, 1)),
+    ],
+)
+def test_kernels(tile, kernel_size, shape):
+    block = ts.TiledSqueezeExcite(8, 4, tile, kernel_size=kernel_size)
+    assert block.fc1.kernel_size == block.fc2.kernel_size == shape
+    x = torch.randn(2, 8, 12, 10)
+    z = ts.op.squeeze(x, tile)
+    padding = [side // 2 for side in shape]
+    hidden = nn.functional.conv2d(z, block.fc1.weight, block.fc1.bias, padding=padding).relu()
+    gates = nn.functional.conv2d(hidden, block.fc2.weight, block.fc2.bias, padding=padding).sigmoid()
+    h, w = ts.Tile.parse(tile).size(12, 10)
+    of_row, of_col = torch.arange(12) // h, torch.arange(10) // w
+    torch.testing.assert_close(block(x), x * gates[:, :, of_row][:, :, :, of_col])
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
+def test_any_activation_and_gate(act, gate):
+    block = ts.TiledSqueezeExcite(6, 3, "HxW", act=act, gate=gate, bias=False)
+    assert block.fc1.bias is None
+    x = torch.randn(2, 6, 5, 5)
+    z = x.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(block(x), x * gate()(block.fc2(act()(block.fc1(z)))))
+
+
+def test_printed():
+    assert "tile=7xW:middle" in repr(ts.TiledSqueezeExcite(4, 2, "7xW:middle"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 4, "7xW"), "at least 1"),
+        ((4, 4, "7"), "no tile"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ts.TiledSEError, match=message):
+        ts.TiledSqueezeExcite(*arguments)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 0, (3, 2)])
+def test_even_kernels(kernel_size):
+    with pytest.raises(ts.TiledSEError, match="odd kernel_size"):
+        ts.TiledSqueezeExcite(4, 4, "1xW", kernel_size=kernel_size)
