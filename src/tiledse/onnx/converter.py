@@ -127,7 +127,7 @@ class TilePass(ir.passes.InPlacePass):
         """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
-        dtype = squeeze.source.dtype or ir.DataType.FLOAT
+        dtype = shapes.type(squeeze.source)
         _, rows, cols = squeeze.axes
         fixed = (shapes.fixed(squeeze.source, rows), shapes.fixed(squeeze.source, cols))
         producer = old.producer()
@@ -181,7 +181,7 @@ def _rebuild(
                 for v in node.inputs
             ]
             attributes = {a.name: a for a in node.attributes.values()}
-            new[out] = writer.node(node.op_type, inputs, node.name or node.op_type, out.dtype, **attributes)
+            new[out] = writer.node(node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes)
     return new[excitation.gate]
 
 
@@ -206,7 +206,7 @@ def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constan
             bias = bias * np.asarray(_number(node, "beta"), bias.dtype)
         bias = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), array.shape[:1]))
         inputs.append(writer.constant(f"{label}/bias", bias))
-    return writer.node("Conv", inputs, label, node.outputs[0].dtype, kernel_shape=[1, 1])
+    return writer.node("Conv", inputs, label, kernel_shape=[1, 1])
 
 
 def _number(node: ir.Node, name: str) -> float:

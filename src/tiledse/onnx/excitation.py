@@ -90,7 +90,7 @@ class ExcitationReader:
         Raises:
             Miss: this is no excitation; why.
         """
-        nodes, frontier, seen = self._follow(descriptors)
+        nodes, frontier, seen = self._follow(descriptors, plain)
         users = [node for node in frontier if ends(node)]
         if len(users) != 1 or len(frontier) > 1:
             raise self._no_end(frontier, users, seen)
@@ -120,7 +120,7 @@ class ExcitationReader:
             self._check_vector(descriptors, nodes)
         return Excitation(tuple(nodes), gate, user, slots[0], layers, in_place)
 
-    def _follow(self, start: ir.Value) -> tuple[list[ir.Node], list[ir.Node], set[ir.Value]]:
+    def _follow(self, start: ir.Value, plain: bool) -> tuple[list[ir.Node], list[ir.Node], set[ir.Value]]:
         """Nodes that depend on the descriptors alone, the nodes that they end in, and all values on the way."""
         seen: set[ir.Value] = {start}
         nodes: list[ir.Node] = []
@@ -132,7 +132,7 @@ class ExcitationReader:
                 if node.op_type in ("Shape", "Size"):
                     del waiting[node]
                     moved = True
-                elif node.graph is start.producer().graph and self._belongs(node, seen):  # type: ignore[union-attr]
+                elif node.graph is start.producer().graph and self._belongs(node, seen, plain):  # type: ignore[union-attr]
                     del waiting[node]
                     nodes.append(node)
                     for value in node.outputs:
@@ -141,11 +141,13 @@ class ExcitationReader:
                     moved = True
         return nodes, list(waiting), seen
 
-    def _belongs(self, node: ir.Node, seen: set[ir.Value]) -> bool:
+    def _belongs(self, node: ir.Node, seen: set[ir.Value], plain: bool) -> bool:
         """Whether a node computes descriptors from descriptors."""
         if node.domain not in ("", "ai.onnx"):
             return False
         if node.op_type in RESHAPES:
+            if node.op_type == "Transpose" and not plain:
+                return False  # it lays out gates for a map with its channels last
             source = node.inputs[0]
             return source in seen and self._same_size(source, node.outputs[0])
         if node.op_type in ELEMENTWISE or node.op_type in NORMS or node.op_type in DENSE:

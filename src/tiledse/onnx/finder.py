@@ -172,8 +172,9 @@ class _Finder:
         shape = self.shapes.of(squeeze.source)
         if shape is None or len(shape) != 4:
             raise Miss(f"the shape of the map '{squeeze.source.name}' cannot be inferred")
-        if squeeze.source.dtype not in _FLOATS and squeeze.source.dtype is not None:
-            raise Miss(f"its map is of type {squeeze.source.dtype}, for which ONNX Runtime cannot pool")
+        kind = self.shapes.type(squeeze.source)
+        if kind not in _FLOATS:
+            raise Miss(f"its map is of type {kind.name.lower()}, for which ONNX Runtime cannot pool")
         ended: dict[ir.Node, tuple[ir.Node, int, tuple[int, ...]]] = {}
 
         def ends(node: ir.Node) -> bool:
@@ -219,7 +220,7 @@ class _Finder:
                     layout = tuple(label[a] for a in back)
                     return (node, slot, layout) if layout in ((0, 1, 2, 3), (0, 2, 3, 1)) else None
             return None
-        if node.op_type == "Expand":
+        if node.op_type == "Expand" or (node.op_type == "Transpose" and ints(node, "perm", ()) == (0, 2, 3, 1)):
             user = only_user(node.outputs[0])
             return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
         if node.op_type == "Resize":
@@ -272,7 +273,11 @@ class _Finder:
         concat = None if value is None else value.producer()
         if concat is None or concat.op_type != "Concat" or len(concat.inputs) != len(axes):
             return False
-        return all(self.squeezes.is_length(v, squeeze.source, a) for v, a in zip(concat.inputs, axes))
+        shape = self.shapes.of(squeeze.source) or ()
+        return all(
+            self.squeezes.is_length(v, squeeze.source, a) or self.constants.ints(v) == (shape[a],)
+            for v, a in zip(concat.inputs, axes)
+        )
 
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,11 +35,17 @@ class Shapes:
         image: The input, and the size that ``at`` belongs to.
         at: Shapes at that size, for a batch of one where the batch is free.
         declared: Shapes as far as the file fixes them; None for an axis that is free.
+        types: Element types of values by name.
     """
 
     image: Image
     at: dict[str, Shape]
     declared: dict[str, Shape]
+    types: dict[str, ir.DataType]
+
+    def type(self, value: ir.Value) -> ir.DataType:
+        """The element type of a value."""
+        return value.dtype or self.types.get(value.name or "", ir.DataType.FLOAT)
 
     def of(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The shape at the input size, or None."""
@@ -60,11 +67,11 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
         TiledSEError: no image input, no size where the file leaves it free, or a size that it does not take.
     """
     image = image_input(model, input_size)
-    declared = _infer(model.ir.clone())
+    declared, types = _infer(model.ir.clone())
     fixed = model.ir.clone()
     _fix_inputs(fixed, image)
     _forget(fixed)
-    at = _infer(fixed)
+    at, _ = _infer(fixed)
     constants = Constants(model.ir)
     unknown = [
         value.name
@@ -76,7 +83,7 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
         at.update(_measure(model, fixed, image, unknown))
     if _settled(model, image):
         declared = {name: (declared.get(name, shape)[:1] or shape[:1]) + shape[1:] for name, shape in at.items()}
-    return Shapes(image, at, declared)
+    return Shapes(image, at, declared, types)
 
 
 # What they give is as long as the data says.
@@ -153,10 +160,8 @@ def _forget(graph: ir.Model) -> None:
             value.shape = None
 
 
-def _infer(graph: ir.Model) -> dict[str, Shape]:
+def _infer(graph: ir.Model) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
     from onnx_ir.passes.common import ShapeInferencePass
-
-    import logging
 
     log = logging.getLogger("onnx_ir.passes.common.shape_inference")
     level = log.level
@@ -166,10 +171,13 @@ def _infer(graph: ir.Model) -> dict[str, Shape]:
     finally:
         log.setLevel(level)
     result: dict[str, Shape] = {}
+    types: dict[str, ir.DataType] = {}
     for name, value in ir.convenience.create_value_mapping(graph.graph).items():
         if value.shape is not None:
             result[name] = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)
-    return result
+        if value.dtype is not None:
+            types[name] = value.dtype
+    return result, types
 
 
 def _measure(model: OnnxModel, fixed: ir.Model, image: Image, names: Iterable[str]) -> dict[str, Shape]:

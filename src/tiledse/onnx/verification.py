@@ -160,10 +160,10 @@ def _excite(model: OnnxModel, found: Finding, place: Place, descriptors: np.ndar
             model.ir.graph.register_initializer(value)
             node.replace_input_with(1, value)
     graph = ir.convenience.extract(model.ir.graph, [start], [excitation.gate])
-    dtype = start.dtype or ir.DataType.FLOAT
+    dtype = found.shapes.type(start)
     for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
         value.shape = None
-        value.dtype = value.dtype or dtype
+        value.dtype = found.shapes.type(value)
     opened = session(OnnxModel(ir.Model(graph, ir_version=model.ir.ir_version)), optimise=False)
     feed, out = graph.inputs[0].name, [graph.outputs[0].name]
     n, channels, rows, cols = descriptors.shape
