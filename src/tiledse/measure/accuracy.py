@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..files import written_whole
+from ..networks.modes import evaluating
 from .images import Batch, ImageSet
 from .processes import gather, part, together
 from .statistics import drop_interval, mcnemar_p_value
@@ -270,23 +271,12 @@ def run_pair(
     with ExitStack() as stack:
         for network in (se, tse):
             if isinstance(network, nn.Module):
-                stack.enter_context(_eval_mode(network))
+                stack.enter_context(evaluating(network))
         for batch in data.batches(batch_size, workers, part(), pin_memory=pinned):
             inputs = batch.inputs.to(device, non_blocking=pinned)
             with torch.inference_mode(), torch.autocast(device.type, amp, enabled=amp is not None):
                 first, second = se(inputs), tse(inputs)
             yield batch, first, second
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _judge(
