@@ -41,18 +41,18 @@ def export(model: nn.Module, plan: Plan, *, opset: int = 18, divisor_tiles: bool
     Raises:
         TiledSEError: torch cannot export the network, or its blocks are not those of the plan.
     """
-    plain = networks.convert(model, plan.with_tile("HxW")).eval()
-    exported = export_plain(plain, plan, opset)
+    exported = export_se(model, plan, opset)
     found = find(exported, plan.input_size)
     return convert(exported, transfer(plan, found), divisor_tiles=divisor_tiles)
 
 
-def export_plain(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
-    """``torch.onnx.export`` of a network, for a free batch.
+def export_se(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
+    """``torch.onnx.export`` of a network with plain SE, for a free batch.
 
     Raises:
         TiledSEError: torch cannot export it.
     """
+    model = networks.convert(model, plan.with_tile("HxW")).eval()
     parameter = next(model.parameters(), None)
     device = "cpu" if parameter is None else parameter.device
     # A batch of two: one would be taken for a constant.

@@ -26,12 +26,14 @@ class Verification:
     Attributes:
         identity: Largest relative difference between the input network and the converted one given ``HxW`` tiles again,
             over all outputs: max |a - b| / max |a|.
+        identity_abs: The same, not relative.
         blocks: For each block, that between its product and the PyTorch reference on the block's own input.
         before: Operators of the input network and how many there are of each.
         after: Operators of the converted one.
     """
 
     identity: float
+    identity_abs: float
     blocks: dict[str, float]
     before: dict[str, int]
     after: dict[str, int]
@@ -66,8 +68,9 @@ def verify(
     whole = convert(converted, plan.with_tile("HxW"))
     expected, got = (_run(m, feeds) for m in (original, whole))
     identity = max((relative(a, b) for a, b in zip(expected, got)), default=0.0)
+    distance = max((_distance(a, b) for a, b in zip(expected, got)), default=0.0)
     blocks = _blocks(original, converted, plan, found.places, feeds)
-    return Verification(identity, blocks, operators(original), operators(converted))
+    return Verification(identity, distance, blocks, operators(original), operators(converted))
 
 
 def operators(model: OnnxModel) -> dict[str, int]:
@@ -82,13 +85,19 @@ def relative(expected: np.ndarray, got: np.ndarray) -> float:
         return float("inf")
     if not expected.size or expected.dtype.kind not in "fiu":
         return 0.0 if np.array_equal(expected, got) else float("inf")
+    top = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    return _distance(expected, got) / (top or 1.0)
+
+
+def _distance(expected: np.ndarray, got: np.ndarray) -> float:
+    """max |expected - got|; infinite where shapes differ or a number is not finite on one side."""
+    if expected.shape != got.shape or expected.dtype.kind not in "fiu":
+        return 0.0 if np.array_equal(expected, got) else float("inf")
     a, b = expected.astype(np.float64), got.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return float("inf")
     finite = np.isfinite(a)
-    top = np.abs(a[finite]).max(initial=0.0)
-    difference = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    return difference / float(top) if top else difference
+    if not np.array_equal(finite, np.isfinite(b)):
+        return float("inf")
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))
 
 
 def feeds_of(model: OnnxModel, plan: Plan, x: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
