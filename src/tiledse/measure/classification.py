@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import TiledSEError
@@ -62,6 +63,10 @@ class Classification(Task[Guess]):
             tuple(ImageResult("", a.label, a.first, b.first, a.among5, b.among5) for a, b in zip(se, tse))
         )
         return Paired(both.agree, both.lost, both.gained, both.p_value, both.drop, both.drop_ci95)
+
+    def shares(self, results: Sequence[Guess]) -> np.ndarray:
+        """100 for an image that is right, 0 for one that is not."""
+        return np.array([100.0 * (r.first == r.label) for r in results])
 
     def divergence(self, se: Tensor, tse: Tensor) -> Tensor:
         """``softmax_divergence``."""

@@ -125,7 +125,7 @@ class Detection(Task[np.ndarray]):
     def __init__(self, images: CocoImages, detector: Detector, resamples: int = 1000) -> None:
         self.images: CocoImages = images
         self.detector, self.resamples = detector, resamples
-        self._known: dict[int, Matches] = {}
+        self._known: list[tuple[Sequence[np.ndarray], Matches]] = []
 
     def targets(self, batch: Batch) -> list[tuple[int, int]]:
         """(width, height) of each image before it was prepared."""
@@ -179,12 +179,15 @@ class Detection(Task[np.ndarray]):
 
     def matches(self, results: Sequence[np.ndarray]) -> Matches:
         """Match the detections of all images; those of one network are matched once."""
-        key = id(results)
-        if key not in self._known:
-            if len(results) != len(self.images.ids):
-                raise TiledSEError(f"{len(results)} results for {len(self.images.ids)} images")
-            self._known = {**dict(list(self._known.items())[:1]), key: Matches(self.images.truth, self.images.ids, results)}
-        return self._known[key]
+        for known, matches in self._known:
+            if known is results:
+                return matches
+        if len(results) != len(self.images.ids):
+            raise TiledSEError(f"{len(results)} results for {len(self.images.ids)} images")
+        matches = Matches(self.images.truth, self.images.ids, results)
+        # The first is the SE network's, which all others are compared with; of the others the last will do.
+        self._known = [*self._known[:1], (results, matches)]
+        return matches
 
     def score(self, results: Sequence[np.ndarray]) -> dict[str, float]:
         """AP, AP50, AP75 and AP by size, in percent, from pycocotools."""

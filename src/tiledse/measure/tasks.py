@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -72,6 +73,10 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def compare(self, se: Sequence[R], tse: Sequence[R]) -> Paired:
         """What the difference of two networks is worth."""
+
+    def shares(self, results: Sequence[R]) -> np.ndarray | None:
+        """(images,): what each image adds to the metric, where it is a mean over images; None where it is none."""
+        return None
 
     def divergence(self, se: Any, tse: Any) -> Tensor:
         """(N,): how far the second network's outputs are from the first's; needs no label.
