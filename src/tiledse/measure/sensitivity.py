@@ -70,7 +70,8 @@ class Additivity:
         summed: Sum of the drops alone, in percentage points.
         together: Drop of all at once.
         excess: together - summed: above 0, replacing all costs more than the parts do.
-        excess_ci95: 95 % interval of the mean over images; None for metrics that are no means over images (AP, mIoU).
+        excess_ci95: 95 % interval of the mean over images; None for metrics that are no means over images (AP, mIoU),
+            and where every single image adds up.
     """
 
     tile: Tile
@@ -141,6 +142,8 @@ def candidates(plan: Plan, tiles: Sequence[Tile]) -> list[tuple[str, str, Tile, 
         for block in plan.blocks:
             found.append(("block", block.name, tile, _only(whole, {block.name}, tile)))
         for stage, names in plan.stages.items():
+            if names == (stage,):
+                continue  # a network whose names tell no stages: it would be the block again
             found.append(("stage", stage, tile, _only(whole, set(names), tile)))
         found.append(("all", "all", tile, whole.with_tile(tile)))
     return found
@@ -239,6 +242,8 @@ def _additivity(
     for tile in dict.fromkeys(tile for _, _, tile, _ in wanted):
         for kind in ("block", "stage"):
             alone = [i for i, w in enumerate(wanted) if w[0] == kind and w[2] == tile]
+            if not alone:
+                continue
             whole = next(i for i, w in enumerate(wanted) if w[0] == "all" and w[2] == tile)
             summed = sum(_drop(replacements[i]) for i in alone)
             together = _drop(replacements[whole])
@@ -249,7 +254,8 @@ def _additivity(
                 drops = [shares[0] - share for share in shares[1:]]
                 excess = drops[0] - np.sum(drops[1:], axis=0)
                 half = 1.96 * excess.std(ddof=1) / np.sqrt(len(excess))
-                interval = (float(excess.mean() - half), float(excess.mean() + half))
+                # Where every image adds up by itself, nothing is known of images that would not.
+                interval = (float(excess.mean() - half), float(excess.mean() + half)) if half > 0 else None
             found.append(Additivity(tile, kind, summed, together, together - summed, interval))
     return tuple(found)
 
