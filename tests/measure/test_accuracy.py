@@ -221,8 +221,9 @@ def test_real_images_against_a_reference(shared, mobilenet, plan):
 
 def test_the_stated_baselines(shared, mobilenet, plan):
     """models/README.md: SE 75.38 / 91.54 (980 of 1300), 7xW 74.46 / 91.62."""
+    # Batches of 10 stay in the cache: half the time of batches of 50.
     tse = convert_shared(mobilenet, plan.with_tile("7xW"))
-    result = evaluate(mobilenet, tse, real_images(shared, mobilenet), batch_size=50)
+    result = evaluate(mobilenet, tse, real_images(shared, mobilenet), batch_size=10)
     assert (result.n, result.se.correct) == (1300, 980)
     assert f"{result.se.top1:.2f} {result.se.top5:.2f}" == "75.38 91.54"
     assert f"{result.tse.top1:.2f} {result.tse.top5:.2f}" == "74.46 91.62"
@@ -234,6 +235,6 @@ def test_the_stated_baselines(shared, mobilenet, plan):
 )
 def test_more_stated_baselines(shared, mobilenet, plan, tile, printed):
     tse = convert_shared(mobilenet, plan.with_tile(tile))
-    result = evaluate(mobilenet, tse, real_images(shared, mobilenet), batch_size=50)
+    result = evaluate(mobilenet, tse, real_images(shared, mobilenet), batch_size=10)
     assert f"{result.tse.top1:.2f} {result.tse.top5:.2f}" == printed
     assert tile != "14xW" or result.agree == 1300
