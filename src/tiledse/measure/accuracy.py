@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
+from ..networks.modes import evaluating
 from .evaluation import Evaluation, ImageResult
 from .images import Batch, ImageSet
 from .processes import gather, part, together
@@ -101,7 +102,7 @@ def run_pair(
     with ExitStack() as stack:
         for network in (se, tse):
             if isinstance(network, nn.Module):
-                stack.enter_context(_eval_mode(network))
+                stack.enter_context(evaluating(network))
         for batch in data.batches(batch_size, workers, part(), pin_memory=pinned):
             inputs = batch.inputs.to(device, non_blocking=pinned)
             try:
@@ -112,17 +113,6 @@ def run_pair(
                     f"{device} has not enough memory for batches of {batch_size} images; take a smaller batch size"
                 ) from error
             yield batch, first, second
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _judge(
