@@ -17,7 +17,8 @@ from .graphs import ACTS, GATES, LAYERS, POOLS, C, R, nhwc_net, se_net
 
 SPELLINGS = [
     *((p, lay, "relu", "sigmoid") for p, lay in itertools.product(POOLS, LAYERS)),
-    *(("mean", lay, act, gate) for lay in ("conv", "gemm", "matmul") for act in ACTS for gate in GATES),
+    *(("mean", lay, act, "sigmoid") for lay in ("conv", "gemm", "matmul") for act in ACTS[1:]),
+    *(("gap", lay, "silu", gate) for lay in ("conv", "gemm", "matmul") for gate in GATES[1:]),
 ]
 
 
@@ -49,13 +50,13 @@ def test_each_spelling_is_found_and_converted(spelling):
 
 
 @pytest.mark.parametrize("tile", ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"])
-@pytest.mark.parametrize("free", list(itertools.product((False, True), repeat=3)), ids=str)
+@pytest.mark.parametrize("free", [(False, False, False), *((True, *f) for f in itertools.product((False, True), repeat=2))])
 @pytest.mark.parametrize("spelling", [("gap", "conv"), ("mean_flat", "gemm")], ids="-".join)
 def test_each_tile_with_each_free_axis(tile, free, spelling):
     check(se_net(*spelling, free=free), tile)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 15, 17, 18, 19, 21, 22])
+@pytest.mark.parametrize("opset", [11, 12, 13, 18, 19, 22])
 @pytest.mark.parametrize("tile", ["4xW", "4x4", "3xW:middle", "4xW:running"])
 def test_each_opset(opset, tile):
     for free in ((True, False, False), (True, True, True)):

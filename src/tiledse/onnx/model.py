@@ -91,6 +91,7 @@ def load(path: str | Path) -> OnnxModel:
     model = _from_proto(proto, path)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
         _check_external(model, path)
+        _read_small(model)
     check(proto, path)
     return model
 
@@ -176,6 +177,14 @@ def _check_external(model: OnnxModel, path: Path) -> None:
             raise TiledSEError(
                 f"{data}, with the weights of {path}, was cut off: '{value.name}' ends beyond its end; get it again"
             )
+
+
+def _read_small(model: OnnxModel, limit: int = 4096) -> None:
+    """Read constants such as axes and shapes at once: inference of shapes looks at them."""
+    for value in model.ir.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
 
 
 def save(model: OnnxModel, path: str | Path, *, force: bool = False) -> None:
