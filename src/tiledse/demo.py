@@ -123,7 +123,10 @@ class Demonstration:
 
 
 def run_demo(
-    folder: str | Path, tile: str | Tile = "7xW", pages: int = 4, progress: Callable[[str], None] = lambda line: None
+    folder: str | Path,
+    tile: str | Tile = "7xW",
+    pages: int = 4,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Demonstration:
     """Find, convert, verify and read.
 

@@ -1,14 +1,14 @@
-"""Mutated graphs: converted right, refused with a reason, or failing cleanly - never a traceback, never wrong numbers."""
+"""Mutated graphs: converted right, refused with a reason, or failing cleanly; no traceback, no wrong numbers."""
 
 from __future__ import annotations
 
 import random
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
+import onnx
+from onnx import helper, numpy_helper
 from tiledse.errors import TiledSEError
 from tiledse.onnx import convert, find, verify
 from tiledse.onnx.model import from_proto
@@ -67,7 +67,9 @@ def mutate(proto: onnx.ModelProto, dice: random.Random) -> None:
         graph.output.append(helper.make_tensor_value_info(dice.choice(node.output), 1, None))
         graph.output[-1].type.tensor_type.shape.SetInParent()
         graph.output[-1].type.tensor_type.ClearField("shape")
-        graph.output[-1].type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension() for _ in range(4)])
+        graph.output[-1].type.tensor_type.shape.dim.extend(
+            [onnx.TensorShapeProto.Dimension() for _ in range(4)]
+        )
     elif kind == 6 and len(node.output) == 1:
         new = f"{node.output[0]}_again"
         after = helper.make_node(dice.choice(("Identity", "Relu", "Sigmoid", "Neg")), [node.output[0]], [new])
@@ -96,7 +98,7 @@ def test_mutated_graphs(seed):
             before = model.to_proto().SerializeToString()
             plan = find(model, (3, 10, 9))
         except TiledSEError as error:
-            assert "\n" not in str(error)
+            assert "\n" not in str(error)  # noqa: PT017
             outcomes["refused"] += 1
             continue
         if not len(plan):
@@ -110,8 +112,8 @@ def test_mutated_graphs(seed):
             report = verify(model, converted, given)
         except TiledSEError as error:
             # A mutant that ONNX Runtime refuses as it is: nothing to convert. A fault of ours would be one of its own.
-            assert "please report" not in str(error), (seed, i)
-            assert not _runs(model), (seed, i, str(error))
+            assert "please report" not in str(error), (seed, i)  # noqa: PT017
+            assert not _runs(model), (seed, i, str(error))  # noqa: PT017
             outcomes["refused"] += 1
             continue
         assert report.identity < 1e-5, (seed, i)

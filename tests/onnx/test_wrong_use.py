@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
+import onnx
 import tiledse.onnx.model as model_file
+from onnx import TensorProto, helper
 from tests.cli.running import assert_refused, tiledse
 from tiledse.errors import TiledSEError
 from tiledse.onnx import alls, convert, find, load, save, verify
 from tiledse.onnx.model import from_proto
 
-from .graphs import C, R, Net, excite, se_net
+from .graphs import C, Net, R, excite, se_net
 
 
 @pytest.fixture
@@ -93,7 +93,9 @@ def test_no_block(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(net.model(net("Conv", "x", net.weight(4, 3, 3, 3)), ("N", 3, 8, 8)), path)
     assert tiledse("find", path).code == 0
-    assert_refused(tiledse("convert", path, "--tile", "3xW", "-o", tmp_path / "o.onnx"), "no squeeze-and-excite")
+    assert_refused(
+        tiledse("convert", path, "--tile", "3xW", "-o", tmp_path / "o.onnx"), "no squeeze-and-excite"
+    )
     assert not (tmp_path / "o.onnx").exists()
 
 
@@ -188,7 +190,9 @@ def test_near_misses_say_why():
     assert "goes into Add" in near_miss(added)
 
     def other_map(net, x):
-        return done(net, net("Mul", net("Relu", net("Conv", x, net.weight(C, C, 1, 1))), gates(net, pool(net, x), x)))
+        return done(
+            net, net("Mul", net("Relu", net("Conv", x, net.weight(C, C, 1, 1))), gates(net, pool(net, x), x))
+        )
 
     assert "is not what is pooled" in near_miss(other_map)
 
@@ -277,9 +281,16 @@ def test_control_flow_around_a_block():
         node.input[:] = ["i" + n if n.startswith("w") else n for n in node.input]
     out[0].name = "i" + y
     yes = helper.make_graph(inner.nodes, "yes", [], out, inner.weights)
-    no = helper.make_graph([helper.make_node("Identity", [x], ["same"])], "no", [], [helper.make_tensor_value_info("same", 1, None)])
+    no = helper.make_graph(
+        [helper.make_node("Identity", [x], ["same"])],
+        "no",
+        [],
+        [helper.make_tensor_value_info("same", 1, None)],
+    )
     flag = net("Greater", net("ReduceMax", "x", keepdims=0), net.scalar(0))
-    model = from_proto(net.model(net("If", flag, name="choice", then_branch=yes, else_branch=no), ("N", 3, 8, 8)))
+    model = from_proto(
+        net.model(net("If", flag, name="choice", then_branch=yes, else_branch=no), ("N", 3, 8, 8))
+    )
     plan = find(model)
     assert not len(plan)
     assert [m.reason for m in plan.near_misses] == [
