@@ -303,7 +303,9 @@ class Plan:
             raise TiledSEError(
                 f"{source}: not a whole plan: {what}; write it again with `tiledse plan`"
             ) from error
-        return cls(tuple(blocks), tuple(tiles), (channels, height, width), misses, network, tuple(corrections))
+        return cls(
+            tuple(blocks), tuple(tiles), (channels, height, width), misses, network, tuple(corrections)
+        )
 
     def dumps(self) -> str:
         """The plan as JSON text."""

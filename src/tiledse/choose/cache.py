@@ -71,7 +71,9 @@ class Evaluations:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TiledSEError(f"cannot make the folder {folder} for evaluations: {error.strerror}") from error
+            raise TiledSEError(
+                f"cannot make the folder {folder} for evaluations: {error.strerror}"
+            ) from error
 
     def key(self, network: Network, plan: Plan, measure: str, images: str) -> str:
         """The name of an evaluation: of weights, tiles, corrections, images, and what is measured."""

@@ -97,9 +97,7 @@ def calibrated_blocks(network: Network, plan: Plan) -> list[int]:
             )
         reason = network.refuses(number)
         if reason is not None:
-            raise TiledSEError(
-                f"block '{block.name}' cannot be calibrated: {reason}; give it the tile HxW"
-            )
+            raise TiledSEError(f"block '{block.name}' cannot be calibrated: {reason}; give it the tile HxW")
         blocks.append(number)
     if not blocks:
         raise TiledSEError("nothing to calibrate: no tile of the plan is smaller than its map")

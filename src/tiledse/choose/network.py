@@ -62,7 +62,9 @@ def open_network(model: nn.Module | OnnxModel, input_size: Sequence[int] | None 
     Raises:
         TiledSEError: it has no SE block, or refuses the input size.
     """
-    network = TorchNetwork(model, input_size) if isinstance(model, nn.Module) else OnnxNetwork(model, input_size)
+    network = (
+        TorchNetwork(model, input_size) if isinstance(model, nn.Module) else OnnxNetwork(model, input_size)
+    )
     if not len(network.plan):
         raise TiledSEError(
             f"the network has no squeeze-and-excite block ({len(network.plan.near_misses)} near misses; "

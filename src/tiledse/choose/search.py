@@ -165,11 +165,14 @@ def search(
         raise TiledSEError("--max-drop needs labelled images; give --max-buffer, or images with labels")
     for tile in tiles:
         if tile.width is not None:
-            raise TiledSEError(f"tile {tile}: a search chooses among strips of rows, such as 7xW or 7xW:running")
+            raise TiledSEError(
+                f"tile {tile}: a search chooses among strips of rows, such as 7xW or 7xW:running"
+            )
     plan = network.plan
     given = options_of(plan, tiles)
     buffers = [
-        [t.buffer(b.channels, b.height, b.width) for t in own] for b, own in zip(plan.blocks, given, strict=True)
+        [t.buffer(b.channels, b.height, b.width) for t in own]
+        for b, own in zip(plan.blocks, given, strict=True)
     ]
     least = sum(min(own) for own in buffers)
     if max_buffer is not None and max_buffer < least:
@@ -196,7 +199,9 @@ def search(
 
     measure = _Measure(evaluator, fitted_on, titled)
     points = [
-        point for tile in dict.fromkeys(uniform) for point in measure([plan.with_tile(tile)], "uniform", str(tile))
+        point
+        for tile in dict.fromkeys(uniform)
+        for point in measure([plan.with_tile(tile)], "uniform", str(tile))
     ]
     points += measure([made(c) for c in _spread(choices, ON_THE_FRONT)], "front", "plans of the front")
     if max_buffer is not None:
@@ -209,13 +214,13 @@ def search(
         points += _bisect(choices, made, measure, max_drop)
         kept = [p for p in points if (p.measured.drop or 0.0) <= max_drop]
         if not kept:
-            raise TiledSEError(f"--max-drop {max_drop}: no plan that was measured keeps it; allow a larger drop")
+            raise TiledSEError(
+                f"--max-drop {max_drop}: no plan that was measured keeps it; allow a larger drop"
+            )
         chosen = min(kept, key=lambda p: (p.buffer, p.measured.divergence))
     points = list({(p.kind == "uniform", p.plan): p for p in points}.values())
     points.sort(key=lambda p: (p.buffer, p.measured.divergence))
-    options = tuple(
-        tuple(zip(t, b, c, strict=True)) for t, b, c in zip(given, buffers, costs, strict=True)
-    )
+    options = tuple(tuple(zip(t, b, c, strict=True)) for t, b, c in zip(given, buffers, costs, strict=True))
     return Found(tuple(points), chosen, task.metric, chosen.measured.n, options, len(choices))
 
 

@@ -112,7 +112,12 @@ def evaluate(
                 raise TiledSEError(f"{model} runs in ONNX Runtime on the CPU; leave --device and --amp out")
             numbers = _numbers("--mean", mean), _numbers("--std", std)
             loaded, chosen, tiled = open_pair(model, tile, plan, input, weights, pretrained, *numbers)
-            return loaded, chosen, tiled, open_images(data, _preprocessing(loaded, preprocess), class_map=class_map)
+            return (
+                loaded,
+                chosen,
+                tiled,
+                open_images(data, _preprocessing(loaded, preprocess), class_map=class_map),
+            )
         if mean is not None or std is not None:
             raise TiledSEError("--mean and --std go with FILE.onnx; a PyTorch network says them itself")
         loaded = load_model(model, input, weights, pretrained)
@@ -159,7 +164,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise TiledSEError(f"no numbers: {option} '{text}'; expected one a channel, such as 0.5,0.5,0.5") from None
+        raise TiledSEError(
+            f"no numbers: {option} '{text}'; expected one a channel, such as 0.5,0.5,0.5"
+        ) from None
 
 
 def _preprocessing(loaded: Loaded, kind: str) -> Preprocessing:

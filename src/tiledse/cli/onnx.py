@@ -155,8 +155,10 @@ def open_pair(
     chosen = choose_plan(room.find(source, parse_size(size)), tile, plan)
     se = room.module(source)
     if mean is None or std is None:
-        say(f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std")
+        say(
+            f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std"
+        )
     said = {"mean": mean, "std": std, "input_size": chosen.input_size}
-    se.pretrained_cfg = {key: value for key, value in said.items() if value is not None}
+    se.pretrained_cfg = {k: v for k, v in said.items() if v is not None}  # what Preprocessing reads
     tse = room.module(room.convert(source, chosen))
     return Loaded(se, model, chosen.input_size, False), chosen, tse

@@ -13,9 +13,19 @@ from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .constants import Constants
-from .emit import Writer
+from .emit import Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
-from .finder import METADATA_KEY, WEIGHTS_KEY, Finding, Place, Stated, effect, fingerprint, locate, stated_tiles
+from .finder import (
+    METADATA_KEY,
+    WEIGHTS_KEY,
+    Finding,
+    Place,
+    Stated,
+    effect,
+    fingerprint,
+    locate,
+    stated_tiles,
+)
 from .model import OnnxModel
 from .shapes import Image, Shapes, batched, checked
 from .squeeze import integer
@@ -82,7 +92,9 @@ def divisor_plan(plan: Plan) -> Plan:
         return min(divisors, key=lambda d: (abs(d - side), d))
 
     tiles = tuple(
-        tile if tile.single else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
+        tile
+        if tile.single
+        else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
         for b, tile in plan
     )
     if plan.calibrated and tiles != plan.tiles:
@@ -120,7 +132,9 @@ class TilePass(ir.passes.InPlacePass):
         stated = stated_tiles(model)
         changed, entries = False, dict[str, Stated]()
         given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
-        for ((block, tile), learnt, before), now, place in zip(given, self.found.plan.tiles, self.found.places):
+        for ((block, tile), learnt, before), now, place in zip(
+            given, self.found.plan.tiles, self.found.places
+        ):
             pool = stated[block.name].pool if block.name in stated else place.squeeze.node.op_type
             entries[block.name] = Stated(tile, pool)
             if learnt != before or (tile != now and not self.same(place, tile, now)):
@@ -129,7 +143,9 @@ class TilePass(ir.passes.InPlacePass):
         model.metadata_props.pop(METADATA_KEY, None)
         model.metadata_props.pop(WEIGHTS_KEY, None)
         if self.plan.calibrated:
-            model.metadata_props[WEIGHTS_KEY] = next(c.weights for c in self.plan.corrections if c is not None)
+            model.metadata_props[WEIGHTS_KEY] = next(
+                c.weights for c in self.plan.corrections if c is not None
+            )
         tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if not tile.whole}
         if tiled:
             model.metadata_props[METADATA_KEY] = json.dumps(tiled)
@@ -138,6 +154,9 @@ class TilePass(ir.passes.InPlacePass):
     def same(self, place: Place, a: Tile, b: Tile) -> bool:
         """Whether two tiles do the same to the map of a block, at every size that it can have."""
         sizes = [self.found.shapes.fixed(place.squeeze.source, axis) for axis in place.squeeze.axes[1:]]
+        fixed = sizes[0], sizes[1]
+        if covers(a, fixed) and covers(b, fixed):
+            return True
         return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
 
     def rewrite(
@@ -186,7 +205,7 @@ def _rebuild(
     """Write an excitation of one descriptor a channel again, with 1x1 convolutions, for a grid of them."""
     start = {v for node in excitation.nodes for v in node.inputs if v is not None and v not in constants}
     start -= {v for node in excitation.nodes for v in node.outputs}
-    new: dict[ir.Value, ir.Value] = {value: descriptors for value in start}
+    new: dict[ir.Value, ir.Value] = dict.fromkeys(start, descriptors)
     for node in excitation.nodes:
         out = node.outputs[0]
         if node.op_type in RESHAPES:
@@ -196,11 +215,17 @@ def _rebuild(
             new[out] = _dense(writer, node, new, constants)
         else:
             inputs = [
-                v if v is None else new[v] if v in new else _operand(writer, v, constants, node.op_type in ("BatchNormalization",))
+                v
+                if v is None
+                else new[v]
+                if v in new
+                else _operand(writer, v, constants, node.op_type in ("BatchNormalization",))
                 for v in node.inputs
             ]
             attributes = {a.name: a for a in node.attributes.values()}
-            new[out] = writer.node(node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes)
+            new[out] = writer.node(
+                node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes
+            )
     return new[excitation.gate]
 
 
@@ -212,7 +237,9 @@ def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constan
     if node.op_type == "Conv":
         array = array.reshape(array.shape[:2])
     elif node.op_type == "Gemm":
-        array = (array if integer(node, "transB", 0) else array.T) * np.asarray(_number(node, "alpha"), array.dtype)
+        array = (array if integer(node, "transB", 0) else array.T) * np.asarray(
+            _number(node, "alpha"), array.dtype
+        )
     elif node.inputs[0] is not weight:
         array = array.T
     x = next(v for v in node.inputs if v is not None and v not in constants)
@@ -236,7 +263,7 @@ def _number(node: ir.Node, name: str) -> float:
 def _operand(writer: Writer, value: ir.Value, constants: Constants, keep: bool) -> ir.Value:
     """A constant of an elementwise node, its vector laid along the second axis."""
     array = constants.array(value)
-    if keep or array is None or array.size == 1 and array.ndim == 0:
+    if keep or array is None or (array.size == 1 and array.ndim == 0):
         return value
     if array.size == 1:
         return value if array.ndim <= 4 else writer.constant(value.name or "constant", array.reshape(()))
@@ -258,6 +285,7 @@ def _remove(graph: ir.Graph, doomed: list[ir.Node]) -> None:
             maker = value.producer()
             if maker is not None:
                 waiting.append(maker)
-            elif value.is_initializer() and not value.uses() and not value.is_graph_input():
-                if not value.is_graph_output():
-                    graph.initializers.pop(value.name or "", None)
+            elif value.is_initializer() and not (
+                value.uses() or value.is_graph_input() or value.is_graph_output()
+            ):
+                graph.initializers.pop(value.name or "", None)

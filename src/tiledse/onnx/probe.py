@@ -60,7 +60,9 @@ def strip_means(tile: Tile, height: int) -> np.ndarray:
         [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
     """
     if tile.width is not None:
-        raise TiledSEError(f"tile {tile}: expected strips of rows, kxW, or HxW; columns and patches hold whole rows")
+        raise TiledSEError(
+            f"tile {tile}: expected strips of rows, kxW, or HxW; columns and patches hold whole rows"
+        )
     weights = np.zeros((height, height), np.float32)
     tall = tile.size(height, 1)[0]
     for row in range(height):
@@ -108,7 +110,9 @@ class Probe:
         for number, place in enumerate(found.places):
             block, rows = plan.blocks[number], place.squeeze.descriptors
             users = list(rows.uses())
-            writer = Writer(probe.ir, users[0].node, f"probe/{number}", found.shapes.type(place.squeeze.source), taken)
+            writer = Writer(
+                probe.ir, users[0].node, f"probe/{number}", found.shapes.type(place.squeeze.source), taken
+            )
             for node in graph:  # before the first of the users
                 if any(use.node is node for use in users):
                     writer.before = node
@@ -116,7 +120,8 @@ class Probe:
             h, c = block.height, block.channels
             own, seen = (self._input(graph, writer, number, what, (h, h)) for what in ("own", "seen"))
             scale, scale_seen, offset = (
-                self._input(graph, writer, number, what, (c, h, 1)) for what in ("scale", "scale_seen", "offset")
+                self._input(graph, writer, number, what, (c, h, 1))
+                for what in ("scale", "scale_seen", "offset")
             )
             first = writer.node("Mul", [writer.node("MatMul", [own, rows]), scale])
             second = writer.node("Mul", [writer.node("MatMul", [seen, rows]), scale_seen])
@@ -138,7 +143,9 @@ class Probe:
 
     @staticmethod
     def _input(graph: ir.Graph, writer: Writer, number: int, what: str, shape: tuple[int, ...]) -> ir.Value:
-        value = ir.Value(name=f"probe/{number}/{what}", shape=ir.Shape(shape), type=ir.TensorType(writer.dtype))
+        value = ir.Value(
+            name=f"probe/{number}/{what}", shape=ir.Shape(shape), type=ir.TensorType(writer.dtype)
+        )
         graph.inputs.append(value)
         return value
 
@@ -210,5 +217,7 @@ class ProbedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Images (N, C, H, W) to what the network gives."""
-        given = tuple(from_numpy(out) for out in self.probe.run(x.cpu().numpy(), self.given, self.probe.outputs))
+        given = tuple(
+            from_numpy(out) for out in self.probe.run(x.cpu().numpy(), self.given, self.probe.outputs)
+        )
         return given[0] if len(given) == 1 else given
