@@ -233,6 +233,11 @@ class Plan:
                     "for this network"
                 )
 
+    def with_weights(self, weights: str) -> Plan:
+        """The same plan with corrections that belong to these weights: the same network in another form."""
+        new = tuple(None if c is None else replace(c, weights=weights) for c in self.corrections)
+        return replace(self, corrections=new)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON types, with ``format``."""
         return {

@@ -21,7 +21,7 @@ Batches = Callable[[], Iterator[Tensor]]
 # Two slopes a channel and strip are fitted; with fewer images than this their noise is larger than what they mend.
 FEWEST_IMAGES = 32
 # Weight of the identity, in images (docs/calibration.md, "How strong a ridge").
-PRIOR = 100.0
+PRIOR = 300.0
 
 
 class Fit(NamedTuple):
@@ -43,11 +43,10 @@ def calibrate(
     """Fit a correction for every block whose row strips are smaller than its map.
 
     Block after block: its strips are seen in the network in which the earlier blocks have their tiles and corrections
-    already; what is fitted is the mean of the same image's map in the SE network. So a block also mends, as far as a
-    linear map a channel can, what the earlier ones changed.
+    already; what is fitted is the mean of the whole of the very map that was cut into strips.
 
     Args:
-        network: From ``open_network``.
+        network: From ``network_of``.
         plan: The tiles, strips of rows (``kxW``, ``kxW:running``) or ``HxW``. With ``kxW`` a strip knows its own mean,
             with ``kxW:running`` also that of all rows down to its end.
         images: Gives the images anew at each call, in batches (N, C, H, W); no labels. They are read once a block.
@@ -62,22 +61,45 @@ def calibrate(
             calibrate.
     """
     blocks = calibrated_blocks(network, plan)
-    targets = [means.mean(2) for means in _rows(network, network.plan, blocks, images)]
     corrections: list[Correction | None] = [None] * len(plan)
-    for done, (block, target) in enumerate(zip(blocks, targets, strict=True)):
+    for done, block in enumerate(blocks):
         if progress is not None:
             progress(done, len(blocks))
         so_far = replace(plan, corrections=tuple(corrections))
-        (rows,) = _rows(network, so_far, [block], images)
-        tile, height = plan.tiles[block], plan.blocks[block].height
-        own, running = strip_means(rows, tile)
-        known = running if tile.squeeze == "running" else None
-        fit = fit_means(own, known, target, prior)
-        weights = None if known is None else fit.running
-        corrections[block] = Correction(fit.own, weights, fit.offset, height, network.weights)
+        rows = _rows(network, so_far, block, images)
+        corrections[block] = _correction(network, rows, plan.tiles[block], prior)
     if progress is not None:
         progress(len(blocks), len(blocks))
     return replace(plan, corrections=tuple(corrections))
+
+
+def calibrate_alone(
+    network: Network, options: Sequence[Sequence[Tile]], images: Batches, *, prior: float = PRIOR
+) -> list[list[Correction | None]]:
+    """Corrections of each block with each of some tiles while all other blocks keep plain SE; one pass over the images.
+
+    Args:
+        network: From ``network_of``.
+        options: For each block, its tiles.
+        images: See ``calibrate``.
+        prior: See ``calibrate``.
+
+    Returns:
+        For each block and tile a correction; None for ``HxW``, and for blocks that cannot be corrected.
+    """
+    plan = network.plan
+    look = network.rows(plan, range(len(plan)))
+    parts = [look(_of_size(batch, plan)) for batch in images()]
+    found: list[list[Correction | None]] = []
+    for number, (block, own_options) in enumerate(zip(plan.blocks, options, strict=True)):
+        rows = np.concatenate([part[number] for part in parts])
+        _check_count(len(rows))
+        fits: list[Correction | None] = []
+        for tile in own_options:
+            small = tile.tiles(block.height, block.width) > 1 and network.refuses(number) is None
+            fits.append(_correction(network, rows, tile, prior) if small else None)
+        found.append(fits)
+    return found
 
 
 def calibrated_blocks(network: Network, plan: Plan) -> list[int]:
@@ -166,21 +188,36 @@ def fit_means(own: np.ndarray, running: np.ndarray | None, target: np.ndarray, p
     return Fit(a, b, middle - a * mean_own - b * mean_running)
 
 
-def _rows(network: Network, plan: Plan, blocks: Sequence[int], images: Batches) -> list[np.ndarray]:
-    """Row means of some blocks over all images."""
-    look = network.rows(plan, blocks)
-    parts: list[list[np.ndarray]] = []
-    for batch in images():
-        if tuple(batch.shape[1:]) != plan.input_size:
-            got, expected = ("x".join(map(str, size)) for size in (batch.shape[1:], plan.input_size))
-            raise TiledSEError(
-                f"the images are {got}, but the plan was made for {expected}; strips have their places, so calibrate "
-                "with images of the size that the network will be given"
-            )
-        parts.append(look(batch))
-    count = sum(len(part[0]) for part in parts)
+def _correction(network: Network, rows: np.ndarray, tile: Tile, prior: float) -> Correction:
+    """The correction of one block from the row means of its maps."""
+    own, running = strip_means(rows, tile)
+    known = running if tile.squeeze == "running" else None
+    fit = fit_means(own, known, rows.mean(2, dtype=np.float64), prior)
+    return Correction(
+        fit.own, None if known is None else fit.running, fit.offset, rows.shape[2], network.weights
+    )
+
+
+def _rows(network: Network, plan: Plan, block: int, images: Batches) -> np.ndarray:
+    """Row means of one block's maps over all images, (N, C, H)."""
+    look = network.rows(plan, [block])
+    parts = [part for batch in images() for part in look(_of_size(batch, plan))]
+    _check_count(sum(map(len, parts)))
+    return np.concatenate(parts)
+
+
+def _of_size(batch: Tensor, plan: Plan) -> Tensor:
+    if tuple(batch.shape[1:]) != plan.input_size:
+        got, expected = ("x".join(map(str, size)) for size in (batch.shape[1:], plan.input_size))
+        raise TiledSEError(
+            f"the images are {got}, but the plan was made for {expected}; strips have their places, so calibrate "
+            "with images of the size that the network will be given"
+        )
+    return batch
+
+
+def _check_count(count: int) -> None:
     if count < FEWEST_IMAGES:
         raise TiledSEError(
             f"{count} images are too few to calibrate: expected at least {FEWEST_IMAGES}, better a few hundred"
         )
-    return [np.concatenate(each) for each in zip(*parts, strict=True)]

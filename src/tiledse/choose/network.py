@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
+from ..measure.subject import Subject, TorchSubject
 from ..networks.converter import convert_shared, correctable, fingerprint
 from ..networks.finder import find_dialects
 from ..networks.modes import evaluating
@@ -56,21 +56,21 @@ class Network(ABC):
         return None
 
 
-def open_network(model: nn.Module | OnnxModel, input_size: Sequence[int] | None = None) -> Network:
-    """A network under choice, from a PyTorch module or an ONNX network.
+def network_of(subject: Subject) -> Network:
+    """The network of a subject of measurement, to choose its tiles.
 
     Raises:
-        TiledSEError: it has no SE block, or refuses the input size.
+        TiledSEError: it has no SE block.
     """
-    network = (
-        TorchNetwork(model, input_size) if isinstance(model, nn.Module) else OnnxNetwork(model, input_size)
-    )
-    if not len(network.plan):
+    plan = subject.plan
+    if not len(plan):
         raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({len(network.plan.near_misses)} near misses; "
-            "`tiledse find` gives the reasons)"
+            f"the network has no squeeze-and-excite block ({len(plan.near_misses)} near misses; `tiledse find` gives "
+            "the reasons)"
         )
-    return network
+    if isinstance(subject, TorchSubject):
+        return TorchNetwork(subject.model, plan.input_size)
+    return OnnxNetwork(subject.model, plan.input_size)  # type: ignore[attr-defined]
 
 
 class _Seen(Exception):
@@ -83,12 +83,12 @@ class TorchNetwork(Network):
     def __init__(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
         found, self._dialects = find_dialects(model, input_size)
         self.plan = found.with_tile("HxW") if len(found) else found
-        self._model = model
+        self.model = model
         self.weights = fingerprint(model)
 
     def run(self, plan: Plan) -> nn.Module:
         """See Network; parameters are shared."""
-        return convert_shared(self._model, plan).eval()
+        return convert_shared(self.model, plan).eval()
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
@@ -125,7 +125,7 @@ class TorchNetwork(Network):
 
     def refuses(self, block: int) -> str | None:
         """See Network."""
-        module = self._model.get_submodule(self.plan.blocks[block].name)
+        module = self.model.get_submodule(self.plan.blocks[block].name)
         if not correctable(module, self._dialects[block]):
             return "its squeeze is no mean, or it was built with tiles and is to be trained instead"
         return None
@@ -139,7 +139,7 @@ class OnnxNetwork(Network):
 
         found = finder.locate(model, input_size)
         self.plan = found.plan.with_tile("HxW") if len(found.plan) else found.plan
-        self._model = model
+        self.model = model
         self._probe: Any = None
         self.weights = finder.fingerprint(found, model)
 
@@ -149,7 +149,7 @@ class OnnxNetwork(Network):
         if self._probe is None:
             from ..onnx.probe import Probe
 
-            self._probe = Probe(self._model, self.plan)
+            self._probe = Probe(self.model, self.plan)
         return self._probe
 
     def run(self, plan: Plan) -> nn.Module:
@@ -158,7 +158,7 @@ class OnnxNetwork(Network):
         from ..onnx.probe import ProbedModule
 
         if any(tile.width is not None for tile in plan.tiles):
-            return room.OnnxModule(room.convert(self._model, plan), threads=1)
+            return room.OnnxModule(room.convert(self.model, plan), threads=1)
         return ProbedModule(self.probe, plan)
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
@@ -166,7 +166,3 @@ class OnnxNetwork(Network):
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
 
-
-def with_tiles(plan: Plan, tiles: Plan) -> Plan:
-    """A plan with the tiles of another over the same blocks, and no corrections."""
-    return replace(plan, tiles=tiles.tiles, corrections=())

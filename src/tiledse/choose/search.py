@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..correction import Correction
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
-from .calibration import calibrate
+from .calibration import calibrate, calibrate_alone
 from .evaluation import Evaluated, Evaluator
 from .exact import Choice, best_choices
 
@@ -149,8 +150,8 @@ def search(
         max_drop: Percentage points of the task's metric that may be lost on the images; needs labels.
         tiles: What a block may be given, besides ``HxW``; ``default_tiles`` if left out. Strips of rows.
         uniform: Tiles that are also measured for all blocks at once, to compare with.
-        fitted_on: Images to calibrate the measured plans on; other ones than the evaluator's. Left out, nothing is
-            calibrated.
+        fitted_on: Images to calibrate on, other ones than the evaluator's: each block alone, then the plans that are
+            measured. Left out, nothing is calibrated.
         titled: Makes the progress of a step from its title.
 
     Raises:
@@ -182,10 +183,14 @@ def search(
         )
     titled = titled or (lambda title: nullcontext(lambda done, total: None))
     alone, where = [], []
+    corrections = [[None] * len(own) for own in given]
+    if fitted_on is not None:
+        with titled("calibrating each block alone"):
+            corrections = calibrate_alone(network, given, fitted_on.inputs)  # type: ignore[assignment]
     for number, own in enumerate(given):
         for option, tile in enumerate(own):
             if not tile.whole:
-                alone.append(_only(plan, number, tile))
+                alone.append(only(plan, number, tile, corrections[number][option]))
                 where.append((number, option))
     with titled("each block alone") as progress:
         measured = evaluator.divergences(alone, progress)
@@ -243,8 +248,13 @@ class _Measure:
         return [Point(kind, p, buffer_of(p), m) for p, m in zip(plans, measured, strict=True)]
 
 
-def _only(plan: Plan, number: int, tile: Tile) -> Plan:
-    return replace(plan, tiles=tuple(tile if i == number else t for i, t in enumerate(plan.tiles)))
+def only(plan: Plan, number: int, tile: Tile, correction: Correction | None = None) -> Plan:
+    """The same plan with a tile, and a correction, for one block."""
+    return replace(
+        plan,
+        tiles=tuple(tile if i == number else t for i, t in enumerate(plan.tiles)),
+        corrections=tuple(correction if i == number else None for i in range(len(plan))),
+    )
 
 
 def _spread(choices: Sequence[Choice], count: int) -> list[Choice]:

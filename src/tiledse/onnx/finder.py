@@ -90,6 +90,11 @@ def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding
     return Finding(plan, tuple(finder.places), shapes, constants)
 
 
+def weights_of(model: OnnxModel, input_size: Sequence[int] | None = None) -> str:
+    """The ``fingerprint`` of a network."""
+    return fingerprint(locate(model, input_size), model)
+
+
 def fingerprint(found: Finding, model: OnnxModel) -> str:
     """A name for the weights of a network, the same before and after its conversion.
 
