@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py --shared ../shared -o results/choose/calibration.csv
 
-MobileNetV3-Small, ImageNet validation images in numpy's order of seed 0: the first 400 for the fit, the next 250 for the
-divergence (KL of the softmax from SE's, nats). No label is used.
+MobileNetV3-Small, ImageNet validation images in numpy's order of seed 0: the first 400 for the fit, the next 250 for
+the divergence (KL of the softmax from SE's, nats). No label is used.
 """
 
 from __future__ import annotations
@@ -67,10 +67,8 @@ def fitted(network, plan, batches, whole, what, target, order, prior):
         own, running = strip_means(rows, tile)
         goal = (rows if target == "own map" else whole[number]).mean(2, dtype=np.float64)
         known = running if tile.squeeze == "running" else None
-        if what.startswith("one pair"):
-            fit = shared_slopes(own, running, goal)
-        else:
-            fit = fit_means(own, known, goal, prior)
+        shared = what.startswith("one pair")
+        fit = shared_slopes(own, running, goal) if shared else fit_means(own, known, goal, prior)
         corrections[number] = Correction(
             fit.own, None if known is None else fit.running, fit.offset, block.height, network.weights
         )
@@ -78,7 +76,9 @@ def fitted(network, plan, batches, whole, what, target, order, prior):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--tiles", default="1xW:running")
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -101,11 +101,12 @@ def main() -> None:
             module = network.run(plan)
             tse = torch.cat([module(batch) for batch in test])
             apart = softmax_divergence(se, tse).numpy()
+            error = float(apart.std() / len(apart) ** 0.5)
             what, target, order, prior = variant
             lines.append(
                 {
                     "tile": tile, "fitted": what, "target": target, "blocks": order, "prior_images": prior,
-                    "divergence": round(float(apart.mean()), 4), "standard_error": round(float(apart.std() / len(apart) ** 0.5), 4),
+                    "divergence": round(float(apart.mean()), 4), "standard_error": round(error, 4),
                     "same_class": int((se.argmax(1) == tse.argmax(1)).sum()), "n": len(se),
                     "onnxruntime": version("onnxruntime"), "torch": version("torch"),
                 }

@@ -1,12 +1,13 @@
-"""Accuracy kept without retraining: running strips, calibration and searched plans, on images not used for any choice.
+"""Accuracy kept without retraining: running strips, calibration, searched plans; on images not used for any choice.
 
-    python benchmarks/choose.py mobilenet --shared ../shared -o results/choose
-    python benchmarks/choose.py centernet --shared ../shared -o results/choose
+    python benchmarks/choose.py mobilenet --shared ../shared -o results/choose --cache DIR
+    python benchmarks/choose.py centernet --shared ../shared -o results/choose --cache DIR
 
 mobilenet: 1300 ImageNet validation images, cut into two halves by numpy's generator with seed 0. Each half is judged
 with the plans and numbers chosen on the other half (400 images to calibrate, 250 to choose), and both are counted
-together. centernet: chosen on 128 images of COCO train2017 (80 to calibrate, 48 to choose, seed 0; no label is used; each
-block is calibrated alone, to save time), judged on 128 of val2017. Each step is written when it is done, and a run that was cut off goes on.
+together. centernet: chosen on 128 images of COCO train2017 (80 to calibrate, 48 to choose, seed 0; no label is used;
+each block is calibrated alone, to save time), judged on 128 of val2017. Each step is written when it is done, and a run
+that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy as np
 import torch
 
 from tiledse import Tile
-from tiledse.choose.calibration import calibrate, calibrate_alone
 from tiledse.choose.cache import Evaluations
+from tiledse.choose.calibration import calibrate, calibrate_alone
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.exact import best_choices
 from tiledse.choose.network import OnnxNetwork
@@ -42,13 +43,15 @@ from tiledse.onnx import load
 from tiledse.onnx.probe import Matrices, ProbedModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from examples.centernet import adapter  # noqa: E402
+from examples.centernet import adapter
 
 HEIGHTS = (1, 2, 3, 4, 7, 14, 28)
 
 
 def subset(images: ListedImages, chosen: np.ndarray) -> ListedImages:
-    return ListedImages(images.folder, [images.files[int(i)] for i in chosen], images.preprocess, images.classes)
+    return ListedImages(
+        images.folder, [images.files[int(i)] for i in chosen], images.preprocess, images.classes
+    )
 
 
 class Sliding(ProbedModule):
@@ -126,7 +129,11 @@ def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, 
             for n, own in enumerate(options)
             for o, t in enumerate(own)
         ]
-        flat = iter(evaluator.divergences(plans, lambda done, total: log(f"alone, {kind}: {done} of {total}")))
+        flat = iter(
+            evaluator.divergences(
+                plans, lambda done, total, kind=kind: log(f"alone, {kind}: {done} of {total}")
+            )
+        )
         divergences[kind] = [[next(flat) for _ in own] for own in options]
     seven = buffer_of(plan.with_tile("7xW"))
     budgets = {"at 7xW's buffer": seven, "at a seventh": seven // 7, "at half": seven // 2}
@@ -160,11 +167,19 @@ def judge(network, module, task, images, batch):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network", choices=["mobilenet", "centernet"])
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for results")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is kept between runs")
+    parser.add_argument(
+        "--share", type=int, default=0, help="take every other step, from this one; write nothing"
+    )
+    parser.add_argument(
+        "--shares", type=int, default=1, help="processes that share the work over one --cache"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.time()
@@ -174,7 +189,9 @@ def main() -> None:
 
     args.cache.mkdir(parents=True, exist_ok=True)
     if args.network == "mobilenet":
-        network = OnnxNetwork(load(args.shared / "models/tf_mobilenetv3_small_100_dynamo.onnx"), (3, 224, 224))
+        network = OnnxNetwork(
+            load(args.shared / "models/tf_mobilenetv3_small_100_dynamo.onnx"), (3, 224, 224)
+        )
         prepare = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, kind="crop")
         images = open_images(args.shared / "data/imagenet_val1300", prepare)
         task = Classification(images)
@@ -183,7 +200,9 @@ def main() -> None:
         folds = [(halves[1 - i][:400], halves[1 - i][400:], halves[i]) for i in (0, 1)]
         batch, few, calibrated_tiles = 16, 125, ("1xW:running", "3xW:running", "7xW:running", "7xW")
         heights, in_order = HEIGHTS, True
-        sets = [(subset(images, a), Classification(subset(images, b)), subset(images, c)) for a, b, c in folds]
+        sets = [
+            (subset(images, a), Classification(subset(images, b)), subset(images, c)) for a, b, c in folds
+        ]
         order = np.concatenate([c for _, _, c in folds])
     else:
         network = OnnxNetwork(load(args.shared / "models/centernet_mobilenetv3_075.onnx"), (3, 512, 512))
@@ -198,17 +217,28 @@ def main() -> None:
         order = np.arange(len(images.files))
     chosen = []
     for number, (fit_images, choice, _) in enumerate(sets):
+        if args.shares > 1 and number % args.shares != args.share and len(sets) > 1:
+            continue
         kept = args.cache / f"{args.network}-forms-{number}.pickle"
         if not kept.exists():
-            forms = choose(network, fit_images, choice, few, batch, args.cache, log, calibrated_tiles, heights, in_order)
+            forms = choose(
+                network, fit_images, choice, few, batch, args.cache, log, calibrated_tiles, heights, in_order
+            )
             with written_whole(kept) as part:
                 part.write_bytes(pickle.dumps(forms))
         chosen.append(pickle.loads(kept.read_bytes()))
         log(f"fold {number}: chosen")
     results = {}
-    first = ("7xW", "searched at a seventh, calibrated", "searched at 7xW's buffer, calibrated", "7xW:running")
+    first = (
+        "7xW",
+        "searched at a seventh, calibrated",
+        "searched at 7xW's buffer, calibrated",
+        "7xW:running",
+    )
     names = list(dict.fromkeys(["SE", *first, *chosen[0][0], "TLC 7 rows"]))
-    for name in names:
+    for number, name in enumerate(names):
+        if args.shares > 1 and number % args.shares != args.share:
+            continue
         kept = args.cache / f"{args.network}-{name}.pickle".replace("/", "")
         if not kept.exists():
             rows = []
@@ -223,7 +253,8 @@ def main() -> None:
         rows = pickle.loads(kept.read_bytes())
         results[name] = [rows[int(i)] for i in np.argsort(order)]
         log(f"{name}: {task.score(results[name])}")
-        write(args, network, task, chosen, results, batch)
+        if args.shares == 1:
+            write(args, network, task, chosen, results, batch)
 
 
 def write(args, network, task, chosen, results, batch):
@@ -234,7 +265,9 @@ def write(args, network, task, chosen, results, batch):
         lines.append(
             {
                 "form": name,
-                "buffer": "" if "TLC" in name else "/".join(str(b) for b in dict.fromkeys(map(buffer_of, plans))),
+                "buffer": ""
+                if "TLC" in name
+                else "/".join(str(b) for b in dict.fromkeys(map(buffer_of, plans))),
                 "numbers": "/".join(str(sum(c.numbers for c in p.corrections if c)) for p in plans[:1]),
                 task.metric: round(task.score(rows)[task.metric], 3),
                 "drop": round(paired.drop, 3),
@@ -270,7 +303,9 @@ def write(args, network, task, chosen, results, batch):
         writer.writerows(lines)
     record = {
         "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/choose --cache DIR",
-        "versions": {name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")},
+        "versions": {
+            name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")
+        },
         "python": platform.python_version(),
         "n": len(next(iter(results.values()))),
         "metric": task.metric,

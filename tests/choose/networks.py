@@ -42,8 +42,10 @@ def images(count: int = 64, size: tuple[int, int, int] = SIZE, seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *size, generator=generator)
     slope = torch.linspace(-1, 1, size[1])[None, None, :, None]
-    return x + 2 * slope * (1 + torch.randn(count, 1, 1, 1, generator=generator)) + torch.randn(
-        count, 3, 1, 1, generator=generator
+    return (
+        x
+        + 2 * slope * (1 + torch.randn(count, 1, 1, 1, generator=generator))
+        + torch.randn(count, 3, 1, 1, generator=generator)
     )
 
 

@@ -21,9 +21,7 @@ OPTIONS = st.lists(
 
 @given(OPTIONS)
 def test_front_is_that_of_all_choices(blocks):
-    everything = [
-        (sum(b for b, _ in c), sum(cost for _, cost in c)) for c in itertools.product(*blocks)
-    ]
+    everything = [(sum(b for b, _ in c), sum(cost for _, cost in c)) for c in itertools.product(*blocks)]
     front = sorted(
         {p for p in everything if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in everything)}
     )

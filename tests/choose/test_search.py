@@ -48,7 +48,9 @@ class Counted(TorchNetwork):
 
 def evaluator(folder, network=None, data: ImageSet | None = None) -> Evaluator:
     data = data or Drawn(images(60))
-    return Evaluator(network or TorchNetwork(small(), SIZE), Classification(data), Evaluations(folder), few=40)
+    return Evaluator(
+        network or TorchNetwork(small(), SIZE), Classification(data), Evaluations(folder), few=40
+    )
 
 
 def test_the_chosen_plan_keeps_the_budget_and_is_the_best_measured(tmp_path):
@@ -65,7 +67,9 @@ def test_the_chosen_plan_keeps_the_budget_and_is_the_best_measured(tmp_path):
     with torch.no_grad():
         tse, se = ts.convert(judge.network.model, found.chosen.plan).eval()(x), judge.network.model(x)
     p, q = se.double().log_softmax(1), tse.double().log_softmax(1)
-    assert found.chosen.measured.divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-5)
+    assert found.chosen.measured.divergence == pytest.approx(
+        float((p.exp() * (p - q)).sum(1).mean()), rel=1e-5
+    )
     lost = 100 * float((tse.argmax(1) != se.argmax(1)).double().mean())
     assert found.chosen.measured.drop == pytest.approx(lost)
     assert found.chosen.buffer == ts.cost(found.chosen.plan).tse.buffer
@@ -140,7 +144,18 @@ MODEL = ("tests.choose.networks:small", "--input", "3x44x24")
 
 def test_search_command(folder):
     pytest.importorskip("matplotlib")
-    given = ("search", *MODEL, "--data", "data", "--preprocess", "crop", "--tiles", "1xW:running,4xW", "--cache", "kept")
+    given = (
+        "search",
+        *MODEL,
+        "--data",
+        "data",
+        "--preprocess",
+        "crop",
+        "--tiles",
+        "1xW:running,4xW",
+        "--cache",
+        "kept",
+    )
     done = tiledse(*given, "--max-buffer", 1000, "-o", "plan.json", "--plot", "front.png", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)

@@ -152,7 +152,7 @@ def strip_means(rows: np.ndarray, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
 def fit_means(own: np.ndarray, running: np.ndarray | None, target: np.ndarray, prior: float) -> Fit:
     """Least squares for each channel and strip, with a ridge towards changing nothing.
 
-    Minimises the squared error over the images plus ``prior`` images' worth of the distance of the two slopes from those
+    Minimises the squared error over the images plus ``prior`` images' worth of the distance of the slopes from those
     that change nothing, (1, 0) without running means and (0, 1) with them, each in units of its input's variance.
 
     Args:

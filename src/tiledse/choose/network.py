@@ -165,4 +165,3 @@ class OnnxNetwork(Network):
         """See Network."""
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
-

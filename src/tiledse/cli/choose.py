@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import numpy as np
 import torch
@@ -33,7 +33,18 @@ from .measuring import (
     parse_tiles,
 )
 from .onnx import is_onnx
-from .options import Force, Input, Json, Model, PlanFile, Pretrained, TileText, Weights, check_target, choose_plan
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -56,7 +67,9 @@ def calibrate(
     data: Images,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
+        ),
     ],
     tile: TileText = None,
     plan: PlanFile = None,
@@ -85,7 +98,9 @@ def calibrate(
 
     check_target(output, force)
     if output.suffix not in (".json", ".safetensors", ".onnx"):
-        raise TiledSEError(f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx")
+        raise TiledSEError(
+            f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx"
+        )
     if output.suffix == (".safetensors" if is_onnx(model) else ".onnx"):
         raise TiledSEError(
             f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
@@ -119,7 +134,9 @@ def calibrate(
     if opened.random:
         say("the weights are random: give --weights FILE or --pretrained for real ones")
     if now >= was:
-        say("calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE")
+        say(
+            "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
+        )
     numbers = sum(0 if c is None else c.numbers for c in calibrated.corrections)
     if json:
         print_json(
@@ -155,11 +172,14 @@ def search(
     ] = None,
     tiles: Tiles = None,
     uniform: Annotated[
-        str, typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare.")
+        str,
+        typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
     ] = "7xW,7xW:running",
     calibrate_on: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--calibrate", metavar="DIR", help="Calibrate the measured plans on these other images."),
+        typer.Option(
+            "--calibrate", metavar="DIR", help="Calibrate the measured plans on these other images."
+        ),
     ] = None,
     few: Annotated[
         int, typer.Option("--few", metavar="N", help="Images on which each block is measured alone.")
@@ -203,7 +223,9 @@ def search(
     fitted_on = None
     if calibrate_on is not None:
         if Path(calibrate_on).resolve() == Path(data).resolve():
-            raise TiledSEError("--calibrate and --data are the same images; calibrate on others, or leave it out")
+            raise TiledSEError(
+                "--calibrate and --data are the same images; calibrate on others, or leave it out"
+            )
         images = open_measured(
             model, input, weights, pretrained, _CPU, replace(setting, data=calibrate_on), labels=False
         ).task

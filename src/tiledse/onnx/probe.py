@@ -1,9 +1,9 @@
 """Probe: one ONNX session in which the row strips of every SE block are inputs.
 
-Choosing tiles runs a network with hundreds of plans. Converting and opening it for each takes longer than running it, so
-here it is converted once, to ``1xW``, and the descriptors of rows are multiplied by a matrix (H, H) that is fed: row i of
-the matrix says which rows the gate of row i is computed from. Every strip of rows, ``running``, ``upper`` and ``middle``
-among them, and every correction, is such a matrix, and numbers beside it.
+Choosing tiles runs a network with hundreds of plans. Converting and opening it for each takes longer than running it,
+so here it is converted once, to ``1xW``, and the descriptors of rows are multiplied by a matrix (H, H) that is fed: row
+i of the matrix says which rows the gate of row i is computed from. Every strip of rows, ``running``, ``upper`` and
+``middle`` among them, and every correction, is such a matrix, and numbers beside it.
 """
 
 from __future__ import annotations

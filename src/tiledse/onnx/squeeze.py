@@ -283,7 +283,7 @@ class SqueezeReader:
         if read is not None:
             learnt, descriptors = read
             tile = Tile(sides[0], sides[1], "tiles" if learnt.running is None else "running")
-            return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)  # type: ignore[arg-type]
+            return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)
         result = self._corrected(node, tuple(sides), padded, shape)  # type: ignore[arg-type]
         if result is None:
             return None

@@ -173,7 +173,8 @@ def _descriptors(x: torch.Tensor, tile: Tile, learnt: Correction | None) -> np.n
         return squeeze(x, tile).numpy()
     given = (learnt.own, learnt.running, learnt.offset)
     own, running, offset = (None if a is None else torch.tensor(a)[:, :, None] for a in given)
-    assert own is not None and offset is not None
+    assert own is not None
+    assert offset is not None
     strips = squeeze(x, Tile(tile.height, None))
     return correct(strips, learnt.height, tile.size(learnt.height, 1)[0], (own, running, offset)).numpy()
 

@@ -56,7 +56,9 @@ def draw_front(found: Found, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise TiledSEError("--plot needs the package matplotlib; install it with: pip install matplotlib") from error
+        raise TiledSEError(
+            "--plot needs the package matplotlib; install it with: pip install matplotlib"
+        ) from error
     path = Path(path)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise TiledSEError(f"cannot draw {path}: expected a name that ends in .png, .svg or .pdf")
@@ -75,11 +77,17 @@ def draw_front(found: Found, path: str | Path) -> None:
     ):
         points = [p for p in found.points if (p.kind, p.calibrated) == (kind, calibrated)]
         if points:
-            axes.plot([p.buffer for p in points], [height(p) for p in points], mark, label=label, markersize=7)
+            axes.plot(
+                [p.buffer for p in points], [height(p) for p in points], mark, label=label, markersize=7
+            )
         if kind == "uniform":
             for p in points:
-                axes.annotate(str(p.plan.tiles[0]), (p.buffer, height(p)), xytext=(5, 5), textcoords="offset points")
-    axes.plot([found.chosen.buffer], [height(found.chosen)], "*", color="black", markersize=14, label="chosen")
+                axes.annotate(
+                    str(p.plan.tiles[0]), (p.buffer, height(p)), xytext=(5, 5), textcoords="offset points"
+                )
+    axes.plot(
+        [found.chosen.buffer], [height(found.chosen)], "*", color="black", markersize=14, label="chosen"
+    )
     axes.set_xscale("log")
     axes.set_xlabel("gate buffer, elements")
     axes.set_ylabel(f"drop of {found.metric}, percentage points" if labelled else "divergence from SE")
