@@ -217,9 +217,9 @@ def main() -> None:
         order = np.arange(len(images.files))
     chosen = []
     for number, (fit_images, choice, _) in enumerate(sets):
-        if args.shares > 1 and number % args.shares != args.share and len(sets) > 1:
-            continue
         kept = args.cache / f"{args.network}-forms-{number}.pickle"
+        if not kept.exists() and len(sets) > 1 and number % args.shares != args.share:
+            continue
         if not kept.exists():
             forms = choose(
                 network, fit_images, choice, few, batch, args.cache, log, calibrated_tiles, heights, in_order

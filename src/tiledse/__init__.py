@@ -29,6 +29,7 @@ __all__ = [
     "TiledBlock",
     "TiledSEError",
     "TiledSqueezeExcite",
+    "calibrate",
     "convert",
     "cost",
     "evaluate",
@@ -39,7 +40,11 @@ __all__ = [
 ]
 
 # Verbs whose rooms load more than torch come when they are first asked for.
-_ON_DEMAND = {"evaluate": ".measure.accuracy", "open_images": ".measure.images"}
+_ON_DEMAND = {
+    "calibrate": ".choose.calibration",
+    "evaluate": ".measure.accuracy",
+    "open_images": ".measure.images",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..correction import Correction
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
-from .network import Network
+from .network import Network, open_network
+
+if TYPE_CHECKING:
+    from ..onnx import OnnxModel
 
 Progress = Callable[[int, "int | None"], None]
 Batches = Callable[[], Iterator[Tensor]]
@@ -33,7 +36,7 @@ class Fit(NamedTuple):
 
 
 def calibrate(
-    network: Network,
+    network: Network | nn.Module | OnnxModel,
     plan: Plan,
     images: Batches,
     *,
@@ -46,7 +49,7 @@ def calibrate(
     already; what is fitted is the mean of the whole of the very map that was cut into strips.
 
     Args:
-        network: From ``network_of``.
+        network: The network, or the view of it from ``network_of``.
         plan: The tiles, strips of rows (``kxW``, ``kxW:running``) or ``HxW``. With ``kxW`` a strip knows its own mean,
             with ``kxW:running`` also that of all rows down to its end.
         images: Gives the images anew at each call, in batches (N, C, H, W); no labels. They are read once a block.
@@ -59,7 +62,19 @@ def calibrate(
     Raises:
         TiledSEError: a tile that is no strip of rows, fewer than 32 images, images of another size, or nothing to
             calibrate.
+
+    Example:
+        >>> import timm, torch, tiledse as ts
+        >>> model = timm.create_model("regnety_002").eval()
+        >>> plan = ts.find(model, (3, 64, 64)).with_tile("2xW:running", "s1.*")
+        >>> images = torch.randn(32, 3, 64, 64)
+        >>> calibrated = ts.calibrate(model, plan, lambda: iter(images.split(8)))
+        >>> calibrated.corrections[0].numbers  # 24 channels, 8 strips, 3 numbers each
+        576
+        >>> tse = ts.convert(model, calibrated)
     """
+    if not isinstance(network, Network):
+        network = open_network(network, plan.input_size)
     blocks = calibrated_blocks(network, plan)
     corrections: list[Correction | None] = [None] * len(plan)
     for done, block in enumerate(blocks):

@@ -73,6 +73,15 @@ def network_of(subject: Subject) -> Network:
     return OnnxNetwork(subject.model, plan.input_size)  # type: ignore[attr-defined]
 
 
+def open_network(model: nn.Module | OnnxModel, input_size: Sequence[int] | None = None) -> Network:
+    """The network of a PyTorch module or an ONNX model, to choose its tiles.
+
+    Raises:
+        TiledSEError: it refuses the input size.
+    """
+    return TorchNetwork(model, input_size) if isinstance(model, nn.Module) else OnnxNetwork(model, input_size)
+
+
 class _Seen(Exception):
     """All rows that were asked for are there."""
 

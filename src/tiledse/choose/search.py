@@ -178,7 +178,7 @@ def search(
     least = sum(min(own) for own in buffers)
     if max_buffer is not None and max_buffer < least:
         raise TiledSEError(
-            f"--max-buffer {max_buffer}: the smallest plan of these tiles holds {least} elements; give that or more, or "
+            f"--max-buffer {max_buffer}: the smallest plan of these tiles holds {least} elements; give more, or "
             "smaller tiles"
         )
     titled = titled or (lambda title: nullcontext(lambda done, total: None))
