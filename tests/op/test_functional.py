@@ -204,8 +204,8 @@ def test_matrix_product_for_a_1x1_convolution(dtype):
     from tiledse.op.excitation import apply
 
     torch.manual_seed(0)
-    fc = torch.nn.Conv2d(7, 3, 1).to(dtype)
-    z = torch.randn(2, 7, 4, 5).to(dtype)
+    fc = torch.nn.Conv2d(70, 30, 1).to(dtype)
+    z = torch.randn(2, 70, 4, 5).to(dtype)
     torch.testing.assert_close(apply(fc, z), fc(z))
 
 
@@ -221,13 +221,13 @@ def test_a_convolution_that_is_more_than_its_weights_is_called_as_it_is():
             calls.append("own")
             return super().forward(x)
 
-    z = torch.zeros(1, 4, 2, 1)
+    z = torch.zeros(64, 4, 8, 2)
     apply(hooked, z)
     apply(Own(4, 4, 1), z)
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(4, 4, 1))
     torch.testing.assert_close(apply(normed, z + 1), normed(z + 1))
     strided = torch.nn.Conv2d(4, 4, 1, stride=2)
-    assert apply(strided, torch.zeros(1, 4, 4, 2)).shape == (1, 4, 2, 1)
+    assert apply(strided, z).shape == (64, 4, 4, 1)
     assert calls == ["hook", "own"]
 
 

@@ -76,6 +76,8 @@ def _pool_full(x: Tensor, tall: int, wide: int) -> Tensor:
 
 def _rows_then_columns(x: Tensor, tall: int, wide: int) -> Tensor:
     width = x.shape[3]
+    if tall == x.shape[2] and wide == width:
+        return x.mean((2, 3), keepdim=True)
     if wide == width:
         return _join([_strips(x, rows).mean((3, 4)) for rows in spans(x.shape[2], tall)], 2).unsqueeze(3)
     if tall == wide == 1:
@@ -94,7 +96,10 @@ def _rows_then_columns(x: Tensor, tall: int, wide: int) -> Tensor:
 
 def _strips(x: Tensor, rows: Span) -> Tensor:
     """A view of a run of equal strips: (N, C, rows, h, W)."""
-    return x.narrow(2, rows.start, rows.number * rows.size).unflatten(2, (rows.number, rows.size))
+    n, channels, height, width = x.shape
+    if rows.number * rows.size != height:
+        x = x.narrow(2, rows.start, rows.number * rows.size)
+    return x.view(n, channels, rows.number, rows.size, width)
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:
@@ -102,12 +107,22 @@ def _join(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor:
-    """Each tile times its gate, written once into the output; not differentiable."""
+    """Each tile times its gate, written once into the output; differentiable where ``fills_strips``."""
     gates = gates.to(torch.promote_types(x.dtype, gates.dtype))
+    if not inplace and fills_strips(tile, x):
+        ((rows, gate),) = _along_rows(gates, tile, x)
+        return (_strips(x, rows) * gate).view(x.shape)
     out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
     for rows, gate in _along_rows(gates, tile, x):
         torch.mul(_strips(x, rows), gate, out=_strips(out, rows))
     return out
+
+
+def fills_strips(tile: Tile, x: Tensor) -> bool:
+    """Whether strips divide the map, so that the product is one call and its memory is the output's."""
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        return False  # what torch gives for other strides need not be seen as a map again
+    return tile.single or x.shape[2] % tile.size(x.shape[2], 1)[0] == 0
 
 
 def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Tensor]]:
@@ -134,10 +149,9 @@ def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
     """Sums of a * b over what each gate scales, (N, C, rows, cols); b's layout counts."""
     height, width = b.shape[2:]
     tall, wide = (height, width) if tile.single else tile.size(height, width)
-    count = elements(tile, height, width, b)
     image_bytes = b[:1].numel() * b.element_size()
     if b.device.type != "cpu" or b.shape[0] * image_bytes <= _PIECE_BYTES:
-        return _times(_means(a * b, tall, wide), count)
+        return _times(_means(a * b, tall, wide), elements(tile, height, width, b))
     images = max(1, _PIECE_BYTES // image_bytes)
     rows = height if images > 1 else max(1, _PIECE_BYTES * height // (image_bytes * tall)) * tall
     product = torch.empty_like(b[:images].narrow(2, 0, min(rows, height)), memory_format=_layout(b))
@@ -150,11 +164,11 @@ def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
             torch.mul(a[part], b[part], out=piece)
             bands.append(_means(piece, min(tall, piece.shape[2]), wide))
         means.append(_join(bands, 2))
-    return _times(_join(means, 0), count)
+    return _times(_join(means, 0), elements(tile, height, width, b))
 
 
-def _times(means: Tensor, count: Tensor) -> Tensor:
-    return (means.to(count.dtype) * count).to(means.dtype)
+def _times(means: Tensor, count: Tensor | int) -> Tensor:
+    return means * count if isinstance(count, int) else (means.to(count.dtype) * count).to(means.dtype)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -193,8 +207,12 @@ def share_of_descriptors(grad: Tensor, tile: Tile, height: int, width: int) -> T
     if tile.single:
         return grad / (tile.size(height, width)[0] * width)
     count = elements(tile, height, width, grad)
-    wide = grad.to(count.dtype)
     if tile.squeeze == "running":
         # A row is in the mean of its own strip and of all below.
-        return (wide / count.cumsum(0)).flip(2).cumsum(2).flip(2).to(grad.dtype)
-    return (wide / count).to(grad.dtype)
+        ends = (
+            count
+            if isinstance(count, Tensor)
+            else grad.new_full((grad.shape[2], 1), count, dtype=accumulation_type(grad.dtype))
+        ).cumsum(0)
+        return (grad.to(ends.dtype) / ends).flip(2).cumsum(2).flip(2).to(grad.dtype)
+    return grad / count if isinstance(count, int) else (grad.to(count.dtype) / count).to(grad.dtype)

@@ -53,9 +53,11 @@ def running(strips: Tensor, height: int, tall: int) -> Tensor:
     return ((strips.to(wide) * share).cumsum(2) / share.cumsum(0)).to(strips.dtype)
 
 
-def elements(tile: Tile, height: int, width: int, like: Tensor) -> Tensor:
-    """Elements that each gate of a map scales: (rows, cols), in the accumulation type of ``like``."""
+def elements(tile: Tile, height: int, width: int, like: Tensor) -> Tensor | int:
+    """Elements that each gate of a map scales: one number, or (rows, cols) where the edge has smaller tiles."""
     tall, wide = (height, width) if tile.single else tile.size(height, width)
+    if height % tall == 0 and width % wide == 0:
+        return tall * wide
     dtype = accumulation_type(like.dtype)
     rows = torch.tensor(sizes(height, tall), dtype=dtype, device=like.device)
     cols = torch.tensor(sizes(width, wide), dtype=dtype, device=like.device)
