@@ -12,7 +12,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: demo-classify
+demo: $(READY)  ## the OCR detector of rapidocr, SE and TSE, on drawn pages
+	PATH="$(CURDIR)/$(BIN):$$PATH" tiledse demo
 
 demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images where they are there
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/classify.sh
