@@ -56,7 +56,7 @@ class Writer:
         """A new initialiser."""
         name = self.fresh(what)
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = value.const_value.dtype, ir.Shape(array.shape)
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         self.graph.register_initializer(value)
         return value
 
@@ -76,7 +76,7 @@ class Writer:
         name = self.fresh(what or op)
         out = ir.Value(name=self.fresh(f"{what or op}_output"))
         out.dtype = self.dtype if dtype is None else dtype
-        node = ir.node(op, inputs, attributes, outputs=[out], name=name)  # type: ignore[arg-type]
+        node = ir.node(op, inputs, attributes, outputs=[out], name=name)
         self.graph.insert_before(self.before, node)
         return out
 
