@@ -5,23 +5,26 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify test test-slow lint coverage clean
+.PHONY: demo demo-classify demo-ocr test test-slow lint coverage clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: demo-classify
+demo: demo-classify demo-ocr
 
 demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images where they are there
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/classify.sh
 
+demo-ocr: $(READY)  ## PP-OCRv6's text detector from the package rapidocr, read with the whole OCR pipeline
+	$(BIN)/tiledse demo --folder demo
+
 test: $(READY) lint  ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -n $(JOBS) --quiet
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet
 
 test-slow: $(READY)  ## the tests that take more than a minute each
-	$(BIN)/python -m pytest -n $(JOBS) --quiet -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check src tests
