@@ -19,6 +19,7 @@ Nothing here asks for gradients; autograd.py does that with ``dot`` and ``spread
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -39,12 +40,32 @@ _PIECE_BYTES = 1 << 20
 def squeeze(x: Tensor, tile: Tile) -> Tensor:
     """Means of the tiles, (N, C, rows, cols); differentiable as often as its parts."""
     height, width = x.shape[2:]
+    if kernels_are_on(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        return _squeeze_by_kernel(x, tile)
     if tile.single:
         first, stop = tile.rows(height)
         return _means(x.narrow(2, first, stop - first), stop - first, width)
     tall, wide = tile.size(height, width)
     means = _means(x, tall, wide)
     return running(means, height, tall) if tile.squeeze == "running" else means
+
+
+def kernels_are_on(x: Tensor) -> bool:
+    """Whether kernels.py was asked for (TILEDSE_TRITON=1) and can run on x: on a GPU, or interpreted."""
+    if os.environ.get("TILEDSE_TRITON") != "1" or x.numel() == 0:
+        return False
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
+    from .kernels import tile_sums
+
+    height, width = x.shape[2:]
+    tall, wide = tile.size(height, width)
+    if tile.single:
+        return (tile_sums(x, None, *tile.rows(height), tall, wide) / (tall * width)).to(x.dtype)
+    means = tile_sums(x, None, 0, height, tall, wide) / elements(tile, height, width, x)
+    return (running(means, height, tall) if tile.squeeze == "running" else means).to(x.dtype)
 
 
 def _means(x: Tensor, tall: int, wide: int) -> Tensor:
@@ -109,6 +130,12 @@ def _join(parts: list[Tensor], dim: int) -> Tensor:
 def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor:
     """Each tile times its gate, written once into the output; differentiable where ``fills_strips``."""
     gates = gates.to(torch.promote_types(x.dtype, gates.dtype))
+    recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
+    if kernels_are_on(x) and not recorded:
+        from .kernels import multiply
+
+        out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
+        return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *_scaled_tile(tile, x))
     if not inplace and fills_strips(tile, x):
         ((rows, gate),) = _along_rows(gates, tile, x)
         return (_strips(x, rows) * gate).view(x.shape)
@@ -116,6 +143,12 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
     for rows, gate in _along_rows(gates, tile, x):
         torch.mul(_strips(x, rows), gate, out=_strips(out, rows))
     return out
+
+
+def _scaled_tile(tile: Tile, x: Tensor) -> tuple[int, int]:
+    """Rows and columns that one gate scales."""
+    height, width = x.shape[2:]
+    return (height, width) if tile.single else tile.size(height, width)
 
 
 def fills_strips(tile: Tile, x: Tensor) -> bool:
@@ -128,7 +161,7 @@ def fills_strips(tile: Tile, x: Tensor) -> bool:
 def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Tensor]]:
     """One value a tile as (N, C, rows, 1, 1 or W) for each run of strips, to be broadcast over their rows."""
     height, width = x.shape[2:]
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    tall, wide = _scaled_tile(tile, x)
     last = is_channels_last(x)
     if wide < width and wide > 1:
         grid = grid.permute(0, 2, 3, 1) if last else grid
@@ -148,7 +181,11 @@ def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Ten
 def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
     """Sums of a * b over what each gate scales, (N, C, rows, cols); b's layout counts."""
     height, width = b.shape[2:]
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    tall, wide = _scaled_tile(tile, b)
+    if kernels_are_on(b):
+        from .kernels import tile_sums
+
+        return tile_sums(a, b, 0, height, tall, wide).to(b.dtype)
     image_bytes = b[:1].numel() * b.element_size()
     if b.device.type != "cpu" or b.shape[0] * image_bytes <= _PIECE_BYTES:
         return _times(_means(a * b, tall, wide), elements(tile, height, width, b))
@@ -183,6 +220,11 @@ def spread(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty_like(grad, memory_format=layout)
     share = None if grad_descriptors is None else share_of_descriptors(grad_descriptors, tile, height, width)
+    if kernels_are_on(grad):
+        from .kernels import multiply
+
+        squeezed = tile.rows(height) if tile.single else None
+        return multiply(grad, gates, out, *_scaled_tile(tile, grad), share, squeezed)
     if share is None or tile.single:
         for rows, gate in _along_rows(gates, tile, out):
             torch.mul(_strips(grad, rows), gate, out=_strips(out, rows))
