@@ -14,7 +14,8 @@ scale, others       gates repeated along one row of tiles first,  the same: 1.4 
                     (broadcast over columns: 2.3 - 7)
 ==================  ============================================  ==========================================
 
-Nothing here asks for gradients; autograd.py does that with ``dot`` and ``spread``.
+``squeeze``, and ``scale`` where ``fills_strips`` says so, are differentiable by torch; autograd.py makes its own
+gradients from ``dot`` and ``spread``. On a GPU the NCHW column's formulas serve both layouts (not measured there).
 """
 
 from __future__ import annotations
