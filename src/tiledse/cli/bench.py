@@ -82,7 +82,7 @@ def bench(
     }
     if output is not None:
         with written_whole(output) as part:
-            part.write_text(json_format.dumps(figures, indent=1) + "\n")
+            part.write_text(json_format.dumps(figures) + "\n")
         say(f"wrote {output}")
     if json:
         print_json(figures)
