@@ -285,7 +285,7 @@ def _remove(graph: ir.Graph, doomed: list[ir.Node]) -> None:
             maker = value.producer()
             if maker is not None:
                 waiting.append(maker)
-            elif value.is_initializer() and not (
-                value.uses() or value.is_graph_input() or value.is_graph_output()
-            ):
+                continue
+            kept = value.uses() or value.is_graph_input() or value.is_graph_output()
+            if value.is_initializer() and not kept:
                 graph.initializers.pop(value.name or "", None)

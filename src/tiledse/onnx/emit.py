@@ -56,9 +56,8 @@ class Writer:
     def constant(self, what: str, array: np.ndarray) -> ir.Value:
         """A new initialiser."""
         name = self.fresh(what)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor)
-        value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         self.graph.register_initializer(value)
         return value
 

@@ -302,9 +302,9 @@ class ExcitationReader:
     def _no_end(self, frontier: list[ir.Node], users: list[ir.Node], seen: set[ir.Value]) -> Miss:
         """The reason why these nodes end no excitation."""
         if users:
-            other = next(n for n in frontier if n not in users) if len(users) == 1 else users[1]
-            value = next(v for v in other.inputs if v in seen)
-            return Miss(f"its '{value.name}' is used by {other.op_type} '{other.name}' as well")
+            second = next(n for n in frontier if n not in users) if len(users) == 1 else users[1]
+            value = next(v for v in second.inputs if v in seen)
+            return Miss(f"its '{value.name}' is used by {second.op_type} '{second.name}' as well")
         for node in frontier:
             quantised = node.op_type in QUANTISED or node.op_type.startswith("QLinear")
             if quantised:

@@ -70,9 +70,9 @@ def load(path: str | Path) -> OnnxModel:
             lacks its weights, or is larger than the memory of this machine.
 
     Example:
-        >>> load("README.md")
+        >>> load("nowhere.onnx")
         Traceback (most recent call last):
-        tiledse.errors.TiledSEError: ...README.md...
+        tiledse.errors.TiledSEError: cannot read nowhere.onnx: No such file or directory
     """
     path = Path(path)
     try:

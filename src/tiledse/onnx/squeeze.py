@@ -156,12 +156,10 @@ class SqueezeReader:
             return self._average(node, x, shape)
         if node.op_type == "Identity":
             view = self.view(x)
-            _, channel, row, col = view.axes
-            return (
-                Squeeze(node, view.root, (channel, row, col), Tile(1, 1), node.outputs[0], False)
-                if view.axes[0] == 0
-                else None
-            )
+            first, *axes = view.axes
+            if first != 0:
+                return None
+            return Squeeze(node, view.root, (axes[0], axes[1], axes[2]), Tile(1, 1), node.outputs[0], False)
         return None
 
     def _whole(self, node: ir.Node, x: ir.Value, reduced: set[int], plain: bool) -> Squeeze | None:

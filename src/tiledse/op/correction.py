@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .functional import _running
+from .grids import running
 
 
 def correct(own: Tensor, height: int, tall: int, numbers: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
@@ -29,4 +29,4 @@ def correct(own: Tensor, height: int, tall: int, numbers: tuple[Tensor, Tensor |
     """
     of_own, of_running, offset = numbers
     descriptors = own * of_own + offset
-    return descriptors if of_running is None else descriptors + _running(own, height, tall) * of_running
+    return descriptors if of_running is None else descriptors + running(own, height, tall) * of_running
