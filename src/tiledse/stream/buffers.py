@@ -19,7 +19,9 @@ class RowBuffer:
         self.dim = dim
         self.pieces: deque[tuple[int, Tensor]] = deque()
         self.bytes = 0
-        self._none: Tensor | None = None  # no rows, in the shape of rows: what a window wholly in the padding reads
+        self._none: Tensor | None = (
+            None  # no rows, in the shape of rows: what a window wholly in the padding reads
+        )
 
     def append(self, start: int, rows: Tensor) -> None:
         """Rows from ``start`` on."""

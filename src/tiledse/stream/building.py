@@ -35,7 +35,9 @@ class Several:
         self.node = node
 
 
-def build_graph(model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None) -> RowGraph:
+def build_graph(
+    model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None
+) -> RowGraph:
     """The row graph of a network with the tiles of a plan.
 
     Args:
@@ -68,7 +70,11 @@ class Builder:
                 elif fx.op == "call_function":
                     self._call(fx)
                 elif fx.op == "output":
-                    user = [s.arg.name for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+                    user = [
+                        s.arg.name
+                        for s in program.graph_signature.output_specs
+                        if s.kind.name == "USER_OUTPUT"
+                    ]
                     by_name = {n.name: n for n in program.graph.nodes}
                     outputs = [self._output(by_name[name]) for name in user]
         for index in outputs:
@@ -86,7 +92,9 @@ class Builder:
     def _output(self, fx: torch.fx.Node) -> int:
         value = self.env[fx]
         if isinstance(value, Several):
-            raise TiledSEError("the network gives an output that is several tensors in one; take it apart first")
+            raise TiledSEError(
+                "the network gives an output that is several tensors in one; take it apart first"
+            )
         if not isinstance(value, Ref):
             raise TiledSEError(f"the output '{fx.name}' does not depend on the image; nothing to stream")
         return value.index
@@ -171,7 +179,9 @@ class Builder:
 
         def empty(a: Any) -> Any:
             return (
-                torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
+                torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
+                if isinstance(a, Tensor)
+                else a
             )
 
         fill = lambda a: a.meta["val"] if isinstance(a, torch.fx.Node) else a  # noqa: E731
@@ -272,8 +282,15 @@ def _used(graph: RowGraph) -> RowGraph:
     maker: dict[int, Node] = {}
     for node in nodes:
         before = maker.get(node.inputs[0])
-        alone = len(node.inputs) == 1 and node.kind == "row" and not node.macs and node.maps[0] in (SAME, First())
-        if before is not None and alone and reads[node.inputs[0]] == 1 and node.inputs[0] not in graph.outputs:
+        alone = (
+            len(node.inputs) == 1 and node.kind == "row" and not node.macs and node.maps[0] in (SAME, First())
+        )
+        if (
+            before is not None
+            and alone
+            and reads[node.inputs[0]] == 1
+            and node.inputs[0] not in graph.outputs
+        ):
             source, made = graph.values[node.inputs[0]], graph.values[node.output]
             if source.height == made.height:
                 before.tail.append(_after(node, before.fresh or bool(before.tail)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,20 @@ from .building import build_graph
 from .flow import Flow, Held, count_held
 from .graph import Node, RowGraph
 from .maps import Window
+from .state import load_state, save_state
 
 
-class _Engine(Flow):
-    """A flow that computes what flows."""
+class Engine(Flow):
+    """A flow that computes what flows.
+
+    Attributes:
+        buffers: Rows that are still needed, by value.
+        states: Running sums, by node.
+        taken: Rows that a running sum has taken in, by node.
+        given: New rows of the outputs.
+        bytes: Bytes in the buffers now.
+        peak_bytes: The most there were.
+    """
 
     def __init__(self, graph: RowGraph, rows: int, known: bool) -> None:
         super().__init__(graph, rows, known)
@@ -31,6 +42,7 @@ class _Engine(Flow):
         self.bytes = self.peak_bytes = 0
 
     def put(self, value: int, start: int, rows: Tensor) -> None:
+        """Hand rows of a value to those who read it."""
         for i, output in enumerate(self.graph.outputs):
             if output == value:
                 self.given[i].append(rows)
@@ -89,7 +101,7 @@ class Stream:
 
     def __init__(self, graph: RowGraph, plan: Plan, height: int | None, rows: int) -> None:
         self.graph, self.plan, self.height, self.rows = graph, plan, height, rows
-        self._engine = _Engine(graph, rows, height is not None)
+        self._engine = Engine(graph, rows, height is not None)
         self._broken = False
 
     @property
@@ -138,6 +150,8 @@ class Stream:
     def finish(self) -> Any:
         """The image is complete: give the rows and the results that waited for its end.
 
+        Where the height is known, they come with the last push already, and nothing is left to give here.
+
         Raises:
             TiledSEError: there were fewer rows than the image has. The state is then as it was.
         """
@@ -156,18 +170,39 @@ class Stream:
             self._engine.end()
         result = self._collect()
         peak = self._engine.peak_bytes
-        self._engine = _Engine(self.graph, self.rows, self.height is not None)
+        self._engine = Engine(self.graph, self.rows, self.height is not None)
         self._engine.peak_bytes = peak
         self._broken = False
         return result
 
+    def save(self, path: str | Path) -> None:
+        """Write the state between two pushes to a safetensors file; ``load`` goes on from it.
+
+        Raises:
+            TiledSEError: the file cannot be written.
+        """
+        self._alive()
+        save_state(self._engine, Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved state. The weights are not in it: make the stream from the same network.
+
+        Raises:
+            TiledSEError: no state, or that of another network, plan or image size. The stream is then as it was.
+        """
+        engine = Engine(self.graph, self.rows, self.height is not None)
+        load_state(engine, Path(path))
+        self._engine, self._broken = engine, False
+
     def run(self, chunks: Iterable[Tensor]) -> Iterator[Any]:
-        """Stream an image that comes in chunks of rows: one result a chunk that gives any, and the last."""
+        """Stream an image that comes in chunks of rows: one result for each chunk that gives any."""
         for rows in chunks:
             out = self.push(rows)
-            if any(leaf is not None for leaf in tree_flatten(out, is_leaf=lambda x: x is None)[0]):
+            if any(leaf is not None for leaf in self._leaves(out)):
                 yield out
-        yield self.finish()
+        out = self.finish()
+        if any(leaf is not None for leaf in self._leaves(out)):
+            yield out
 
     def __call__(self, image: Tensor, chunk: int | None = None) -> Any:
         """Stream an image that is there as a whole and put the outputs together as the network gives them.
@@ -195,13 +230,15 @@ class Stream:
         return tree_unflatten(leaves, self.graph.spec)
 
     def _leaves(self, out: Any) -> list[Any]:
-        return tree_flatten(out, is_leaf=lambda x: x is None)[0]
+        return tree_flatten(out, is_leaf=lambda leaf: leaf is None)[0]
 
     def _collect(self) -> Any:
         leaves = []
         for value, rows in zip(self.graph.outputs, self._engine.given):
             dim = self.graph.values[value].row_dim
-            leaves.append(None if not rows else rows[0] if len(rows) == 1 or dim is None else torch.cat(rows, dim))
+            leaves.append(
+                None if not rows else rows[0] if len(rows) == 1 or dim is None else torch.cat(rows, dim)
+            )
             rows.clear()
         return tree_unflatten(leaves, self.graph.spec)
 
@@ -215,7 +252,11 @@ class Stream:
     def _check(self, rows: Tensor, start: int | None) -> None:
         self._alive()
         n, c, _, w = self.graph.shape
-        if not isinstance(rows, Tensor) or rows.dim() != 4 or (rows.shape[0], rows.shape[1], rows.shape[3]) != (n, c, w):
+        if (
+            not isinstance(rows, Tensor)
+            or rows.dim() != 4
+            or (rows.shape[0], rows.shape[1], rows.shape[3]) != (n, c, w)
+        ):
             got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise TiledSEError(
                 f"rows {self.seen} and on: expected ({n}, {c}, rows, {w}), got {got}; every row has the width and the "
@@ -223,13 +264,17 @@ class Stream:
             )
         if start is not None and start != self.seen:
             what = "dropped" if start > self.seen else "sent twice"
-            raise TiledSEError(f"expected row {self.seen} next, got row {start}: {abs(start - self.seen)} {what}")
+            raise TiledSEError(
+                f"expected row {self.seen} next, got row {start}: {abs(start - self.seen)} {what}"
+            )
         if self.height is not None and self.seen + rows.shape[2] > self.height:
             raise TiledSEError(
                 f"{self.seen + rows.shape[2]} rows came, the image has {self.height}; finish() ends an image"
             )
         if not rows.is_floating_point():
-            raise TiledSEError(f"expected rows of a floating type, normalised as the network wants, got {rows.dtype}")
+            raise TiledSEError(
+                f"expected rows of a floating type, normalised as the network wants, got {rows.dtype}"
+            )
         # A sum is one pass without memory; only where it is not finite is each value looked at.
         if not torch.isfinite(rows.sum()) and not bool(torch.isfinite(rows).all()):
             bad = (~torch.isfinite(rows)).nonzero()[0].tolist()
@@ -304,7 +349,8 @@ def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
     """The plan with the map sizes of the graph's image size; totals of another size are left out."""
     sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
     blocks = tuple(
-        replace(b, height=sizes[b.name][2], width=sizes[b.name][3]) if b.name in sizes else b for b in plan.blocks
+        replace(b, height=sizes[b.name][2], width=sizes[b.name][3]) if b.name in sizes else b
+        for b in plan.blocks
     )
     size: Any = graph.shape[1:]
     same = size == plan.input_size
@@ -317,7 +363,9 @@ def _check_unknown(graph: RowGraph, taller: RowGraph) -> None:
         if node.needs_height:
             raise TiledSEError(f"the height must be known: {node.needs_height}; give height=ROWS")
     if len(graph.nodes) != len(taller.nodes):
-        raise TiledSEError("the height must be known: the network has other layers at another height; give height=ROWS")
+        raise TiledSEError(
+            "the height must be known: the network has other layers at another height; give height=ROWS"
+        )
     for node, other in zip(graph.nodes, taller.nodes):
         same = len(node.maps) == len(other.maps) and all(
             a == b for a, b in zip(node.maps, other.maps) if isinstance(a, Window) or type(a) is not type(b)

@@ -43,7 +43,9 @@ class Flow:
     def __init__(self, graph: RowGraph, rows: int = 1, known: bool = True) -> None:
         self.graph, self.rows, self.known = graph, rows, known
         count = len(graph.values)
-        self.progress = Progress([0] * count, [0] * count, {i: 0 for i, n in enumerate(graph.nodes) if n.kind == "gate"})
+        self.progress = Progress(
+            [0] * count, [0] * count, {i: 0 for i, n in enumerate(graph.nodes) if n.kind == "gate"}
+        )
         self.heights: list[int | None] = [v.height if known else None for v in graph.values]
         top = graph.values[0].height
         self.limits = [
@@ -57,7 +59,10 @@ class Flow:
 
     def _fixed_heights(self) -> None:
         for node in self.graph.nodes:
-            if isinstance(node.maps[0], (Total, Whole, First)) or node.maps[0].__class__.__name__ == "Between":
+            if (
+                isinstance(node.maps[0], (Total, Whole, First))
+                or node.maps[0].__class__.__name__ == "Between"
+            ):
                 self.heights[node.output] = self.graph.values[node.output].height
 
     def feed(self, rows: int) -> None:
@@ -231,7 +236,9 @@ def held_of(graph: RowGraph, rows: list[int]) -> list[Held]:
     held = []
     for value, most in zip(graph.values, rows):
         users = [graph.nodes[i] for i, _ in value.users]
-        gates = [graph.nodes[i] for i, operand in value.users if graph.nodes[i].kind == "gate" and operand == 0]
+        gates = [
+            graph.nodes[i] for i, operand in value.users if graph.nodes[i].kind == "gate" and operand == 0
+        ]
         joins = len(users) > 1 and any(node.kind == "join" for node in users)
         kind = "gate" if gates else "shortcut" if joins else "rows"
         name = str(gates[0].block) if gates else value.name

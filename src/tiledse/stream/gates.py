@@ -27,7 +27,7 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
             stop = min(tile.height, height)
 
         def single(parts: list[Tensor], lo: int, hi: int) -> Tensor:
-            return fold(parts[0].narrow(2, 0, stop - first), (2, 3))[:, :, None, None]
+            return fold(parts[0], (2, 3))[:, :, None, None]
 
         return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)  # type: ignore[arg-type]
     if tile.height is None:

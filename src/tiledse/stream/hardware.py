@@ -48,7 +48,9 @@ class Hardware:
             if number is None and name == "image_cycles_per_row":
                 continue
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise TiledSEError(f"hardware: expected {name} to be a whole number of at least 1, got {number!r}")
+                raise TiledSEError(
+                    f"hardware: expected {name} to be a whole number of at least 1, got {number!r}"
+                )
 
     @classmethod
     def from_dict(cls, content: Any) -> Hardware:
@@ -65,7 +67,9 @@ class Hardware:
             raise TiledSEError(f"hardware: unknown key '{unknown[0]}'; the keys are {', '.join(known)}")
         for table in ("cycles_per_row", "fifo_rows"):
             if not isinstance(content.get(table, {}), Mapping):
-                raise TiledSEError(f"hardware: expected {table} to be a table of layer names, got {content[table]!r}")
+                raise TiledSEError(
+                    f"hardware: expected {table} to be a table of layer names, got {content[table]!r}"
+                )
         return cls(**content)
 
     @classmethod
@@ -85,7 +89,9 @@ class Hardware:
                 try:
                     import tomllib
                 except ImportError as error:
-                    raise TiledSEError(f"{path}: TOML is read by Python 3.11 and newer; write it as JSON") from error
+                    raise TiledSEError(
+                        f"{path}: TOML is read by Python 3.11 and newer; write it as JSON"
+                    ) from error
                 content = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise TiledSEError(f"cannot read hardware file {path}: {first_line(error)}") from error

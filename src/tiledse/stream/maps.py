@@ -91,10 +91,16 @@ class Between:
         return 1
 
     def need(self, b: Rows, h: int) -> Rows:
-        return clip(np.minimum(b, 1) * self.stop if isinstance(b, np.ndarray) else min(b, 1) * self.stop, 0, h)
+        return clip(
+            np.minimum(b, 1) * self.stop if isinstance(b, np.ndarray) else min(b, 1) * self.stop, 0, h
+        )
 
     def low(self, b: Rows) -> Rows:
-        return np.where(b < 1, self.first, FOREVER) if isinstance(b, np.ndarray) else (self.first, FOREVER)[b >= 1]
+        return (
+            np.where(b < 1, self.first, FOREVER)
+            if isinstance(b, np.ndarray)
+            else (self.first, FOREVER)[b >= 1]
+        )
 
     def ready(self, avail: int) -> int:
         return int(avail >= self.stop)

@@ -330,7 +330,8 @@ def avg_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
             edge = pool(part.narrow(2, first - base, last - first), last - first)
             if counted:
                 # torch divides by the rows of the window that lie in the map or its padding.
-                edge = edge * ((last - first) / (min(start + window.size, total + window.bottom) - start))
+                rows = min(window.size, total + window.bottom - start) if ceil else window.size
+                edge = edge * ((last - first) / rows)
             made.append(edge)
             row += 1
         return made[0] if len(made) == 1 else torch.cat(made, 2)
@@ -357,7 +358,7 @@ def pad(b: Builder, fx: Fx, pick: Any) -> Ref:
         return _row(b, fx, pick, value.row_dim)
     if mode != "constant":
         return b.whole(fx, pick)
-    window, total = Window(1, 1, top, bottom), value.height
+    window = Window(1, 1, top, bottom)
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         above = max(0, min(top, hi) - lo)
@@ -366,7 +367,6 @@ def pad(b: Builder, fx: Fx, pick: Any) -> Ref:
         now[at], now[at + 1] = above, below
         return F.pad(parts[0], now, value=0.0 if fill is None else fill)
 
-    del total
     return b.add(fx, "pad", refs, [window], run, value.row_dim, pick, fresh=True)
 
 
@@ -389,7 +389,9 @@ def cut(b: Builder, fx: Fx, pick: Any) -> Ref:
     window = Window(1, step, -first, 0 if open_end else (first + (rows - 1) * step + 1) - height)
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
-        return parts[0].narrow(dim, 0, (hi - lo - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
+        return parts[0].narrow(dim, 0, (hi - lo - 1) * step + 1)[
+            (slice(None),) * dim + (slice(None, None, step),)
+        ]
 
     why = None if open_end and start >= 0 else f"{b.layer(fx)} cuts rows off at the end"
     return b.add(fx, "crop", refs, [window], run, dim, pick, needs_height=why)
@@ -534,7 +536,9 @@ def _total(b: Builder, fx: Fx, ref: Ref, how: str, dims: list[int], keep: bool) 
         return state[0] / state[1] if how == "mean" else state[0]
 
     kept = row_dim if keep else None
-    return b.add(fx, "mean" if how == "mean" else how, [ref], [Total()], absorb, kept, None, finish=finish, fresh=True)
+    return b.add(
+        fx, "mean" if how == "mean" else how, [ref], [Total()], absorb, kept, None, finish=finish, fresh=True
+    )
 
 
 @on("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d")

@@ -65,7 +65,9 @@ def bilinear(
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         part = parts[0]
         # An axis that keeps its size is copied, so this resizes the columns alone.
-        wide = torch.ops.aten.upsample_bilinear2d.default(part, [part.shape[2], out[3]], aligned, 1.0, columns)
+        wide = torch.ops.aten.upsample_bilinear2d.default(
+            part, [part.shape[2], out[3]], aligned, 1.0, columns
+        )
         base = int(first[lo])
         above = torch.from_numpy(first[lo:hi] - base).to(part.device)
         below = torch.from_numpy(last[lo:hi] - base).to(part.device)

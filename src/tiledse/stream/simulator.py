@@ -83,7 +83,15 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """The totals as JSON types."""
-        names = ("cycles", "first_output_cycle", "frame_cycles", "period_cycles", "stall_cycles", "buffer", "fifo")
+        names = (
+            "cycles",
+            "first_output_cycle",
+            "frame_cycles",
+            "period_cycles",
+            "stall_cycles",
+            "buffer",
+            "fifo",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -128,7 +136,9 @@ def simulate(
     return simulate_graph(graph, hardware or Hardware(), fifos, frames)
 
 
-def simulate_graph(graph: RowGraph, hardware: Hardware, fifos: Fifos = "unhindered", frames: int = 4) -> Simulation:
+def simulate_graph(
+    graph: RowGraph, hardware: Hardware, fifos: Fifos = "unhindered", frames: int = 4
+) -> Simulation:
     """``simulate`` on a row graph that is there already."""
     if fifos not in ("unhindered", "minimum"):
         raise TiledSEError(f"expected fifos 'unhindered' or 'minimum', got '{fifos}'")
@@ -183,7 +193,8 @@ class Deadlock(TiledSEError):
         self.full = full
         least = minimum_rows(pipeline)
         names = ", ".join(
-            f"'{pipeline.stages[i].name}' has {sizes[i]} rows and needs {max(least[i], sizes[i] + 1)}" for i in full
+            f"'{pipeline.stages[i].name}' has {sizes[i]} rows and needs {max(least[i], sizes[i] + 1)}"
+            for i in full
         )
         super().__init__(f"deadlock after {made} rows of the image: a FIFO is too small: {names}")
 
@@ -247,7 +258,9 @@ def row_times(pipeline: Pipeline, sizes: list[int], frames: int) -> list[np.ndar
     done: list[list[int]] = [[] for _ in stages]
     totals = [stage.rows * frames for stage in stages]
     conditions = [_conditions(pipeline, sizes, i, frames, done) for i in range(len(stages))]
-    waiting: list[list[tuple[int, int]]] = [[] for _ in stages]  # by neighbour: (rows it must have made, who waits)
+    waiting: list[list[tuple[int, int]]] = [
+        [] for _ in stages
+    ]  # by neighbour: (rows it must have made, who waits)
     stuck_on: list[tuple[int, bool]] = [(0, False)] * len(stages)
     ready = deque(range(len(stages)))
     while ready:
@@ -311,7 +324,11 @@ def _conditions(
 
 
 def _deadlock(
-    pipeline: Pipeline, sizes: list[int], done: list[list[int]], totals: list[int], stuck_on: list[tuple[int, bool]]
+    pipeline: Pipeline,
+    sizes: list[int],
+    done: list[list[int]],
+    totals: list[int],
+    stuck_on: list[tuple[int, bool]],
 ) -> Deadlock:
     """Follow who waits for whom until it comes round: the FIFOs without room on that ring are too small."""
     index = next(i for i, total in enumerate(totals) if len(done[i]) < total)

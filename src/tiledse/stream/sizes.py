@@ -82,7 +82,9 @@ def latest(pipeline: Pipeline, done: list[np.ndarray], frames: int = 1) -> list[
     return late
 
 
-def occupancy(pipeline: Pipeline, index: int, done: list[np.ndarray], frames: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def occupancy(
+    pipeline: Pipeline, index: int, done: list[np.ndarray], frames: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """When the FIFO after a stage gets each row (as the stage begins it), and when the row is freed."""
     stage = pipeline.stages[index]
     begins = done[index] - stage.cycles
@@ -111,6 +113,4 @@ def unhindered_rows(pipeline: Pipeline, frames: int = 1) -> list[int]:
     done = free_running(pipeline, frames)
     late = latest(pipeline, done, frames)
     least = minimum_rows(pipeline)
-    return [
-        max(low, most_rows(*occupancy(pipeline, index, late, frames))) for index, low in enumerate(least)
-    ]
+    return [max(low, most_rows(*occupancy(pipeline, index, late, frames))) for index, low in enumerate(least)]

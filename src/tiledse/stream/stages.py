@@ -92,7 +92,9 @@ def build_pipeline(graph: RowGraph, hardware: Hardware) -> Pipeline:
     stages = [Stage("image", "image", image.height, image.row_elements, 0, 1, [], [], 0 in graph.outputs)]
     for node in graph.nodes:
         value = graph.values[node.output]
-        stage = Stage(node.name, node.kind, value.height, value.row_elements, node.macs, 1, [], [], value.outputs > 0)
+        stage = Stage(
+            node.name, node.kind, value.height, value.row_elements, node.macs, 1, [], [], value.outputs > 0
+        )
         for operand, source in enumerate(node.inputs):
             tap = node.kind in TAPS or node.absorbs
             stage.inputs.append(_edge(graph, source, node.maps[operand], value.height, tap))

@@ -76,7 +76,19 @@ def trace(marked: nn.Module, shape: tuple[int, int, int, int]) -> ExportedProgra
         ) from error
 
 
-_VIEWS = ("view", "reshape", "slice", "select", "split", "chunk", "unbind", "narrow", "permute", "transpose", "expand")
+_VIEWS = (
+    "view",
+    "reshape",
+    "slice",
+    "select",
+    "split",
+    "chunk",
+    "unbind",
+    "narrow",
+    "permute",
+    "transpose",
+    "expand",
+)
 
 
 def in_place(node: torch.fx.Node) -> bool:
