@@ -18,10 +18,10 @@ demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images wh
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/classify.sh
 
 test: $(READY) lint  ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -n $(JOBS) --quiet
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet
 
 test-slow: $(READY)  ## the tests that take more than a minute each
-	$(BIN)/python -m pytest -n $(JOBS) --quiet -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check src tests

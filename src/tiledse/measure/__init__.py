@@ -1,4 +1,4 @@
-"""What a network costs, and what the paper says of it."""
+"""What a network costs and what it loses, and what the paper says of it."""
 
 from .costs import BlockCost, Cost, SECost, TSECost, cost
 

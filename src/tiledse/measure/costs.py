@@ -1,7 +1,7 @@
 """Cost: parameters, multiply-adds and pipeline buffer of a plan, in closed form.
 
-A plan is all that is needed: ``find`` has counted the network with plain SE, and a tile changes nothing but how
-often the excitation runs and how much of the map its gate holds.
+A plan is all that is needed: ``find`` has counted the network with plain SE, and a tile changes nothing but
+how often the excitation runs and how much of the map its gate holds.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def cost(plan: Plan) -> Cost:
     """Parameters, MACs and buffer of a plan, with SE and with its tiles.
 
     MACs are multiply-adds of convolutions and matrix products plus one per bias and output; a block's
-    excitation runs once a tile (section 3.2, "Compute"). Buffer is min(h, H) * min(w, W) * C elements a block, in
-    tile order (section 3.2, "Buffering"); in row order it is what a device holds to which maps come row by row.
+    excitation runs once a tile (section 3.2, "Compute"). Buffer is min(h, H) * min(w, W) * C elements a
+    block in tile order (section 3.2, "Buffering"); in row order it is what a device holds to which maps
+    come row by row.
 
     Args:
         plan: The plan; ``find`` gave it the totals of its network. Without those, ``params`` and ``macs`` are

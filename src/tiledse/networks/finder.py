@@ -6,8 +6,7 @@ whole map in that run is an SE block or a near miss; nothing is passed over in s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from ..tile import Tile
 from .block import TiledBlock
 from .counting import MacCounter
 from .dialects import Dialect, Layers, class_name, known_dialect
+from .modes import evaluating
 from .structure import NOT_MULTIPLIED, recognise
 
 _WHOLE = Tile.parse("HxW")
@@ -63,7 +63,7 @@ def find_dialects(
     modules = dict(model.named_modules())
     found: dict[str, _Found] = {}
     misses: dict[str, str] = {}
-    with _evaluating(model):
+    with evaluating(model):
         for name, module in modules.items():
             dialect = _dialect(module)
             if dialect is not None:
@@ -159,7 +159,7 @@ def _observe(model: nn.Module, size: tuple[int, int, int]) -> Observation:
     device = "cpu" if parameter is None else parameter.device
     counter = MacCounter()
     try:
-        with _evaluating(model), torch.no_grad(), counter, _Pools(run.pools, stack):
+        with evaluating(model), torch.no_grad(), counter, _Pools(run.pools, stack):
             model(torch.zeros(1, *size, dtype=dtype, device=device))
     finally:
         for handle in handles:
@@ -289,18 +289,6 @@ def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int 
     if tuple(gates.shape) != (1, channels, 1, 1):
         raise ValueError(f"gates of shape {tuple(gates.shape)} for {channels} channels")
     return (widths[0] if len(widths) > 1 else None), counter.macs
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode for a while; each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _inside(name: str, block: str) -> bool:

@@ -124,7 +124,7 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
         raise _unknown("effdet", name, list(efficientdet_model_param_dict))
     config = get_efficientdet_config(name)
     if size is not None:
-        config.image_size = list(size[1:])
+        config.image_size = size[1:]
 
     def create() -> nn.Module:
         if pretrained:
@@ -133,13 +133,7 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
             )
         return effdet.EfficientDet(config, pretrained_backbone=False)
 
-    try:
-        model = _fetch(create, "effdet", name, pretrained)
-    except AssertionError as error:
-        raise TiledSEError(
-            f"effdet:{name} is built for sides that its pyramid divides (multiples of 128), "
-            f"got {size and size[1:]}; choose another --input"
-        ) from error
+    model = _fetch(create, "effdet", name, pretrained)
     return model, (3, *config.image_size)
 
 
