@@ -99,7 +99,8 @@ def _write_tiff(path: Path, height: int, width: int) -> None:
 
     generator = np.random.default_rng(0)
     strips = (
-        generator.integers(0, 256, (min(64, height - row), width, 3), np.uint8) for row in range(0, height, 64)
+        generator.integers(0, 256, (min(64, height - row), width, 3), np.uint8)
+        for row in range(0, height, 64)
     )
     tifffile.imwrite(path, strips, shape=(height, width, 3), dtype=np.uint8, rowsperstrip=64, photometric="rgb",
                      compression="zlib")  # fmt: skip
@@ -115,7 +116,11 @@ def run(name: str, how: str, allocator: str) -> dict[str, object]:
 
 def machine() -> dict[str, object]:
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {
@@ -126,7 +131,9 @@ def machine() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", default=[], metavar="CASE", help=f"of {', '.join(CASES)}; all if left out")
+    parser.add_argument(
+        "cases", nargs="*", default=[], metavar="CASE", help=f"of {', '.join(CASES)}; all if left out"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--allocator", choices=ALLOCATORS, default="default")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -138,7 +145,11 @@ def main() -> None:
     unknown = [case for case in arguments.cases if case not in CASES]
     if unknown:
         parser.error(f"no case '{unknown[0]}'; expected some of {', '.join(CASES)}")
-    record = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"network": NETWORK, "runs": []}
+    record = (
+        json.loads(arguments.output.read_text())
+        if arguments.output.exists()
+        else {"network": NETWORK, "runs": []}
+    )
     for name in arguments.cases or CASES:
         pairs = CASES[name][3]
         for how in ["stream", "whole"] * pairs or ["stream"]:

@@ -57,10 +57,14 @@ def stream(
     weights: Weights = None,
     pretrained: Pretrained = False,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Rows at a time.")] = 64,
-    alone: Annotated[bool, typer.Option("--alone", help="Do not run the whole image for comparison.")] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Do not run the whole image for comparison.")
+    ] = False,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("-o", "--output", metavar="FILE.npy", help="Where the network's output goes, row by row."),
+        typer.Option(
+            "-o", "--output", metavar="FILE.npy", help="Where the network's output goes, row by row."
+        ),
     ] = None,
     plot: Plot = None,
     force: Force = False,
@@ -92,6 +96,8 @@ def stream(
         for start in range(0, height, rows):
             yield torch.randn(1, channels, min(rows, height - start), width, generator=generator)
 
+    # What torch loads at its first call of each operator is not the stream's.
+    Stream(s.graph, s.plan, s.height, rows).push(torch.zeros(1, channels, min(height, 2 * rows), width))
     with peak_resident() as grown:
         kept = _run(s, _progress(chunks(), -(-height // rows)), output, keep=not alone)
     error = full = None
@@ -147,7 +153,9 @@ def _progress(parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(parts, "streaming", total=total, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(
+        parts, "streaming", total=total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def _names(output: Path, count: int) -> list[Path]:

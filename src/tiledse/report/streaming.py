@@ -19,11 +19,12 @@ KINDS = {
 def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
     """One row a layer that holds more than a row on its way; then the sums by kind."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
-    table.caption = (
-        "elements of one image held at most, rows coming one by one; single rows on their way are only in the sums"
-    )
+    table.caption = "elements of one image held at most, rows coming one by one"
+    table.caption += "\nsingle rows on their way are only in the sums"
     for name in whole:
-        table.caption += f"\n'{name}' is not local in rows: it waits for its whole map ({digits(whole[name])} elements)"
+        table.caption += (
+            f"\n'{name}' is not local in rows: it waits for its whole map ({digits(whole[name])} elements)"
+        )
     table.add_column("layer", no_wrap=True)
     table.add_column("what")
     table.add_column("rows", justify="right")
@@ -43,9 +44,9 @@ def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
     table.caption = (
         f"one stage a layer, {digits(tse.multipliers)} multipliers; {digits(tse.frame_cycles)} cycles: what the "
-        "slowest stage needs for a frame\nstall: cycles in which stages waited between their first and last row, "
-        "summed up; buffer: elements\nsimulated, not measured on hardware: no memory outside the chip, no loading "
-        "of weights, no clock"
+        "slowest stage needs for a frame\nstall: cycles in which stages waited, from their first input to their last "
+        "row, summed up; held and FIFOs: elements\nsimulated, not measured on hardware: no memory outside the "
+        "chip, no loading of weights, no clock"
     )
     table.add_column("")
     table.add_column("SE", justify="right")
@@ -68,7 +69,9 @@ def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:
 def stages_table(simulation: Simulation) -> Table:
     """One row a stage: rate, work, waits and FIFO."""
     table = Table(box=box.SIMPLE_HEAD, title="stages", title_justify="left", caption_justify="left")
-    table.caption = "cycles of one frame; FIFO and peak in rows; starved: waits for rows, blocked: waits for room"
+    table.caption = (
+        "cycles of one frame; FIFO and peak in rows; starved: waits for rows, blocked: waits for room"
+    )
     table.add_column("stage", no_wrap=True)
     table.add_column("kind")
     for name in ("rows", "a row", "busy", "starved", "blocked", "FIFO", "peak"):

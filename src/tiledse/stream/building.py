@@ -136,7 +136,7 @@ class Builder:
         fill = lambda a: self.env[a] if isinstance(a, torch.fx.Node) else a  # noqa: E731
         args = torch.fx.node.map_aggregate(fx.args, fill)
         kwargs = torch.fx.node.map_aggregate(fx.kwargs, fill)
-        return tuple(args), dict(kwargs)  # type: ignore[arg-type]
+        return tuple(args), dict(kwargs)
 
     def layer(self, fx: torch.fx.Node) -> str:
         """The name of the layer that an operator belongs to."""
@@ -293,8 +293,8 @@ def _used(graph: RowGraph) -> RowGraph:
         ):
             source, made = graph.values[node.inputs[0]], graph.values[node.output]
             if source.height == made.height:
-                before.tail.append(_after(node, before.fresh or bool(before.tail)))
-                before.output, before.fresh = node.output, before.fresh and node.fresh
+                before.tail.append(_after(node, before.fresh))
+                before.output, before.fresh = node.output, node.fresh
                 maker[node.output] = before
                 continue
         kept.append(node)

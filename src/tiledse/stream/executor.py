@@ -52,6 +52,7 @@ class Engine(Flow):
             self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     def make(self, index: int, node: Node, a: int, b: int) -> None:
+        """Compute output rows a to b of a node from the rows in the buffers."""
         if node.absorbs:
             assert node.finish is not None
             rows = node.finish(self.states.pop(index))
@@ -71,6 +72,7 @@ class Engine(Flow):
         self.put(node.output, a, rows)
 
     def absorb(self, index: int, node: Node, avail: int) -> None:
+        """Add the rows up to ``avail`` to a running sum."""
         taken = self.taken[index]
         if avail > taken:
             part = self.buffers[node.inputs[0]].read(taken, avail)
@@ -78,9 +80,11 @@ class Engine(Flow):
             self.taken[index] = avail
 
     def absorbed(self, index: int) -> int:
+        """Rows that a running sum has taken in."""
         return self.taken[index]
 
     def drop(self, value: int, row: int) -> None:
+        """Free rows of a value before ``row``."""
         buffer = self.buffers[value]
         before = buffer.bytes
         buffer.drop(row)
@@ -300,7 +304,7 @@ def stream(
     model: nn.Module,
     plan: Plan,
     *,
-    height: int | None | str = "plan",
+    height: int | str | None = "plan",
     width: int | None = None,
     batch: int = 1,
     rows: int = 64,

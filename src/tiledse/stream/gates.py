@@ -10,8 +10,8 @@ from torch import Tensor
 from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
 from .building import Builder, Ref
-from .marks import REDUCES
 from .maps import SAME, Between, First, Repeat, Strips, Total
+from .marks import REDUCES
 
 
 def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, block: str) -> Ref:
@@ -19,7 +19,7 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     value = b.values[ref.index]
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
-    add = dict(kind="squeeze", inputs=[ref], row_dim=2, block=block, fresh=True)
+    add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
     if tile.single:
         first, stop = tile.rows(height)
         why = "the middle strip is where the height says" if first else None
@@ -29,9 +29,9 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
         def single(parts: list[Tensor], lo: int, hi: int) -> Tensor:
             return fold(parts[0], (2, 3))[:, :, None, None]
 
-        return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)  # type: ignore[arg-type]
+        return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)
     if tile.height is None:
-        return b.add(fx, maps=[Total()], run=_absorb, finish=_columns(tile, reduce, width), **add)  # type: ignore[arg-type]
+        return b.add(fx, maps=[Total()], run=_absorb, finish=_columns(tile, reduce, width), **add)
     if tile.squeeze == "running":
 
         def running(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
@@ -45,13 +45,13 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
             ends = rows.cumsum(0) + seen
             return sums / ends, (sums[:, :, -1:].clone(), seen + left)
 
-        return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)  # type: ignore[arg-type]
+        return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)
     strip = Tile(tile.height, tile.width)
 
     def strips_of(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         return squeeze_tiles(parts[0], strip, fold)
 
-    return b.add(fx, maps=[Strips(tile.height)], run=strips_of, **add)  # type: ignore[arg-type]
+    return b.add(fx, maps=[Strips(tile.height)], run=strips_of, **add)
 
 
 def _absorb(part: Tensor, state: Any) -> Any:

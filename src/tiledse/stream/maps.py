@@ -1,11 +1,12 @@
 """Row maps: which rows of its input a layer needs for a row of its output. Integers only; no torch.
 
-Each map answers the same questions, for an int or an array of ints. ``need(b, h)``: how many rows of the input must have
-come (of h in all) before the first b rows of the output can be made. ``low(b)``: the first row of the input that
+Each map answers the same questions, for an int or an array of ints. ``need(b, h)``: how many rows of the input (of h
+in all) must have come before the first b rows of the output can be made. ``low(b)``: the first row of the input that
 row b of the output still reads. ``ready(avail)``: how many rows of the output ``avail`` rows of the input allow while
 the end has not come. ``height(h)``: rows of the output of h rows of input.
 """
 
+# ruff: noqa: D102  (the four questions are described above)
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
-from ..op.functional import mean, mean_and_max
+from ..op.functional import Reduce, mean, mean_and_max
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite
@@ -42,14 +42,18 @@ class Marked(nn.Module):
 
     def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str) -> None:
         super().__init__()
-        self.block, self.name = block, name
+        self.block: TiledBlock | TiledSqueezeExcite = block
+        self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block does."""
         block = self.block
-        built = isinstance(block, TiledSqueezeExcite)
-        nhwc = not built and block.dialect.nhwc
-        reduce = mean if built else block.dialect.squeeze(block)
+        nhwc: bool
+        reduce: Reduce
+        if isinstance(block, TiledSqueezeExcite):
+            nhwc, reduce = False, mean
+        else:
+            nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
         if nhwc:
             x = x.permute(0, 3, 1, 2)
         descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)

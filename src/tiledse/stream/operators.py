@@ -111,7 +111,7 @@ def elementwise(b: Builder, fx: Fx, pick: Any) -> Ref:
 
     single = len(refs) == 1
     if single:
-        run = _unary(fx, call)  # type: ignore[assignment]
+        run = _unary(fx, call)
     kind = "row" if maps.count(SAME) == 1 else "join"
     return b.add(
         fx, kind, [refs[i] for i in order], [maps[i] for i in order], run, row_dim, pick,
@@ -461,12 +461,13 @@ def turned(b: Builder, fx: Fx, pick: Any) -> Ref:
     refs, _ = b.call(fx)
     value = b.values[refs[0].index]
     rank = len(value.shape)
+    args: Any = fx.args
     assert value.row_dim is not None
     if "permute" in str(fx.target):
-        order = [d % rank for d in fx.args[1]]  # type: ignore[union-attr,operator]
+        order = [d % rank for d in args[1]]
     elif "transpose" in str(fx.target):
         order = list(range(rank))
-        i, j = fx.args[1] % rank, fx.args[2] % rank  # type: ignore[operator]
+        i, j = args[1] % rank, args[2] % rank
         order[i], order[j] = order[j], order[i]
     else:
         return b.whole(fx, pick)
@@ -502,7 +503,7 @@ def _every(rows: int) -> Table:
 @on("mean", "sum", "amax", "adaptive_avg_pool2d")
 def reduced(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A mean, sum or maximum; over the rows it is a running one."""
-    refs, call = b.call(fx, pick)
+    refs, _ = b.call(fx, pick)
     value, out = b.values[refs[0].index], _out(fx, pick)
     rank, row_dim, name = len(value.shape), value.row_dim, str(fx.target)
     assert row_dim is not None

@@ -47,7 +47,7 @@ def _size(args: tuple[Any, ...], out: tuple[int, ...], only: int) -> tuple[Any, 
 def bilinear(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], height: int, out: tuple[int, ...]
 ) -> tuple[Table, Any]:
-    """Bilinear: columns by the operator itself with the rows as they are, then each row from the two that it lies between."""
+    """Bilinear: columns by the operator itself, then each row from the two rows that it lies between."""
     aligned = bool(args[2] if len(args) > 2 else kwargs.get("align_corners", False))
     given = args[3] if len(args) > 3 else kwargs.get("scale_factors")
     scale = 1 / given[0] if given is not None and not aligned else None

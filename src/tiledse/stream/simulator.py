@@ -31,8 +31,8 @@ class StageResult:
         rows: Rows it makes a frame.
         cycles_per_row: Cycles a row.
         busy_cycles: Cycles at work, all frames.
-        starved_cycles: Cycles between its first and last row in which it waited for rows.
-        blocked_cycles: Cycles between its first and last row in which it waited for room in its FIFO.
+        starved_cycles: Cycles in which it waited for rows, from when the first of its inputs was there.
+        blocked_cycles: Cycles in which it waited for room in its FIFO.
         fifo_rows: Rows that its FIFO has room for.
         peak_rows: Most rows that were in its FIFO at once.
         peak: The same in elements.
@@ -61,7 +61,7 @@ class Simulation:
         first_output_cycle: Until the first output row.
         frame_cycles: Cycles that the slowest stage needs for a frame.
         period_cycles: Cycles from frame to frame where frames come back to back.
-        stall_cycles: Cycles that stages waited between their first and last row of one frame, summed up.
+        stall_cycles: Cycles that stages waited, from their first input to their last row of one frame, summed up.
         buffer: Elements that the gates held at most.
         fifo: Elements that all FIFOs have room for.
         stages: Each stage.
@@ -236,12 +236,15 @@ def run_pipeline(pipeline: Pipeline, sizes: list[int], frames: int = 4) -> Simul
 
 
 def _waits(pipeline: Pipeline, index: int, done: list[np.ndarray]) -> tuple[int, int]:
-    """Cycles between rows in which a stage waited for its inputs, and then for room."""
+    """Cycles in which a stage waited for its inputs, and then for room, from its first input on."""
     stage = pipeline.stages[index]
-    begins, before = done[index][1:] - stage.cycles, done[index][:-1]
+    begins = done[index] - stage.cycles
+    arrivals = [done[edge.source][edge.need[1:] - 1] for edge in stage.inputs]
+    first = min((int(times[0]) for times in arrivals), default=0)
+    before = np.concatenate([[first], done[index][:-1]])
     ready = before.copy()
-    for edge in stage.inputs:
-        ready = np.maximum(ready, done[edge.source][edge.need[2:] - 1])
+    for times in arrivals:
+        ready = np.maximum(ready, times)
     return int((ready - before).sum()), int((begins - ready).sum())
 
 

@@ -72,7 +72,7 @@ class ImageRows:
         """(1, C, at most ``rows``, W) each: integers scaled by their largest value, then normalised."""
         try:
             for part in self._rows(rows):
-                x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(part, 2, 0)))[None]
+                x = torch.from_numpy(np.array(np.moveaxis(part, 2, 0), order="C"))[None]
                 top = np.iinfo(part.dtype).max if part.dtype.kind in "ui" else None
                 x = x.to(self.dtype) if top is None else x.to(self.dtype) / top
                 if self.mean is not None:
@@ -135,7 +135,7 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
             f"{path}: TIFF needs tifffile; install it with: pip install 'tiledse[image]'"
         ) from error
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
+        page: Any = tiff.pages[0]
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         if page.planarconfig == 2 and channels > 1:
             raise TiledSEError(f"{path} keeps its channels in planes; write it with interleaved channels")
@@ -147,7 +147,7 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
     def rows(count: int) -> Iterator[np.ndarray]:
         """Strips, or rows of tiles, decoded one after the other."""
         with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
+            page: Any = tiff.pages[0]
             band: dict[int, list[tuple[int, np.ndarray]]] = {}
             for data, place, _ in page.segments(maxworkers=1):
                 row, col = place[-3], place[-2]
@@ -173,7 +173,7 @@ def _read_pillow(path: Path) -> tuple[int, int, int, Any]:
         for start in range(0, len(pixels), count):
             yield pixels[start : start + count]
 
-    return (*pixels.shape, rows)  # type: ignore[return-value]
+    return (*pixels.shape, rows)
 
 
 def write_rows(path: str | Path, shape: Sequence[int], row_dim: int | None, parts: Iterator[Tensor]) -> None:

@@ -110,7 +110,7 @@ def _mutates_views(program: ExportedProgram) -> bool:
         return "getitem" in name or name.startswith(_VIEWS)
 
     return any(
-        view(node.args[0]) or any(view(user) for user in node.args[0].users)  # type: ignore[union-attr]
+        view(node.args[0]) or any(view(user) for user in node.args[0].users)
         for node in program.graph.nodes
         if in_place(node)
     )
