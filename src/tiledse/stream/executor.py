@@ -330,12 +330,12 @@ def stream(
     Example:
         >>> import timm, tiledse as ts
         >>> model = timm.create_model("lcnet_050", num_classes=0, global_pool="").eval()
-        >>> plan = ts.find(model, (3, 64, 64)).with_tile("7xW")
-        >>> s = stream(model, plan, height=200)
-        >>> [0 if out is None else out.shape[2] for out in (s.push(torch.zeros(1, 3, 100, 64)) for _ in range(2))]
-        [1, 3]
+        >>> plan = ts.find(model, (3, 64, 64)).with_tile("1xW")
+        >>> s = stream(model, plan, height=None)
+        >>> [s.push(torch.zeros(1, 3, 300, 64)).shape[2] for _ in range(2)]
+        [1, 9]
         >>> s.finish().shape
-        torch.Size([1, 512, 3, 64])
+        torch.Size([1, 1280, 9, 2])
     """
     if rows < 1 or batch < 1:
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")

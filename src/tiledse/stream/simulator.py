@@ -127,9 +127,9 @@ def simulate(
     Example:
         >>> import timm, tiledse as ts
         >>> model = timm.create_model("lcnet_050")
-        >>> plan = ts.find(model, (3, 64, 64))
-        >>> se, tse = (simulate(model, p) for p in (plan, plan.with_tile("1xW")))
-        >>> tse.cycles < se.cycles, tse.buffer == ts.cost(plan.with_tile("1xW")).tse.buffer_row_order
+        >>> plan = ts.find(model, (3, 64, 64)).with_tile("1xW")
+        >>> run = simulate(model, plan, fifos="minimum")
+        >>> run.buffer == ts.cost(plan).tse.buffer_row_order, run.cycles > run.frame_cycles
         (True, True)
     """
     graph = build_graph(model, plan, 1, (height or plan.input_size[1], width or plan.input_size[2]))
