@@ -50,7 +50,12 @@ def row(name: str, size: tuple[int, int], tile: str) -> dict[str, object]:
             held[item.kind] += item.elements
         run = simulate_graph(graph, ts.Hardware(), "unhindered", 3)
         frames = run.cycles / run.frame_cycles
-        result[key] = {**held, "all": sum(held.values()), "fifo": run.fifo, "latency_frames": round(frames, 2)}
+        result[key] = {
+            **held,
+            "all": sum(held.values()),
+            "fifo": run.fifo,
+            "latency_frames": round(frames, 2),
+        }
         result[f"{key}_cost"] = ts.cost(chosen).tse.buffer_row_order
     return result
 
@@ -58,7 +63,8 @@ def row(name: str, size: tuple[int, int], tile: str) -> dict[str, object]:
 def markdown(rows: list[dict]) -> str:
     """The rows as a table of millions of elements."""
     lines = [
-        "| network | size | gates SE | gates TSE | shortcuts SE | TSE | lines SE | TSE | all SE | all TSE | frames SE | TSE |",
+        "| network | size | gates: SE | TSE | shortcuts: SE | TSE | lines: SE | TSE | all: SE | TSE "
+        "| latency: SE | TSE |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

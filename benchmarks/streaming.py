@@ -98,12 +98,9 @@ def _write_tiff(path: Path, height: int, width: int) -> None:
     import tifffile
 
     generator = np.random.default_rng(0)
-    strips = (
-        generator.integers(0, 256, (min(64, height - row), width, 3), np.uint8)
-        for row in range(0, height, 64)
-    )
-    tifffile.imwrite(path, strips, shape=(height, width, 3), dtype=np.uint8, rowsperstrip=64, photometric="rgb",
-                     compression="zlib")  # fmt: skip
+    bands = (generator.integers(0, 256, (64, width, 3), np.uint8) for _ in range(0, height, 64))
+    options = {"dtype": np.uint8, "photometric": "rgb", "compression": "zlib"}
+    tifffile.imwrite(path, bands, shape=(height, width, 3), tile=(64, width), **options)
 
 
 def run(name: str, how: str, allocator: str) -> dict[str, object]:

@@ -81,7 +81,8 @@ class Builder:
             self.values[index].outputs += 1
         spec = program.call_spec.out_spec
         shape: Any = self.values[0].shape
-        self.graph = _used(RowGraph(shape, self.values, self.nodes, outputs, spec))
+        image = next(fx.meta["val"] for fx in program.graph.nodes if fx.name not in constants)
+        self.graph = _used(RowGraph(shape, self.values, self.nodes, outputs, spec, image.dtype, image.device))
 
     def _placeholder(self, fx: torch.fx.Node, constants: dict[str, Any]) -> None:
         if fx.name in constants:
@@ -310,7 +311,8 @@ def _used(graph: RowGraph) -> RowGraph:
         values[node.output].maker = index
         for operand, i in enumerate(node.inputs):
             values[i].users.append((index, operand))
-    return RowGraph(graph.shape, values, kept, [number[i] for i in graph.outputs], graph.spec)
+    outputs = [number[i] for i in graph.outputs]
+    return RowGraph(graph.shape, values, kept, outputs, graph.spec, graph.dtype, graph.device)
 
 
 def _after(node: Node, fresh: bool) -> Callable[[Tensor], Tensor]:

@@ -275,9 +275,10 @@ class Stream:
             raise TiledSEError(
                 f"{self.seen + rows.shape[2]} rows came, the image has {self.height}; finish() ends an image"
             )
-        if not rows.is_floating_point():
+        if (rows.dtype, rows.device) != (self.graph.dtype, self.graph.device):
             raise TiledSEError(
-                f"expected rows of a floating type, normalised as the network wants, got {rows.dtype}"
+                f"expected rows of {self.graph.dtype} on {self.graph.device}, as the weights are, got {rows.dtype} on "
+                f"{rows.device}; scale and normalise integers as the network wants them"
             )
         # A sum is one pass without memory; only where it is not finite is each value looked at.
         if not torch.isfinite(rows.sum()) and not bool(torch.isfinite(rows).all()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .maps import RowMap, Total, Whole
@@ -102,6 +103,8 @@ class RowGraph:
         nodes: In an order in which each comes after what it reads.
         outputs: Values that the network gives, in its order.
         spec: How the outputs are nested.
+        dtype: Of the image, as the weights have it.
+        device: Where the weights are.
     """
 
     shape: tuple[int, int, int, int]
@@ -109,6 +112,8 @@ class RowGraph:
     nodes: list[Node]
     outputs: list[int]
     spec: Any
+    dtype: torch.dtype
+    device: torch.device
 
     @property
     def gates(self) -> dict[str, Node]:
