@@ -19,6 +19,7 @@ from ..networks.converter import convert_shared
 from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import app, print_json, print_text, say
+from .onnx import is_onnx, open_pair
 from .options import (
     Force,
     Input,
@@ -79,6 +80,14 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--images", metavar="FILE.csv", help="Write both predictions for each image."),
     ] = None,
+    mean: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
+    ] = None,
+    std: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
+    ] = None,
     input: Input = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -98,6 +107,19 @@ def evaluate(
             raise TiledSEError(f"--amp {amp}: expected bfloat16 or float16")
         if images is not None:
             check_target(images, force)
+        if is_onnx(model):
+            if where.type != "cpu" or amp is not None:
+                raise TiledSEError(f"{model} runs in ONNX Runtime on the CPU; leave --device and --amp out")
+            numbers = _numbers("--mean", mean), _numbers("--std", std)
+            loaded, chosen, tiled = open_pair(model, tile, plan, input, weights, pretrained, *numbers)
+            return (
+                loaded,
+                chosen,
+                tiled,
+                open_images(data, _preprocessing(loaded, preprocess), class_map=class_map),
+            )
+        if mean is not None or std is not None:
+            raise TiledSEError("--mean and --std go with FILE.onnx; a PyTorch network says them itself")
         loaded = load_model(model, input, weights, pretrained)
         opened = open_images(data, _preprocessing(loaded, preprocess), class_map=class_map)
         chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
@@ -136,6 +158,15 @@ def evaluate(
         print_json(evaluation.to_dict())
     else:
         print_text(f"{loaded.name}, {chosen}", str(evaluation))
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise TiledSEError(
+            f"no numbers: {option} '{text}'; expected one a channel, such as 0.5,0.5,0.5"
+        ) from None
 
 
 def _preprocessing(loaded: Loaded, kind: str) -> Preprocessing:

@@ -17,6 +17,7 @@ from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
 from .app import app, print_json, print_text, say
+from .onnx import convert_to_onnx, find_any, is_onnx
 from .options import (
     Force,
     Input,
@@ -41,21 +42,20 @@ def find(
     json: Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
-    loaded = load_model(model, input, weights, pretrained)
-    plan = find_blocks(loaded.model, loaded.input_size)
+    name, plan = find_any(model, input, weights, pretrained)
     if json:
         whole = plan.to_dict()
         blocks = [{k: v for k, v in block.items() if k != "excite_macs"} for block in whole["blocks"]]
         print_json(
             {
-                "model": loaded.name,
+                "model": name,
                 "input": whole["input_size"],
                 "blocks": blocks,
                 "near_misses": whole["near_misses"],
             }
         )
     else:
-        print_text(blocks_table(plan, loaded.name), *near_miss_lines(plan))
+        print_text(blocks_table(plan, name), *near_miss_lines(plan))
 
 
 @app.command()
@@ -80,14 +80,13 @@ def plan(
     """Choose a tile for each block and write the plan."""
     check_target(output, force)
     settings = [_setting(text) for text in set_ or []]
-    loaded = load_model(model, input, weights, pretrained)
-    found = find_blocks(loaded.model, loaded.input_size)
+    name, found = find_any(model, input, weights, pretrained)
     chosen = _plan(found, tile, first, settings)
     chosen.save(output)
     if json:
         print_json(chosen.to_dict())
     else:
-        print_text(blocks_table(chosen, loaded.name))
+        print_text(blocks_table(chosen, name))
         say(f"wrote {output}")
 
 
@@ -116,8 +115,8 @@ def cost(
     json: Json = False,
 ) -> None:
     """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
-    loaded = load_model(model, input, weights, pretrained)
-    counted = count_cost(choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan))
+    _, found = find_any(model, input, weights, pretrained)
+    counted = count_cost(choose_plan(found, tile, plan))
     if json:
         print_json(counted.to_dict())
     else:
@@ -127,17 +126,41 @@ def cost(
 @app.command()
 def convert(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="out.safetensors")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")
+    ],
     tile: TileText = None,
     plan: PlanFile = None,
     input: Input = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
+    divisor_tiles: Annotated[
+        bool,
+        typer.Option(
+            "--divisor-tiles", help="ONNX: for each block the divisor of its side nearest to the tile's."
+        ),
+    ] = False,
+    alls: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
     check_target(output, force)
+    if alls is not None:
+        check_target(alls, force)
+    if is_onnx(output):
+        convert_to_onnx(
+            model, output, tile, plan, input, weights, pretrained, divisor_tiles, alls, force, json
+        )
+        return
+    if is_onnx(model):
+        raise TiledSEError(f"{model} is an ONNX network; give an output that ends in .onnx, got {output}")
+    if divisor_tiles or alls is not None:
+        option = "--divisor-tiles" if divisor_tiles else "--alls"
+        raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
     loaded = load_model(model, input, weights, pretrained)
     chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
     tse = convert_network(loaded.model, chosen)

@@ -18,7 +18,9 @@ def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise TiledSEError("a drawing needs matplotlib; install it with: pip install 'tiledse[plot]'") from error
+        raise TiledSEError(
+            "a drawing needs matplotlib; install it with: pip install 'tiledse[plot]'"
+        ) from error
     figure = Figure((width, height), layout="constrained")
     return figure, figure.subplots(rows, 1)
 

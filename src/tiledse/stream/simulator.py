@@ -159,30 +159,25 @@ def fifo_rows(pipeline: Pipeline, fifos: Fifos, frames: int = 4) -> list[int]:
 
 
 def jointly_minimum_rows(pipeline: Pipeline) -> list[int]:
-    """The smallest FIFOs with which all stages run: with any one of them a row smaller, none of the sizes suffices.
+    """FIFOs with which all stages run, and of which none can be a row smaller.
 
     Sizes that suffice one by one may block each other: rows that wait before or after a layer must wait in one of
-    the two places. Then the FIFO with the shorter rows grows. Such sizes are not the only smallest ones.
+    the two places. What a row-by-row run holds suffices for all; from there each FIFO is made as small as the
+    others allow, those with the longest rows first. Such sizes are minimal, not the only minimal ones.
     """
-    stages = pipeline.stages
-    sizes = minimum_rows(pipeline)
-    raised: set[int] = set()
-    while True:
-        try:
-            row_times(pipeline, sizes, 1)
-            break
-        except Deadlock as stuck:
-            least = min(stuck.full, key=lambda i: stages[i].row_elements)
-            sizes[least] += 1
-            raised.add(least)
-    for index in sorted(raised, key=lambda i: -stages[i].row_elements):
-        while sizes[index] > 1:
-            sizes[index] -= 1
+    least = minimum_rows(pipeline)
+    sizes = [max(pair) for pair in zip(least, pipeline.counted())]
+    larger = [i for i, size in enumerate(sizes) if size > least[i]]
+    for index in sorted(larger, key=lambda i: -pipeline.stages[i].row_elements):
+        low, high = least[index], sizes[index]
+        while low < high:
+            sizes[index] = (low + high) // 2
             try:
                 row_times(pipeline, sizes, 1)
+                high = sizes[index]
             except Deadlock:
-                sizes[index] += 1
-                break
+                low = sizes[index] + 1
+        sizes[index] = high
     return sizes
 
 

@@ -8,6 +8,7 @@ from math import ceil
 import numpy as np
 
 from ..errors import TiledSEError
+from .flow import Flow
 from .graph import RowGraph
 from .hardware import Hardware, matching
 
@@ -69,12 +70,22 @@ class Pipeline:
         gate_stages: By SE block, the stage whose FIFO the gate's map waits in.
         fixed: Rows of the FIFOs that the hardware file fixes, by stage.
         multipliers: Multipliers that the stages have been given.
+        graph: The row graph.
     """
 
     stages: list[Stage]
     gate_stages: dict[str, int]
     fixed: dict[int, int]
     multipliers: int
+    graph: RowGraph
+
+    def counted(self) -> list[int]:
+        """Rows that each FIFO holds where rows are made one by one, as soon as they can be."""
+        flow = Flow(self.graph)
+        for _ in range(self.stages[0].rows):
+            flow.feed(1)
+        flow.end()
+        return flow.progress.peak
 
     @property
     def frame_cycles(self) -> int:
@@ -107,7 +118,7 @@ def build_pipeline(graph: RowGraph, hardware: Hardware) -> Pipeline:
     stages[0].cycles = hardware.image_cycles_per_row or ceil(slowest / stages[0].rows)
     fixed = matching(hardware.fifo_rows, names, "fifo_rows")
     gates = {block: node.inputs[0] for block, node in graph.gates.items()}
-    return Pipeline(stages, gates, fixed, multipliers)
+    return Pipeline(stages, gates, fixed, multipliers, graph)
 
 
 def _edge(graph: RowGraph, source: int, how: object, rows: int, tap: bool) -> Edge:

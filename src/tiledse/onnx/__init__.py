@@ -1,0 +1,14 @@
+"""ONNX networks: find their SE blocks, give them tiles, verify the result in ONNX Runtime."""
+
+from .converter import convert, divisor_plan
+from .export import export, export_se, transfer
+from .finder import find
+from .hailo import alls
+from .model import OnnxModel, load, save
+from .runner import OnnxModule, module, session
+from .verification import Verification, operators, relative, verify
+
+__all__ = [
+    "OnnxModel", "OnnxModule", "Verification", "alls", "convert", "divisor_plan", "export", "export_se", "find", "load",
+    "module", "operators", "relative", "save", "session", "transfer", "verify",
+]  # fmt: skip

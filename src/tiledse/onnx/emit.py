@@ -1,0 +1,254 @@
+"""Write a squeeze over tiles, and the repetition of its gates, as ONNX operators.
+
+The last tile of a ragged map is right by arithmetic alone: the pool counts its zero padding, and its result is
+multiplied by (full tile / elements there). AveragePool's ``ceil_mode`` divides a partial window by the whole kernel in
+ONNX Runtime before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU;
+neither is used.
+
+``squeeze.py`` and ``finder.py`` read what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..tile import Tile
+from .squeeze import WHOLE, correction
+
+Sides = tuple["int | None", "int | None"]
+
+
+class Writer:
+    """Writes nodes before one node of a graph.
+
+    Args:
+        model: The network.
+        before: The node that the new ones stand before.
+        prefix: What the names of new nodes and values begin with.
+        dtype: Type of the map.
+        taken: Names of all nodes and values; added to.
+    """
+
+    def __init__(
+        self, model: ir.Model, before: ir.Node, prefix: str, dtype: ir.DataType, taken: set[str]
+    ) -> None:
+        self.graph = model.graph
+        self.opset = model.opset_imports[""] if "" in model.opset_imports else model.opset_imports["ai.onnx"]
+        self.before = before
+        self.prefix = prefix
+        self.dtype = dtype
+        self.taken = taken
+
+    def fresh(self, what: str) -> str:
+        """A name that nothing has."""
+        name, i = f"{self.prefix}/{what}", 1
+        while name in self.taken:
+            i += 1
+            name = f"{self.prefix}/{what}_{i}"
+        self.taken.add(name)
+        return name
+
+    def constant(self, what: str, array: np.ndarray) -> ir.Value:
+        """A new initialiser."""
+        name = self.fresh(what)
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        self.graph.register_initializer(value)
+        return value
+
+    def numbers(self, what: str, array: np.ndarray) -> ir.Value:
+        """A new initialiser of the type of the map."""
+        return self.constant(what, array.astype(self.dtype.numpy()))
+
+    def ints(self, what: str, *numbers: int) -> ir.Value:
+        """A new initialiser of whole numbers."""
+        return self.constant(what, np.array(numbers, np.int64))
+
+    def node(
+        self, op: str, inputs: Sequence[ir.Value | None], what: str | None = None, dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> ir.Value:  # fmt: skip
+        """A new node with one output."""
+        name = self.fresh(what or op)
+        out = ir.Value(name=self.fresh(f"{what or op}_output"))
+        out.dtype = self.dtype if dtype is None else dtype
+        node = ir.node(op, inputs, attributes, outputs=[out], name=name)
+        self.graph.insert_before(self.before, node)
+        return out
+
+    def mean(self, x: ir.Value, *axes: int) -> ir.Value:
+        """A mean along axes, which stay with length 1."""
+        if self.opset < 18:
+            return self.node("ReduceMean", [x], axes=list(axes), keepdims=1)
+        return self.node("ReduceMean", [x, self.ints("axes", *axes)], keepdims=1)
+
+    def length(self, x: ir.Value, axis: int) -> ir.Value:
+        """The length of an axis, as a list of one number."""
+        shape = self.node("Shape", [x], dtype=ir.DataType.INT64)
+        return self.node("Gather", [shape, self.ints("axis", axis)], dtype=ir.DataType.INT64, axis=0)
+
+    def nchw(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """Channels to the second axis."""
+        return x if tuple(axes) == (1, 2, 3) else self.node("Transpose", [x], perm=[0, *axes])
+
+    def squeeze(
+        self,
+        x: ir.Value,
+        axes: tuple[int, int, int],
+        tile: Tile,
+        fixed: Sides,
+        pool: str = "GlobalAveragePool",
+    ) -> tuple[ir.Value, ir.Node]:
+        """Descriptors (N, C, rows, cols) of a map, and the node that the block is named after.
+
+        Args:
+            x: The map.
+            axes: Its axes of channels, rows and columns.
+            tile: The tile.
+            fixed: Rows and columns of the map; None where they are free.
+            pool: What pools a whole map: ReduceMean or GlobalAveragePool, as the network has it.
+        """
+        if tile.single:
+            x, tile = self._rows(x, axes[1], tile, fixed[0]), WHOLE
+        if tile == Tile(1, 1):
+            out = self.node("Identity", [self.nchw(x, axes)])
+            return out, _made(out)
+        if covers(tile, fixed):
+            if pool == "ReduceMean":
+                out = self.mean(x, *axes[1:])
+                named = _made(out)
+                return self.nchw(out, axes), named
+            # NHWC: one axis is averaged first, so that only its means are transposed.
+            out = self.node("GlobalAveragePool", [x if axes[0] == 1 else self._narrowed(x, axes, 1)])
+            return out, _made(out)
+        sides: list[int | None] = [tile.height, tile.width]
+        lengths: list[int | None] = list(fixed)
+        for side in (0, 1):
+            length = lengths[side]
+            if length is not None and (sides[side] is None or sides[side] >= length):  # type: ignore[operator]
+                sides[side] = length
+        free = [i for i in (0, 1) if sides[i] is None]
+        small = self._narrowed(x, axes, free[0]) if free else self.nchw(x, axes)
+        kernel = [1 if s is None else s for s in sides]
+        ragged = [k > 1 and (n is None or n % k != 0) for k, n in zip(kernel, lengths)]
+        for i in free:
+            lengths[i], ragged[i] = 1, False
+        window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
+        if any(ragged):
+            window["pads"] = [0, 0, *(k - 1 if r else 0 for k, r in zip(kernel, ragged))]
+            window["count_include_pad"] = 1
+        out = self.node("AveragePool", [small], **window)
+        named = _made(out)
+        running = tile.squeeze == "running"
+        if running:
+            out = self.node("CumSum", [out, self.constant("rows", np.array(2, np.int64))])
+        if running or any(ragged):
+            out = self._corrected(out, x, axes, sides, lengths, running, window)
+        return out, named
+
+    def _narrowed(self, x: ir.Value, axes: Sequence[int], side: int) -> ir.Value:
+        """The mean along rows (0) or columns (1), channels second."""
+        return self.nchw(self.mean(x, axes[1 + side]), axes)
+
+    def _rows(self, x: ir.Value, axis: int, tile: Tile, height: int | None) -> ir.Value:
+        """The rows of the one strip that gates the whole map."""
+        assert tile.height is not None
+        k = tile.height
+        if tile.squeeze == "upper" or height is not None:
+            start, stop = (0, k) if height is None else tile.rows(height)
+            starts, ends = self.ints("starts", start), self.ints("ends", stop)
+        else:
+            number = self.ints("k", k)
+            # Max takes no int64 in opset 11.
+            both = self.node("Concat", [self.length(x, axis), number], dtype=ir.DataType.INT64, axis=0)
+            longer = self.node("ReduceMax", [both], dtype=ir.DataType.INT64, keepdims=1)
+            spare = self.node("Sub", [longer, number], dtype=ir.DataType.INT64)
+            starts = self.node("Div", [spare, self.ints("two", 2)], dtype=ir.DataType.INT64)
+            ends = self.node("Add", [starts, number], dtype=ir.DataType.INT64)
+        return self.node("Slice", [x, starts, ends, self.ints("axes", axis)])
+
+    def _corrected(
+        self, out: ir.Value, x: ir.Value, axes: Sequence[int], sides: Sequence[int | None],
+        lengths: Sequence[int | None], running: bool, window: dict[str, Any],
+    ) -> ir.Value:  # fmt: skip
+        """Make means of what the pool gave over padding, or of a running sum."""
+        if None not in lengths:
+            # Along a free side, or one that is whole, a single tile is complete.
+            tiles: Sides = (sides[0], sides[1])
+            factor = correction(tiles, running, lengths[0], lengths[1])  # type: ignore[arg-type]
+            return self.node("Mul", [out, self.numbers("correction", factor)])
+        parts: list[ir.Value] = [self.ints("ones", 1, 1)]
+        for side, length in enumerate(lengths):
+            parts.append(self.length(x, axes[1 + side]) if length is None else self.ints("side", length))
+        shape = self.node("Concat", parts, dtype=ir.DataType.INT64, axis=0)
+        one = ir.tensor(np.ones(1, self.dtype.numpy()))
+        share = self.node(
+            "AveragePool", [self.node("ConstantOfShape", [shape], value=one)], "Share", **window
+        )
+        if running:
+            share = self.node("CumSum", [share, self.constant("rows", np.array(2, np.int64))])
+        return self.node("Div", [out, share])
+
+    def repeat(
+        self, gates: ir.Value, x: ir.Value, axes: tuple[int, int, int], tile: Tile, fixed: Sides,
+        layout: Sequence[int],
+    ) -> ir.Value:  # fmt: skip
+        """Gates (N, C, rows, cols) as the product takes them: repeated and cropped, row i by tile i // h.
+
+        Along a side that is one tile they are left to broadcast.
+        """
+        factors = [1 if s is None else s for s in (tile.height, tile.width)]
+        ends: dict[int, ir.Value | int] = {}
+        if tile.single or covers(tile, fixed):
+            factors = [1, 1]
+        for side, k in enumerate(factors):
+            length = fixed[side]
+            if length is not None and k >= length:
+                factors[side] = 1
+            elif k > 1 and length is None:
+                ends[2 + side] = self.length(x, axes[1 + side])
+            elif k > 1 and length is not None and length % k:
+                ends[2 + side] = length
+        if factors != [1, 1]:
+            gates = self.node(
+                "Resize",
+                [gates, self._no_roi(), self.constant("scales", np.array([1, 1, *factors], np.float32))],
+                mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )  # fmt: skip
+        if ends:
+            if all(isinstance(end, int) for end in ends.values()):
+                stop = self.ints("ends", *ends.values())  # type: ignore[arg-type]
+            else:
+                stops = [self.ints("end", e) if isinstance(e, int) else e for e in ends.values()]
+                stop = (
+                    stops[0]
+                    if len(stops) == 1
+                    else self.node("Concat", stops, dtype=ir.DataType.INT64, axis=0)
+                )
+            starts = self.ints("starts", *[0 for _ in ends])
+            gates = self.node("Slice", [gates, starts, stop, self.ints("axes", *ends)])
+        if tuple(layout) == (0, 2, 3, 1):
+            gates = self.node("Transpose", [gates], perm=[0, 2, 3, 1])
+        return gates
+
+    def _no_roi(self) -> ir.Value | None:
+        """Resize wants a region in opset 11 and 12, and does not look at it."""
+        return None if self.opset >= 13 else self.constant("roi", np.zeros(0, np.float32))
+
+
+def _made(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def covers(tile: Tile, fixed: Sides) -> bool:
+    """Whether a tile is the whole map, whatever the free sides are."""
+    return not tile.single and all(
+        side is None or (length is not None and side >= length)
+        for side, length in zip((tile.height, tile.width), fixed)
+    )

@@ -1,0 +1,332 @@
+"""Find the SE blocks of an ONNX network by the structure of its graph, and say of every near miss why it is none."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from ..errors import TiledSEError
+from ..plan import NearMiss, Plan, SEBlock
+from ..tile import Tile
+from .constants import Constants
+from .counting import count
+from .excitation import Excitation, ExcitationReader
+from .model import OnnxModel
+from .shapes import Shapes, shapes_of
+from .squeeze import WHOLE, Miss, Squeeze, SqueezeReader, integer, ints, only_user, string
+
+METADATA_KEY = "tiledse.tiles"
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "AveragePool"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands in a graph.
+
+    Attributes:
+        squeeze: Its squeeze.
+        excitation: Its excitation.
+        product: The Mul of map and gates.
+        slot: Which input of ``product`` the gates are.
+        layout: For each axis of the gated map, which of (N, C, H, W) it is.
+    """
+
+    squeeze: Squeeze
+    excitation: Excitation
+    product: ir.Node
+    slot: int
+    layout: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A plan, and where its blocks stand."""
+
+    plan: Plan
+    places: tuple[Place, ...]
+    shapes: Shapes
+    constants: Constants
+
+
+def find(model: OnnxModel, input_size: Sequence[int] | None = None) -> Plan:
+    """Find the SE blocks of an ONNX network.
+
+    Args:
+        model: The network.
+        input_size: (C, H, W) of an image; needed where the file leaves height or width free.
+
+    Returns:
+        A plan in which each block has the tile that it has now. A block is named after the node that pools.
+        Its dialect is ``onnx.SE``, ``onnx.ESE`` for one layer, with ``.nhwc`` where the map has its channels last.
+
+    Raises:
+        TiledSEError: the network has no image input, or no size is known, or it fails on that size.
+    """
+    return locate(model, input_size).plan
+
+
+def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding:
+    """``find``, with the places of the blocks in the graph."""
+    shapes = shapes_of(model, input_size)
+    constants = Constants(model.ir)
+    finder = _Finder(model, shapes, constants)
+    finder.search()
+    blocks = tuple(finder.blocks)
+    now = sum((tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, finder.tiles))
+    network = count(model, shapes, constants)
+    plan = Plan(
+        blocks,
+        tuple(finder.tiles),
+        shapes.image.size,
+        tuple(finder.misses),
+        replace(network, macs=network.macs - now),
+    )
+    return Finding(plan, tuple(finder.places), shapes, constants)
+
+
+class _Finder:
+    def __init__(self, model: OnnxModel, shapes: Shapes, constants: Constants) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.constants = constants
+        self.squeezes = SqueezeReader(constants, shapes)
+        self.excitations = ExcitationReader(constants, shapes)
+        self.names = Counter(node.name for node in model.ir.graph)
+        self.stated = stated_tiles(model.ir)
+        self.blocks: list[SEBlock] = []
+        self.tiles: list[Tile] = []
+        self.places: list[Place] = []
+        self.misses: list[NearMiss] = []
+
+    def search(self) -> None:
+        for node in self.model.ir.graph:
+            name = self.name(node)
+            if node.op_type == "Identity" and (
+                name not in self.stated or self.stated[name].tile != Tile(1, 1)
+            ):
+                continue  # nothing pools here: 1x1 tiles are read where the file says that they are
+            try:
+                squeeze = self.squeezes.read(node)
+                if squeeze is not None:
+                    self.note(name, squeeze)
+            except Miss as miss:
+                self.misses.append(NearMiss(name, str(miss)))
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    self.note_inner(node, attribute.as_graph())
+        for function in self.model.ir.functions.values():
+            for node in function:
+                if self.pools_blindly(node):
+                    reason = (
+                        f"it lies in the function '{function.name}'; inline the functions of the file first"
+                    )
+                    self.misses.append(NearMiss(f"{function.name}/{node.name}", reason))
+
+    def name(self, node: ir.Node) -> str:
+        """The node's name, or that of its output where nodes have none, or share one."""
+        own = node.name
+        return own if own and self.names[own] == 1 else node.outputs[0].name or ""
+
+    def note_inner(self, owner: ir.Node, graph: ir.Graph) -> None:
+        for node in graph.all_nodes():
+            if self.pools_blindly(node):
+                reason = (
+                    f"it lies within {owner.op_type} '{owner.name}'; blocks under control flow are left alone"
+                )
+                self.misses.append(NearMiss(node.name or node.outputs[0].name or "", reason))
+
+    def pools_blindly(self, node: ir.Node) -> bool:
+        """Whether a node of unknown shapes may pool a map."""
+        if node.op_type == "ReduceMean":
+            return set(ints(node, "axes", ()) or self.constants.ints(_second(node)) or ()) in (
+                {2, 3}, {1, 2}, {-1, -2}, {-2, -3},
+            )  # fmt: skip
+        return node.op_type in ("GlobalAveragePool", "GlobalMaxPool")
+
+    def note(self, name: str, squeeze: Squeeze) -> None:
+        try:
+            place = self.place(squeeze)
+        except Miss:
+            # A pool over tiles that ends in no product is a layer like others, no near miss.
+            if squeeze.tile.whole or squeeze.crop is not None:
+                raise
+            return
+        shape = self.shapes.of(squeeze.source)
+        assert shape is not None
+        channels, height, width = (shape[a] for a in squeeze.axes)
+        tile = squeeze.tile
+        stated = self.stated.get(name)
+        if stated is not None and effect(stated.tile, height, width) == effect(tile, height, width):
+            tile = stated.tile
+        excitation = place.excitation
+        dialect = "onnx.ESE" if excitation.reduced is None else "onnx.SE"
+        if place.layout[3] == 1:
+            dialect += ".nhwc"
+        block = SEBlock(name, channels, excitation.reduced, height, width, dialect, excitation.macs)
+        self.blocks.append(block)
+        self.tiles.append(tile)
+        self.places.append(place)
+
+    def place(self, squeeze: Squeeze) -> Place:
+        """Where the block of a squeeze ends.
+
+        Raises:
+            Miss: it is no SE block; why.
+        """
+        shape = self.shapes.of(squeeze.source)
+        if shape is None or len(shape) != 4:
+            raise Miss(f"the shape of the map '{squeeze.source.name}' cannot be inferred")
+        kind = self.shapes.type(squeeze.source)
+        if kind not in _FLOATS:
+            raise Miss(f"its map is of type {kind.name.lower()}, for which ONNX Runtime cannot pool")
+        ended: dict[ir.Node, tuple[ir.Node, int, tuple[int, ...]]] = {}
+
+        def ends(node: ir.Node) -> bool:
+            end = self.product(node, squeeze, shape)
+            if end is not None:
+                ended[node] = end
+            return end is not None
+
+        plain = squeeze.plain
+        excitation = self.excitations.read(squeeze.descriptors, shape[squeeze.axes[0]], plain, ends)
+        product, slot, layout = ended[excitation.user]
+        if product is excitation.user:
+            self.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
+        return Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
+
+    def check_gate(self, gate: ir.Value, layout: tuple[int, ...], channels: int) -> None:
+        """Check that gates that meet the map as they are, meet its channels."""
+        shape = self.shapes.of(gate) or ()
+        padded = (1,) * (4 - len(shape)) + tuple(shape)
+        wanted = layout.index(1)
+        long = [i for i, d in enumerate(padded) if d != 1 and i > 0]
+        if len(padded) != 4 or (
+            long and long != [wanted] and channels > 1 and not self._grid(padded, wanted, channels)
+        ):
+            raise Miss(f"its gates, of shape {shape}, do not lie along the channels of the map")
+
+    def _grid(self, shape: tuple[int, ...], axis: int, channels: int) -> bool:
+        return shape[axis] == channels
+
+    def product(
+        self, node: ir.Node, squeeze: Squeeze, shape: tuple[int, ...]
+    ) -> tuple[ir.Node, int, tuple[int, ...]] | None:
+        """The Mul with the map that a node is, or that it leads to over nothing but a repetition of the gates."""
+        if node.op_type == "Mul":
+            for slot in (0, 1):
+                other = node.inputs[1 - slot]
+                if other is None or len(self.shapes.of(other) or ()) != 4:
+                    continue
+                view = self.squeezes.view(other)
+                # The map as it is, or the same map in another order of axes.
+                root = self.squeezes.view(squeeze.source)
+                if view.axes[0] == 0 and root.axes[0] == 0 and self.squeezes.same(view.root, root.root):
+                    back = [root.axes.index(a) for a in view.axes]
+                    label = {0: 0, **{a: i + 1 for i, a in enumerate(squeeze.axes)}}
+                    layout = tuple(label[a] for a in back)
+                    return (node, slot, layout) if layout in ((0, 1, 2, 3), (0, 2, 3, 1)) else None
+            return None
+        if node.op_type == "Expand" or (
+            node.op_type == "Transpose" and ints(node, "perm", ()) == (0, 2, 3, 1)
+        ):
+            user = only_user(node.outputs[0])
+            return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
+        if node.op_type == "Resize":
+            return self.repeated(node, squeeze, shape)
+        return None
+
+    def repeated(
+        self, node: ir.Node, squeeze: Squeeze, shape: tuple[int, ...]
+    ) -> tuple[ir.Node, int, tuple[int, ...]] | None:
+        """Follow gates that are repeated, cropped and transposed, as ``emit.py`` writes it."""
+        tile = squeeze.tile
+        _, rows, cols = squeeze.axes
+        tall, wide = (1 if side is None else side for side in (tile.height, tile.width))
+        if tile.single or string(node, "mode", "nearest") != "nearest":
+            return None
+        if string(node, "coordinate_transformation_mode", "half_pixel") != "asymmetric":
+            return None
+        if string(node, "nearest_mode", "round_prefer_floor") != "floor" or len(node.inputs) < 3:
+            return None
+        scales = self.constants.array(node.inputs[2])
+        if scales is None or tuple(scales.reshape(-1)) != (1, 1, tall, wide):
+            return None
+        cropped = {2} if tile.height is not None and shape[rows] % tall else set()
+        cropped |= {3} if tile.width is not None and shape[cols] % wide else set()
+        user = only_user(node.outputs[0])
+        if user is not None and user.op_type == "Slice":
+            axes = self.constants.ints(user.inputs[3]) if len(user.inputs) > 3 else None
+            starts = self.constants.ints(user.inputs[1])
+            if (
+                axes is None
+                or starts is None
+                or any(starts)
+                or not set(axes) <= {2, 3}
+                or len(user.inputs) > 4
+            ):
+                return None
+            ends = self.constants.ints(user.inputs[2])
+            lengths = {2: (rows, shape[rows]), 3: (cols, shape[cols])}
+            if ends is not None:
+                if ends != tuple(lengths[a][1] for a in axes):
+                    return None
+            elif not self.lengths(user.inputs[2], squeeze, [lengths[a][0] for a in axes]):
+                return None
+            cropped -= set(axes)
+            user = only_user(user.outputs[0])
+        if cropped:
+            return None
+        if user is not None and user.op_type == "Transpose" and ints(user, "perm", ()) == (0, 2, 3, 1):
+            user = only_user(user.outputs[0])
+        return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
+
+    def lengths(self, value: ir.Value | None, squeeze: Squeeze, axes: list[int]) -> bool:
+        """Whether a value lists lengths of axes of the map."""
+        if len(axes) == 1:
+            return self.squeezes.is_length(value, squeeze.source, axes[0])
+        concat = None if value is None else value.producer()
+        if concat is None or concat.op_type != "Concat" or len(concat.inputs) != len(axes):
+            return False
+        shape = self.shapes.of(squeeze.source) or ()
+        return all(
+            self.squeezes.is_length(v, squeeze.source, a) or self.constants.ints(v) == (shape[a],)
+            for v, a in zip(concat.inputs, axes)
+        )
+
+
+def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
+    """What a tile does to a map of one size; equal for tiles that do the same there."""
+    if tile.single:
+        rows = tile.rows(height)
+        return ("whole",) if rows == (0, height) else ("rows", *rows)
+    size = tile.size(height, width)
+    return ("whole",) if size == (height, width) else (tile.squeeze, *size)
+
+
+class Stated(NamedTuple):
+    """What a converted file says of a block: its tile, and the operator that pooled the whole map before."""
+
+    tile: Tile
+    pool: str
+
+
+def stated_tiles(model: ir.Model) -> dict[str, Stated]:
+    """The tiles that a converted file says it has; the graph decides whether that is so."""
+    try:
+        entries = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
+        return {str(name): Stated(Tile.parse(tile), str(pool)) for name, (tile, pool) in entries.items()}
+    except (ValueError, TypeError, AttributeError, TiledSEError):  # not ours: the graph is read without it
+        return {}
+
+
+def _second(node: ir.Node) -> ir.Value | None:
+    return node.inputs[1] if len(node.inputs) > 1 else None
+
+
+__all__ = ["WHOLE", "Finding", "Place", "find", "integer", "locate"]

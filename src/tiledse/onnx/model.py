@@ -1,0 +1,244 @@
+"""OnnxModel: an ONNX file in memory; read with every check, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+import onnx
+
+from ..errors import TiledSEError, first_line
+from ..files import written_whole
+
+OLDEST_OPSET = 11
+# A protobuf message ends at 2 GiB; weights beyond this go into a file beside it.
+_LARGEST_MESSAGE = 1_900_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """An ONNX network.
+
+    Args:
+        ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are read when they are used.
+        path: The file that it came from; None where it was made here.
+    """
+
+    ir: ir.Model
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path) if self.path is not None else (self.ir.graph.name or "the ONNX network")
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return int(self.ir.opset_imports.get("", 0))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the stored weights, wherever they lie."""
+        return sum(
+            v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None
+        )
+
+    def clone(self) -> OnnxModel:
+        """Another graph with the same weights, shared with this one."""
+        return OnnxModel(self.ir.clone(), self.path)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The protobuf message; weights in files of their own stay references to them."""
+        return ir.to_proto(self.ir)
+
+
+def load(path: str | Path) -> OnnxModel:
+    """Read an ONNX file and check it.
+
+    Args:
+        path: The file; weights stored beside it are mapped, not read.
+
+    Raises:
+        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 11,
+            lacks its weights, or is larger than the memory of this machine.
+
+    Example:
+        >>> load("nowhere.onnx")
+        Traceback (most recent call last):
+        tiledse.errors.TiledSEError: cannot read nowhere.onnx: No such file or directory
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise TiledSEError(f"cannot read {path}: it is a folder; give an .onnx file")
+        check_memory(size, path)
+        proto = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise TiledSEError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
+    except TiledSEError:
+        raise
+    except Exception as error:  # protobuf's DecodeError, whichever protobuf it is
+        raise TiledSEError(
+            f"{path} is no ONNX file, or it was cut off: {first_line(error, 80)}; get the file again"
+        ) from error
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise TiledSEError(
+            f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again"
+        )
+    model = _from_proto(proto, path)
+    if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
+        _check_external(model, path)
+        _read_small(model)
+    check(proto, path)
+    return model
+
+
+def from_proto(proto: onnx.ModelProto) -> OnnxModel:
+    """An ONNX network that was made in memory, checked like one that was read.
+
+    Raises:
+        TiledSEError: it fails onnx.checker, or its opset is below 11.
+    """
+    model = _from_proto(proto, None)
+    check(proto, None)
+    return model
+
+
+def _from_proto(proto: onnx.ModelProto, path: Path | None) -> OnnxModel:
+    name = path or "the ONNX network"
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < OLDEST_OPSET:
+        raise TiledSEError(
+            f"{name} uses ONNX opset {opset}, but tiles need {OLDEST_OPSET} or newer; convert it with "
+            "onnx.version_converter, or export it again"
+        )
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise TiledSEError(f"{name} is no valid ONNX network: {first_line(error, 120)}") from error
+    if path is not None:
+        ir.external_data.set_base_dir(model.graph, str(path.parent))
+    return OnnxModel(model, path)
+
+
+def check(proto: onnx.ModelProto, path: Path | None) -> None:
+    """Run onnx.checker.
+
+    Raises:
+        TiledSEError: what it says, in one line.
+    """
+    name = path or "the ONNX network"
+    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
+    try:
+        # By path where weights lie beside the file: the checker has to see them.
+        onnx.checker.check_model(str(path) if external and path is not None else proto)
+    except Exception as error:
+        raise TiledSEError(
+            f"{name} fails onnx.checker: {first_line(error, 140)}; mend the file or export it again"
+        ) from error
+
+
+def check_memory(size: int, path: str | Path) -> None:
+    """Refuse what cannot be held.
+
+    Raises:
+        TiledSEError: ``size`` bytes are more than the memory that is free.
+    """
+    free = free_memory()
+    if free is not None and size > free:
+        raise TiledSEError(
+            f"{path} holds {size:,} bytes, but only {free:,} bytes of memory are free; use a machine with more"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free, or None where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _check_external(model: OnnxModel, path: Path) -> None:
+    for value in model.ir.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        data = Path(tensor.path)
+        if not data.is_file():
+            raise TiledSEError(
+                f"{path} keeps its weights in {data}, which is missing; put that file beside it"
+            )
+        if (tensor.offset or 0) + tensor.nbytes > data.stat().st_size:
+            raise TiledSEError(
+                f"{data}, with the weights of {path}, was cut off: '{value.name}' ends beyond its end; get it again"
+            )
+
+
+def _read_small(model: OnnxModel, limit: int = 4096) -> None:
+    """Read constants such as axes and shapes at once: inference of shapes looks at them."""
+    for value in model.ir.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
+
+
+def save(model: OnnxModel, path: str | Path, *, force: bool = False) -> None:
+    """Write an ONNX file, whole or not at all.
+
+    Weights of more than 1.9 GB in all go into ``NAME.onnx.data`` beside it, since a protobuf message ends at 2 GiB.
+
+    Args:
+        model: What to write.
+        path: Where to.
+        force: Replace a file that is there.
+
+    Raises:
+        TiledSEError: the path exists and ``force`` is not given, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir() and not force:
+        raise TiledSEError(f"{path} exists; give another name, or --force to replace it")
+    if model.weight_bytes > _LARGEST_MESSAGE:
+        _save_with_data(model, path)
+        return
+    # A clone, because weights that were mapped from a file are pulled into the new file.
+    copy = model.ir.clone()
+    ir.external_data.load_to_model(copy)
+    proto = ir.to_proto(copy)
+    with written_whole(path) as part:
+        part.write_bytes(proto.SerializeToString())
+
+
+def _save_with_data(model: OnnxModel, path: Path) -> None:
+    data = path.name + ".data"
+    if not path.parent.is_dir():
+        raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}."))
+        needed, free = model.weight_bytes, shutil.disk_usage(folder).free
+        if needed > free:
+            raise TiledSEError(
+                f"cannot write {path}: its weights hold {needed:,} bytes and {free:,} are free on the disk"
+            )
+        ir.save(model.ir.clone(), folder / path.name, external_data=data)
+        # The weights first: a model without them would be half-written.
+        (folder / data).replace(path.parent / data)
+        (folder / path.name).replace(path)
+    except OSError as error:
+        raise TiledSEError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Run ONNX networks in ONNX Runtime, on arrays or as a module of torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor, from_numpy, nn
+
+from ..errors import TiledSEError, first_line
+from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open a network in ONNX Runtime, on the CPU.
+
+    Args:
+        model: The network.
+        optimise: Let ONNX Runtime rewrite the graph; off for comparisons to the last digit.
+        threads: Threads to use; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        TiledSEError: ONNX Runtime is not installed, does not take the network, or it does not fit into memory.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise TiledSEError(
+            "ONNX Runtime is not installed; install it with `pip install 'tiledse[onnx]'`"
+        ) from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    size = model.weight_bytes
+    check_memory(size, model.name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source: Any
+            if size > _LARGEST_MESSAGE:
+                source = os.path.join(folder, "model.onnx")
+                ir.save(model.ir.clone(), source, external_data="model.onnx.data")
+            else:
+                copy = model.ir.clone()
+                ir.external_data.load_to_model(copy)
+                source = ir.to_proto(copy).SerializeToString()
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except MemoryError as error:
+        raise TiledSEError(f"{model.name} does not fit into memory; use a machine with more") from error
+    except Exception as error:
+        raise TiledSEError(f"ONNX Runtime does not take {model.name}: {first_line(error, 200)}") from error
+
+
+def run(model: OnnxModel, feeds: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """Run a network once, without optimisation, and give the named outputs."""
+    opened = session(model, optimise=False)
+    return dict(zip(outputs, opened.run(list(outputs), feeds)))
+
+
+class OnnxModule(nn.Module):
+    """An ONNX network as a module: one tensor in, the outputs out.
+
+    Args:
+        model: The network.
+        threads: Threads of ONNX Runtime; 0 leaves it to it.
+
+    Shape:
+        As the network's input and outputs; one output comes alone, several as a tuple.
+
+    Raises:
+        TiledSEError: ONNX Runtime does not take the network, or the input.
+    """
+
+    pretrained_cfg: dict[str, Any]
+
+    def __init__(self, model: OnnxModel, threads: int = 0) -> None:
+        super().__init__()
+        self.name = model.name
+        self.session = session(model, threads=threads)
+        self.takes = self.session.get_inputs()
+        if len(self.takes) != 1:
+            raise TiledSEError(
+                f"{self.name} takes {len(self.takes)} inputs; to evaluate it needs one, the image"
+            )
+        self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(
+            self.takes[0].type, np.float32
+        )
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on a batch; one image after the other where it takes one at a time."""
+        batch = self.takes[0].shape[0]
+        parts = x.split(batch) if isinstance(batch, int) and batch > 0 else (x,)
+        try:
+            results = [
+                self.session.run(None, {self.takes[0].name: p.cpu().numpy().astype(self.dtype)})
+                for p in parts
+            ]
+        except Exception as error:
+            raise TiledSEError(
+                f"{self.name} fails on a batch of {tuple(x.shape)}: {first_line(error, 140)}"
+            ) from error
+        joined = tuple(from_numpy(np.concatenate(each)) for each in zip(*results))
+        return joined[0] if len(joined) == 1 else joined
+
+
+def module(model: OnnxModel | str | Path, threads: int = 0) -> OnnxModule:
+    """An ONNX network, or file, as a module of torch that ``evaluate`` takes."""
+    from .model import load
+
+    return OnnxModule(model if isinstance(model, OnnxModel) else load(model), threads)

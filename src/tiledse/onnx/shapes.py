@@ -1,0 +1,242 @@
+"""Shapes of every value of a graph: as the file declares them, and at one input size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+import onnx
+
+from ..errors import TiledSEError, first_line
+from .constants import Constants
+from .model import OnnxModel
+
+Shape = tuple[int | None, ...]
+
+
+class Image(NamedTuple):
+    """The input that takes the image."""
+
+    name: str
+    channel_axis: int
+    size: tuple[int, int, int]
+    batch: int
+
+
+@dataclass
+class Shapes:
+    """Shapes of values by name.
+
+    Attributes:
+        image: The input, and the size that ``at`` belongs to.
+        at: Shapes at that size, for a batch of one where the batch is free.
+        declared: Shapes as far as the file fixes them; None for an axis that is free.
+        types: Element types of values by name.
+    """
+
+    image: Image
+    at: dict[str, Shape]
+    declared: dict[str, Shape]
+    types: dict[str, ir.DataType]
+
+    def type(self, value: ir.Value) -> ir.DataType:
+        """The element type of a value."""
+        return value.dtype or self.types.get(value.name or "", ir.DataType.FLOAT)
+
+    def of(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The shape at the input size, or None."""
+        shape = None if value is None else self.at.get(value.name or "")
+        return None if shape is None or any(d is None for d in shape) else shape  # type: ignore[return-value]
+
+    def fixed(self, value: ir.Value, axis: int) -> int | None:
+        """An axis as the file fixes it, or None where it is free."""
+        shape = self.declared.get(value.name or "")
+        return shape[axis] if shape is not None and axis < len(shape) else None
+
+
+def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
+    """Infer the shapes of a network.
+
+    Shapes that ONNX's inference does not reach are measured by running the network once on zeros.
+
+    Raises:
+        TiledSEError: no image input, no size where the file leaves it free, or a size that it does not take.
+    """
+    image = image_input(model, input_size)
+    declared, types = _infer(model.ir.clone())
+    fixed = model.ir.clone()
+    _fix_inputs(fixed, image)
+    _forget(fixed)
+    at, _ = _infer(fixed)
+    constants = Constants(model.ir)
+    unknown = [
+        value.name
+        for node in model.ir.graph
+        for value in node.outputs
+        if value.name and value not in constants and any(d is None for d in at.get(value.name) or (None,))
+    ]
+    if unknown:
+        at.update(_measure(model, fixed, image, unknown))
+    if _settled(model, image):
+        declared = {
+            name: (declared.get(name, shape)[:1] or shape[:1]) + shape[1:] for name, shape in at.items()
+        }
+    return Shapes(image, at, declared, types)
+
+
+# What they give is as long as the data says.
+_DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan", "If"}
+
+
+def _settled(model: OnnxModel, image: Image) -> bool:
+    """Whether the file fixes the size of the image, and with it all sizes within."""
+    for value in model.ir.graph.inputs:
+        if value.is_initializer() or value.shape is None:
+            continue
+        first = 1 if value.name == image.name else 0
+        if any(not isinstance(d, int) or d < 1 for d in list(value.shape)[first:]):
+            return False
+    return not any(node.op_type in _DATA_DEPENDENT for node in model.ir.graph)
+
+
+def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Image:
+    """The input of 4 axes, and the size of an image for it.
+
+    Raises:
+        TiledSEError: there is none or several, the size is free and not given, or another one is fixed.
+    """
+    inputs = [v for v in model.ir.graph.inputs if not v.is_initializer()]
+    maps = [v for v in inputs if v.shape is not None and v.shape.rank() == 4]
+    if len(maps) != 1:
+        names = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
+        raise TiledSEError(
+            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}; "
+            f"its inputs: {names}"
+        )
+    value = maps[0]
+    dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape or ()]
+    last = dims[3] in (1, 2, 3, 4) and dims[1] not in (1, 2, 3, 4)
+    axis = 3 if last else 1
+    own = (dims[axis], *(dims[i] for i in (1, 2, 3) if i != axis))
+    if input_size is None:
+        if None in own:
+            text = "x".join("?" if d is None else str(d) for d in own)
+            raise TiledSEError(
+                f"{model.name} leaves the size of its input '{value.name}' free ({text}), so shapes cannot be "
+                "inferred; give the size with --input CxHxW"
+            )
+        size = own
+    else:
+        size = tuple(input_size)
+        if len(size) != 3 or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
+            raise TiledSEError(f"expected an input size of (C, H, W), such as (3, 224, 224), got {size}")
+        if any(o is not None and o != s for o, s in zip(own, size)):
+            want, got = ("x".join("?" if d is None else str(d) for d in s) for s in (own, size))
+            raise TiledSEError(f"{model.name} takes an input of {want}, but got {got}; give --input {want}")
+    return Image(value.name or "", axis, size, dims[0] or 1)  # type: ignore[arg-type]
+
+
+def batched(image: Image, batch: int) -> tuple[int, ...]:
+    """The shape of a batch of images as the input takes it."""
+    channels, height, width = image.size
+    return (batch, channels, height, width) if image.channel_axis == 1 else (batch, height, width, channels)
+
+
+def _fix_inputs(graph: ir.Model, image: Image) -> None:
+    for value in graph.graph.inputs:
+        if value.is_initializer() or value.shape is None:
+            continue
+        if value.name == image.name:
+            value.shape = ir.Shape(batched(image, image.batch))
+        else:
+            value.shape = ir.Shape([d if isinstance(d, int) and d > 0 else 1 for d in value.shape])
+
+
+def _forget(graph: ir.Model) -> None:
+    """Drop the shapes that the file states for values within: they are for other sizes."""
+    for node in graph.graph:
+        for value in node.outputs:
+            value.shape = None
+
+
+def _infer(graph: ir.Model) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    log = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    level = log.level
+    log.setLevel(logging.ERROR)  # a shape that cannot be inferred is measured, or asked for; no warning
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(graph)
+    finally:
+        log.setLevel(level)
+    result: dict[str, Shape] = {}
+    types: dict[str, ir.DataType] = {}
+    for name, value in ir.convenience.create_value_mapping(graph.graph).items():
+        if value.shape is not None:
+            result[name] = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)
+        if value.dtype is not None:
+            types[name] = value.dtype
+    return result, types
+
+
+def _measure(model: OnnxModel, fixed: ir.Model, image: Image, names: Iterable[str]) -> dict[str, Shape]:
+    """Run the network once on zeros and note the shapes of the named values."""
+    from .runner import run
+
+    values = ir.convenience.create_value_mapping(fixed.graph)
+    wanted = {}
+    fixed.graph.outputs.clear()
+    for i, name in enumerate(names):
+        node = ir.node("Shape", [values[name]], outputs=[ir.val(f"tiledse/shape/{i}", ir.DataType.INT64)])
+        fixed.graph.append(node)
+        fixed.graph.outputs.append(node.outputs[0])
+        wanted[f"tiledse/shape/{i}"] = name
+    feeds = zeros(fixed)
+    try:
+        results = run(OnnxModel(fixed, model.path), feeds, list(wanted))
+    except TiledSEError:
+        raise
+    except Exception as error:
+        text = "x".join(map(str, image.size))
+        raise TiledSEError(
+            f"{model.name} fails on an input of {text}: {first_line(error, 140)}; give the CxHxW that it takes "
+            "with --input"
+        ) from error
+    return {wanted[k]: tuple(int(d) for d in shape) for k, shape in results.items()}
+
+
+def zeros(graph: ir.Model) -> dict[str, np.ndarray]:
+    """An input of zeros for a graph whose inputs have fixed shapes."""
+    feeds = {}
+    for value in graph.graph.inputs:
+        if value.is_initializer() or value.shape is None or value.dtype is None:
+            continue
+        feeds[value.name or ""] = np.zeros(tuple(int(d) for d in value.shape), value.dtype.numpy())  # type: ignore[arg-type]
+    return feeds
+
+
+def checked(model: OnnxModel) -> onnx.ModelProto:
+    """The message of a network that we made: onnx.checker and strict shape inference accept it.
+
+    Raises:
+        TiledSEError: they do not; that is a fault of ours.
+    """
+    from onnx_ir.passes.common._c_api_utils import (
+        call_onnx_api,  # the pass logs failures away; here they count
+    )
+
+    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+        onnx.checker.check_model(proto)
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+
+    try:
+        return call_onnx_api(infer, model.ir.clone())
+    except Exception as error:
+        raise TiledSEError(
+            f"the converted network fails the checks of ONNX: {first_line(error, 140)}; please report this"
+        ) from error

@@ -1,0 +1,140 @@
+"""Each exporter's spelling of SE is found, and converted exactly."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tiledse.onnx import convert, find, verify
+from tiledse.onnx.model import from_proto
+from tiledse.onnx.runner import session
+from tiledse.tile import Tile
+
+from .graphs import ACTS, GATES, LAYERS, POOLS, C, R, nhwc_net, se_net
+
+SPELLINGS = [
+    *((p, lay, "relu", "sigmoid") for p, lay in itertools.product(POOLS, LAYERS)),
+    *(("mean", lay, act, "sigmoid") for lay in ("conv", "gemm", "matmul") for act in ACTS[1:]),
+    *(("gap", lay, "silu", gate) for lay in ("conv", "gemm", "matmul") for gate in GATES[1:]),
+]
+
+
+def check(proto, tile, size=(10, 9), divisor_tiles=False):
+    model = from_proto(proto)
+    plan = find(model, (3, *size))
+    assert len(plan) == 1, plan.near_misses
+    wanted = plan.with_tile(tile)
+    converted = convert(model, wanted, divisor_tiles=divisor_tiles)
+    found = find(converted, (3, *size))
+    if not divisor_tiles:
+        assert found == wanted
+    report = verify(model, converted, found)
+    assert report.identity < 2e-6
+    assert report.worst_block < 2e-6
+    assert find(convert(converted, found.with_tile("HxW")), (3, *size)) == plan
+    return model, plan, converted
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids="-".join)
+def test_each_spelling_is_found_and_converted(spelling):
+    _, plan, _ = check(se_net(*spelling), "4xW")
+    block = plan.blocks[0]
+    one = spelling[1] == "ese"
+    assert (block.name, block.channels, block.height, block.width) == ("pool", C, 10, 9)
+    assert block.reduced == (None if one else R)
+    assert block.dialect == ("onnx.ESE" if one else "onnx.SE")
+    assert block.excite_macs == (C * C + C if one else 2 * C * R + C + R)
+
+
+@pytest.mark.parametrize(
+    "tile", ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"]
+)
+@pytest.mark.parametrize(
+    "free", [(False, False, False), *((True, *f) for f in itertools.product((False, True), repeat=2))]
+)
+@pytest.mark.parametrize("spelling", [("gap", "conv"), ("mean_flat", "gemm")], ids="-".join)
+def test_each_tile_with_each_free_axis(tile, free, spelling):
+    check(se_net(*spelling, free=free), tile)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 18, 19, 22])
+@pytest.mark.parametrize("tile", ["4xW", "4x4", "3xW:middle", "4xW:running"])
+def test_each_opset(opset, tile):
+    for free in ((True, False, False), (True, True, True)):
+        _, _, converted = check(se_net("mean", "matmul", opset=opset, free=free), tile)
+        assert converted.opset == opset
+
+
+@pytest.mark.parametrize(
+    "tile", ["4xW", "Hx4", "4x3", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "1x1"]
+)
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("free", [False, True])
+def test_channels_last(tile, keep, free):
+    _, plan, _ = check(nhwc_net(keep, free=free), tile)
+    assert plan.blocks[0].dialect == "onnx.SE.nhwc"
+
+
+@pytest.mark.parametrize("tile", ["4xW", "3xW:running", "4x5", "3xW:middle", "4xW:upper"])
+def test_one_file_serves_every_size(tile):
+    """The free height is judged at sizes that the conversion never saw."""
+    model = from_proto(se_net("mean", "conv", free=(True, True, True)))
+    converted = convert(model, find(model, (3, 10, 9)).with_tile(tile))
+    for size in ((1, 1), (2, 7), (8, 5), (13, 11), (4, 12)):
+        plan = find(model, (3, *size)).with_tile(tile)
+        report = verify(model, converted, plan)
+        assert report.worst_block < 2e-6, size
+
+
+def test_the_numbers_are_those_of_numpy_loops():
+    """A reference that shares nothing with the library: ONNX Runtime's output against four loops."""
+    proto = se_net("gap", "conv", size=(7, 5))
+    model = from_proto(proto)
+    converted = convert(model, find(model).with_tile("3xW"))
+    x = np.random.default_rng(1).standard_normal((2, 3, 7, 5)).astype(np.float32)
+    (got,) = session(converted).run(None, {"x": x})
+    w = {t.name: np.array(__import__("onnx").numpy_helper.to_array(t)) for t in proto.graph.initializer}
+    conv = torch.nn.functional.conv2d
+    a = torch.relu(
+        conv(torch.from_numpy(x), *(torch.from_numpy(w[k]) for k in ("w0", "w1")), padding=1)
+    ).numpy()
+    y = np.empty_like(a)
+    for n in range(2):
+        for strip in range(0, 7, 3):
+            rows = a[n, :, strip : strip + 3]
+            z = np.maximum(w["w2"][:, :, 0, 0] @ rows.mean((1, 2)) + w["w3"], 0)
+            gate = 1 / (1 + np.exp(-(w["w4"][:, :, 0, 0] @ z + w["w5"])))
+            y[n, :, strip : strip + 3] = rows * gate[:, None, None]
+    expected = conv(torch.from_numpy(y), torch.from_numpy(w["w6"]), padding=1).numpy()
+    assert np.abs(got - expected).max() < 1e-5
+
+
+def test_half_precision():
+    model = from_proto(se_net(dtype=np.float16))
+    converted = convert(model, find(model).with_tile("4xW"))
+    report = verify(model, converted, find(converted))
+    assert report.worst_block < 2e-3
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_divisor_tiles_leave_plain_operators(free):
+    proto = se_net("mean", "gemm", gate="hardsigmoid", free=(True, free, free))
+    _, plan, converted = check(proto, "4xW", divisor_tiles=True)
+    nodes = [n.op_type for n in converted.ir.graph]
+    assert nodes == [
+        "Conv",
+        "Relu",
+        "AveragePool",
+        "Conv",
+        "Relu",
+        "Conv",
+        "HardSigmoid",
+        "Resize",
+        "Mul",
+        "Conv",
+    ]
+    assert find(converted).tiles == (Tile.parse("5xW"),)
+    assert find(converted).input_size == plan.input_size
