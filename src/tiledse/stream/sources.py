@@ -149,7 +149,7 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages[0]
             band: dict[int, list[tuple[int, np.ndarray]]] = {}
-            for data, place, _ in page.segments(maxworkers=1):
+            for data, place, _ in page.segments(maxworkers=1, buffersize=1 << 20):
                 row, col = place[-3], place[-2]
                 if data is None:
                     raise EOFError(f"the piece at row {row} is missing")
