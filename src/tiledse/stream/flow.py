@@ -239,7 +239,7 @@ def held_of(graph: RowGraph, rows: list[int]) -> list[Held]:
         gates = [
             graph.nodes[i] for i, operand in value.users if graph.nodes[i].kind == "gate" and operand == 0
         ]
-        joins = len(users) > 1 and any(node.kind == "join" for node in users)
+        joins = (len(users) > 1 or most > 1) and any(node.kind == "join" for node in users)
         kind = "gate" if gates else "shortcut" if joins else "rows"
         name = str(gates[0].block) if gates else value.name
         held.append(Held(name, kind, most, most * value.row_elements))
