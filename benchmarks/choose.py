@@ -6,8 +6,8 @@
 mobilenet: 1300 ImageNet validation images, cut into two halves by numpy's generator with seed 0. Each half is judged
 with the plans and numbers chosen on the other half (400 images to calibrate, 250 to choose), and both are counted
 together. centernet: chosen on 128 images of COCO train2017 (80 to calibrate, 48 to choose, seed 0; no label is used;
-each block is calibrated alone, to save time), judged on 128 of val2017. Each step is written when it is done, and a run
-that was cut off goes on.
+each block is calibrated alone, to save time), judged on 128 of val2017. Each step is kept in --cache when it is
+done, and a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from tiledse.measure.classification import Classification
 from tiledse.measure.detection import CocoImages, Detection
 from tiledse.measure.images import ListedImages, open_images
 from tiledse.measure.preprocessing import Preprocessing
+from tiledse.measure.statistics import bootstrap_interval, resampled_weights
+from tiledse.measure.tasks import Paired
 from tiledse.onnx import load
 from tiledse.onnx.probe import Matrices, ProbedModule
 
@@ -253,14 +255,33 @@ def main() -> None:
         rows = pickle.loads(kept.read_bytes())
         results[name] = [rows[int(i)] for i in np.argsort(order)]
         log(f"{name}: {task.score(results[name])}")
-        if args.shares == 1:
-            write(args, network, task, chosen, results, batch)
+    if args.shares == 1:
+        write(args, network, task, chosen, results, batch)
+
+
+def drawn_again(task, rows):
+    """AP over bootstrap samples, and of each image alone: what ``Detection.compare`` compares, once for each form."""
+    matches = task.matches(rows)
+    samples = matches.average_precision(resampled_weights(matches.images, task.resamples))
+    return samples, matches.average_precision(np.eye(matches.images)), matches.statistics["AP"]
+
+
+def pair(task, known, results, first, second):
+    if task.name != "detect":
+        return task.compare(results[first], results[second])
+    for name in (first, second):
+        if name not in known:
+            known[name] = drawn_again(task, results[name])
+    (a, a_alone, a_score), (b, b_alone, b_score) = known[first], known[second]
+    low, high, p_value = bootstrap_interval(a - b)
+    lost, gained = int((b_alone < a_alone - 1e-9).sum()), int((b_alone > a_alone + 1e-9).sum())
+    return Paired(len(a_alone) - lost - gained, lost, gained, p_value, a_score - b_score, (low, high))
 
 
 def write(args, network, task, chosen, results, batch):
-    lines = []
+    lines, known = [], {}
     for name, rows in results.items():
-        paired = task.compare(results["SE"], rows)
+        paired = pair(task, known, results, "SE", name)
         plans = [forms.get(name, network.plan) for forms, _ in chosen]
         lines.append(
             {
@@ -286,9 +307,9 @@ def write(args, network, task, chosen, results, batch):
         ("7xW:running", "7xW:running, calibrated"),
     ):  # fmt: skip
         if first in results and second in results:
-            paired = task.compare(results[first], results[second])
-            base = task.compare(results["SE"], results[first]).drop
-            own = task.compare(results["SE"], results[second]).drop
+            paired = pair(task, known, results, first, second)
+            base = pair(task, known, results, "SE", first).drop
+            own = pair(task, known, results, "SE", second).drop
             pairs.append(
                 {
                     "first": first, "second": second, "drop_first": base, "drop_second": own,

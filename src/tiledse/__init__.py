@@ -15,16 +15,20 @@ from .measure import Cost, cost
 from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
 from .op import TiledSqueezeExcite, tiled_squeeze_excite
 from .plan import NearMiss, Network, Plan, SEBlock
+from .stream import Hardware, Simulation, Stream, simulate, stream
 from .tile import Tile
 
 __all__ = [
     "Cost",
     "Dialect",
+    "Hardware",
     "Layers",
     "NearMiss",
     "Network",
     "Plan",
     "SEBlock",
+    "Simulation",
+    "Stream",
     "Tile",
     "TiledBlock",
     "TiledSEError",
@@ -36,6 +40,8 @@ __all__ = [
     "find",
     "open_images",
     "register_dialect",
+    "simulate",
+    "stream",
     "tiled_squeeze_excite",
 ]
 

@@ -133,8 +133,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     options.csv.parent.mkdir(exist_ok=True)
-    done = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
-    done = [row for row in done if not row["failure"]]  # what failed is tried again
+    before = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
+    # What failed is tried again.
+    done = list({row["name"]: row for row in before if not row["failure"]}.values())
     listed = options.csv.with_name("se_networks.txt")  # building all of timm's networks takes minutes
     if not listed.exists():
         listed.write_text("\n".join(se_networks()))

@@ -50,7 +50,7 @@ class NetworkComparison:
         }
 
 
-# The two that the targets name; MobileNetV3-L has no classifier at this size to speak of.
+# The two that the targets name.
 NETWORKS = (("regnety_008", (8, 3, 224, 224)), ("mobilenetv3_large_100", (1, 3, 1024, 2048)))
 
 

@@ -1,0 +1,90 @@
+"""What layers hold while a network streams, and what a simulated pipeline did, as tables."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from ..stream.flow import Held
+from ..stream.simulator import Simulation
+from .text import digits
+
+KINDS = {
+    "gate": "gates (wait for their tile)",
+    "shortcut": "shortcuts (wait for another branch)",
+    "rows": "lines of windows, and rows on their way",
+}
+
+
+def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
+    """One row a layer that holds more than a row on its way; then the sums by kind."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
+    table.caption = "elements of one image held at most, rows coming one by one"
+    table.caption += "\nsingle rows on their way are only in the sums"
+    for name in whole:
+        table.caption += (
+            f"\n'{name}' is not local in rows: it waits for its whole map ({digits(whole[name])} elements)"
+        )
+    table.add_column("layer", no_wrap=True)
+    table.add_column("what")
+    table.add_column("rows", justify="right")
+    table.add_column("elements", justify="right")
+    for item in held:
+        if item.rows > 1 or item.kind == "gate":
+            table.add_row(item.name, item.kind, digits(item.rows), digits(item.elements))
+    table.add_section()
+    for kind, words in KINDS.items():
+        table.add_row(words, "", "", digits(sum(item.elements for item in held if item.kind == kind)))
+    table.add_row("all", "", "", digits(sum(item.elements for item in held)), style="bold")
+    return table
+
+
+def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:
+    """The pipeline with SE and with tiles, side by side."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
+    table.caption = (
+        f"one stage a layer, {digits(tse.multipliers)} multipliers; {digits(tse.frame_cycles)} cycles: what the "
+        "slowest stage needs for a frame\nstall: cycles in which stages waited, from their first input to their last "
+        "row, summed up; held and FIFOs: elements\nsimulated, not measured on hardware: no memory outside the "
+        "chip, no loading of weights, no clock"
+    )
+    table.add_column("")
+    table.add_column("SE", justify="right")
+    table.add_column("TSE", justify="right")
+    frame = max(1, tse.frame_cycles)
+    lines = (
+        ("cycles to the last output", se.cycles, tse.cycles),
+        ("cycles to the first output", se.first_output_cycle, tse.first_output_cycle),
+        ("cycles a frame, back to back", se.period_cycles, tse.period_cycles),
+        ("stall cycles", se.stall_cycles, tse.stall_cycles),
+        ("held by gates", se.buffer, tse.buffer),
+        ("all FIFOs", se.fifo, tse.fifo),
+    )
+    for name, plain, tiled in lines:
+        table.add_row(name, digits(plain), digits(tiled))
+    table.add_row("latency in frames", f"{se.cycles / frame:.2f}", f"{tse.cycles / frame:.2f}")
+    return table
+
+
+def stages_table(simulation: Simulation) -> Table:
+    """One row a stage: rate, work, waits and FIFO."""
+    table = Table(box=box.SIMPLE_HEAD, title="stages", title_justify="left", caption_justify="left")
+    table.caption = (
+        "cycles of one frame; FIFO and peak in rows; starved: waits for rows, blocked: waits for room"
+    )
+    table.add_column("stage", no_wrap=True)
+    table.add_column("kind")
+    for name in ("rows", "a row", "busy", "starved", "blocked", "FIFO", "peak"):
+        table.add_column(name, justify="right")
+    for s in simulation.stages:
+        numbers = (
+            s.rows,
+            s.cycles_per_row,
+            s.busy_cycles,
+            s.starved_cycles,
+            s.blocked_cycles,
+            s.fifo_rows,
+            s.peak_rows,
+        )
+        table.add_row(s.name, s.kind, *map(digits, numbers))
+    return table

@@ -1,0 +1,96 @@
+"""The two nodes of an SE block: the squeeze, which makes descriptors of tiles, and the gate, which scales them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..op.functional import squeeze as squeeze_tiles
+from ..tile import Tile
+from .building import Builder, Ref
+from .maps import SAME, Between, First, Repeat, Strips, Total
+from .marks import REDUCES
+
+
+def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, block: str) -> Ref:
+    """Add the squeeze of a block: strips and patches strip by strip, columns and the whole map as running sums."""
+    value = b.values[ref.index]
+    height, width = value.height, value.shape[3]
+    fold = REDUCES[reduce]
+    add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
+    if tile.single:
+        first, stop = tile.rows(height)
+        why = "the middle strip is where the height says" if first else None
+        if tile.squeeze == "upper" and tile.height is not None:
+            stop = min(tile.height, height)
+
+        def single(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+            return fold(parts[0], (2, 3))[:, :, None, None]
+
+        return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)
+    if tile.height is None:
+        return b.add(fx, maps=[Total()], run=_absorb, finish=_columns(tile, reduce, width), **add)
+    if tile.squeeze == "running":
+
+        def running(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
+            part = parts[0]
+            strips = squeeze_tiles(part, Tile(tile.height, None))
+            left = part.shape[2]
+            sizes = [min(tile.height, left - i * tile.height) for i in range(hi - lo)]  # type: ignore[operator,type-var]
+            rows = torch.tensor(sizes, dtype=strips.dtype, device=strips.device)[:, None]
+            total, seen = state if state is not None else (0.0, 0)
+            sums = (strips * rows).cumsum(2) + total
+            ends = rows.cumsum(0) + seen
+            return sums / ends, (sums[:, :, -1:].clone(), seen + left)
+
+        return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)
+    strip = Tile(tile.height, tile.width)
+
+    def strips_of(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        return squeeze_tiles(parts[0], strip, fold)
+
+    return b.add(fx, maps=[Strips(tile.height)], run=strips_of, **add)
+
+
+def _absorb(part: Tensor, state: Any) -> Any:
+    """Sums and maxima of columns over the rows so far, and how many rows that was."""
+    now = part.sum(2, keepdim=True), part.amax(2, keepdim=True), part.shape[2]
+    if state is None:
+        return now
+    return state[0] + now[0], torch.maximum(state[1], now[1]), state[2] + now[2]
+
+
+def _columns(tile: Tile, reduce: str, width: int) -> Any:
+    columns = Tile(None, tile.width)
+
+    def finish(state: Any) -> Tensor:
+        total, largest, rows = state
+        descriptors = squeeze_tiles(total / rows, columns)
+        if reduce == "mean":
+            return descriptors
+        return 0.5 * descriptors + 0.5 * squeeze_tiles(largest, columns, lambda x, dims: x.amax(dims))
+
+    return finish
+
+
+def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: str) -> Ref:
+    """Add the gate of a block: each row of the map times the gate of its tile."""
+    width = b.values[x.index].shape[3]
+    _, wide = tile.size(1, width)
+    strips = tile.height is not None and not tile.single
+    tall = tile.height if strips else 0
+    columns = torch.arange(width) // wide if wide < width else None
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        part, now = parts
+        if tall and now.shape[2] > 1:
+            rows = torch.arange(lo, hi, device=part.device) // tall - lo // tall
+            now = now.index_select(2, rows)
+        if columns is not None:
+            now = now.index_select(3, columns.to(now.device))
+        return part * now
+
+    how = Repeat(tall) if tall else First()
+    return b.add(fx, "gate", [x, gates], [SAME, how], run, 2, block=block, fresh=True)

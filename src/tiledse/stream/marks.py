@@ -1,0 +1,61 @@
+"""Marks: SE blocks written as two operators, squeeze and scale, that stay whole when the network is traced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.block import TiledBlock
+from ..op.functional import Reduce, mean, mean_and_max
+from ..op.functional import scale as scale_tiles
+from ..op.functional import squeeze as squeeze_tiles
+from ..op.module import TiledSqueezeExcite
+from ..tile import Tile
+
+REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
+
+
+@torch.library.custom_op("tiledse_stream::squeeze", mutates_args=())
+def squeeze(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
+    """Descriptors of the tiles of a block."""
+    return squeeze_tiles(x, tile, REDUCES[reduce]).clone()
+
+
+@squeeze.register_fake
+def _(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
+    return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
+
+
+@torch.library.custom_op("tiledse_stream::scale", mutates_args=())
+def scale(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
+    """Each tile times its gate."""
+    return scale_tiles(x, gates, tile)
+
+
+@scale.register_fake
+def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Marked(nn.Module):
+    """An SE block, tiled or not, whose squeeze and scale are the two marks, with its name in them."""
+
+    def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str) -> None:
+        super().__init__()
+        self.block: TiledBlock | TiledSqueezeExcite = block
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the block does."""
+        block = self.block
+        nhwc: bool
+        reduce: Reduce
+        if isinstance(block, TiledSqueezeExcite):
+            nhwc, reduce = False, mean
+        else:
+            nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
+        if nhwc:
+            x = x.permute(0, 3, 1, 2)
+        descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
+        x = scale(x, block.excite(descriptors), str(block.tile), self.name)
+        return x.permute(0, 2, 3, 1) if nhwc else x

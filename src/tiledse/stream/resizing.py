@@ -1,0 +1,77 @@
+"""Interpolation in rows: which rows an output row reads, learnt by running the operator on row numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .maps import Table
+
+
+def nearest(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], height: int, width: int, out: tuple[int, ...]
+) -> tuple[Table, Any]:
+    """Nearest: the operator itself, on a map of row and of column numbers, says where each row comes from."""
+    kwargs = dict(kwargs)
+
+    def numbers(length: int, dim: int) -> Tensor:
+        # float64 holds every row number exactly; the place is computed in the same way for each type.
+        along = [1, 1, 1, 1]
+        along[dim] = length
+        return torch.arange(length, dtype=torch.float64).view(along)
+
+    rows = target(numbers(height, 2), *_size(args, out, 1), **kwargs)
+    cols = target(numbers(width, 3), *_size(args, out, 0), **kwargs)
+    first = rows[0, 0, :, 0].long().numpy()
+    column = cols[0, 0, 0].long()
+    table = Table(first, first)
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        rows_now = torch.from_numpy(first[lo:hi] - first[lo]).to(parts[0].device)
+        return parts[0].index_select(2, rows_now).index_select(3, column.to(parts[0].device))
+
+    return table, run
+
+
+def _size(args: tuple[Any, ...], out: tuple[int, ...], only: int) -> tuple[Any, ...]:
+    """The operator's other arguments: the output size is kept in one axis, and one in the other."""
+    rest = list(args[1:])
+    if rest and isinstance(rest[0], (list, tuple)):
+        rest[0] = [out[2], 1] if only else [1, out[3]]
+    return tuple(rest)
+
+
+def bilinear(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], height: int, out: tuple[int, ...]
+) -> tuple[Table, Any]:
+    """Bilinear: columns by the operator itself, then each row from the two rows that it lies between."""
+    aligned = bool(args[2] if len(args) > 2 else kwargs.get("align_corners", False))
+    given = args[3] if len(args) > 3 else kwargs.get("scale_factors")
+    scale = 1 / given[0] if given is not None and not aligned else None
+    rows = out[2]
+    at = np.arange(rows, dtype=np.float64)
+    if aligned:
+        place = at * ((height - 1) / (rows - 1) if rows > 1 else 0.0)
+    else:
+        place = np.maximum((at + 0.5) * (scale or height / rows) - 0.5, 0.0)
+    first = np.minimum(place.astype(np.int64), height - 1)
+    last = np.minimum(first + 1, height - 1)
+    share = torch.from_numpy(place - first)
+    columns = None if given is None else float(given[1])
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        part = parts[0]
+        # An axis that keeps its size is copied, so this resizes the columns alone.
+        wide = torch.ops.aten.upsample_bilinear2d.default(
+            part, [part.shape[2], out[3]], aligned, 1.0, columns
+        )
+        base = int(first[lo])
+        above = torch.from_numpy(first[lo:hi] - base).to(part.device)
+        below = torch.from_numpy(last[lo:hi] - base).to(part.device)
+        weight = share[lo:hi].to(part)[:, None]
+        return wide.index_select(2, above) * (1 - weight) + wide.index_select(2, below) * weight
+
+    return Table(first, last), run
