@@ -256,7 +256,13 @@ def main() -> None:
         results[name] = [rows[int(i)] for i in np.argsort(order)]
         log(f"{name}: {task.score(results[name])}")
     if args.shares == 1:
-        write(args, network, task, chosen, results, batch)
+        record = []  # what search would keep: the form that is nearest to SE on the images to choose with
+        for (forms, _), (_, choice, _) in zip(chosen, sets):
+            evaluator = Evaluator(network, choice, Evaluations(args.cache), batch_size=batch)
+            found = [n for n in forms if "searched" in n and "seventh" not in n]
+            far = evaluator.divergences([forms[n] for n in found])
+            record.append(dict(zip(found, far)))
+        write(args, network, task, chosen, results, record)
 
 
 def drawn_again(task, rows):
@@ -278,7 +284,7 @@ def pair(task, known, results, first, second):
     return Paired(len(a_alone) - lost - gained, lost, gained, p_value, a_score - b_score, (low, high))
 
 
-def write(args, network, task, chosen, results, batch):
+def write(args, network, task, chosen, results, choice_divergence):
     lines, known = [], {}
     for name, rows in results.items():
         paired = pair(task, known, results, "SE", name)
@@ -337,6 +343,7 @@ def write(args, network, task, chosen, results, batch):
             {name: [str(t) for t in plan.tiles] for name, plan in forms.items() if "searched" in name}
             for forms, _ in chosen
         ],
+        "choice_divergence": choice_divergence,
         "alone": [options for _, options in chosen],
     }
     with written_whole(args.output / f"{args.network}.json") as part:

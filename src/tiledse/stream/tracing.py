@@ -29,6 +29,10 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
     model = copy.deepcopy(model, memo=tensors).eval()
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
+    if plan.calibrated:
+        raise TiledSEError(
+            "the plan is calibrated, and calibrated strips are not streamed yet; give the same tiles without calibration"
+        )
     new: dict[int, nn.Module] = {}
     for (block, tile), dialect in zip(plan, dialects, strict=True):
         module = model.get_submodule(block.name)
