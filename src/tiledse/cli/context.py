@@ -14,7 +14,8 @@ from ..measure.correlation import correlate as correlate_subject
 from ..measure.processes import own_device
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity import sensitivity as measure_sensitivity
-from ..measure.sweep import Entry, sweep as run_sweep
+from ..measure.sweep import Entry
+from ..measure.sweep import sweep as run_sweep
 from ..measure.sweep_file import SweepFile
 from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
@@ -41,7 +42,18 @@ from .measuring import (
     opened_together,
     parse_tiles,
 )
-from .options import Force, Input, Json, Model, PlanFile, Pretrained, TileText, Weights, check_target, choose_plan
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+)
 from .progress import progress_bar
 
 

@@ -1,4 +1,4 @@
-"""Subject: a network under measurement, whatever it is made of: what it gives with tiles, and what its SE blocks see."""
+"""Subject: a network under measurement: what it gives with tiles, and what its SE blocks see."""
 
 from __future__ import annotations
 
