@@ -42,6 +42,7 @@ from .measuring import (
     opened_together,
     parse_tiles,
 )
+from .onnx import is_onnx
 from .options import (
     Force,
     Input,
@@ -233,7 +234,7 @@ def sweep(
     def entry(number: int, speaks: bool) -> Entry:
         model, own = models[number], weights[number] if weights else None
         labels = {
-            "model": model,
+            "model": Path(model).name if is_onnx(model) else model,
             "weights": "pretrained" if pretrained else "" if own is None else own.name,
             "task": task,
             "data": Path(data).name,
@@ -269,7 +270,8 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    asked = [row for row in file.rows if row["model"] in models]
+    names = {Path(model).name if is_onnx(model) else model for model in models}
+    asked = [row for row in file.rows if row["model"] in names]
     if plot is not None:
         from ..report.plots import draw_sweep
 

@@ -130,7 +130,7 @@ class Setting:
 class Opened:
     """A network and what it is measured on."""
 
-    name: str
+    name: str  # MODEL, an ONNX file without its folder
     subject: Subject
     task: Task[Any]
     random: bool
@@ -204,7 +204,8 @@ def open_measured(
         raise TiledSEError(
             f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
         )
-    return Opened(model, subject, _task(model, subject.plan, module, setting, labels), random)
+    name = Path(model).name if is_onnx(model) else model
+    return Opened(name, subject, _task(model, subject.plan, module, setting, labels), random)
 
 
 def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:

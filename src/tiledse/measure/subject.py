@@ -118,7 +118,7 @@ class TorchSubject(Subject):
 
     def network(self, plan: Plan) -> nn.Module:
         """See Subject; parameters and buffers are those of the model given."""
-        return convert_shared(self.model, plan).eval()
+        return convert_shared(self.model, plan, (self.plan, self._dialects)).eval()
 
     def module(self, block: int) -> nn.Module:
         """The SE block's module."""
