@@ -146,8 +146,9 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
             axes[0].set_xlabel(f"drop of {found.metric}, percentage points, 95 % interval")
         far = [r.divergence for r in found.replacements if r.divergence > 0]
         axes[-1].set_xscale("log")
+        axes[-1].xaxis.set_minor_formatter("")
         if far:
-            axes[-1].set_xlim(max(min(far) / 2, max(far) * 1e-6), max(far) * 2)
+            axes[-1].set_xlim(max(min(far) / 10, max(far) * 1e-6), max(far) * 2)
         axes[-1].set_xlabel("divergence: " + textwrap.fill(found.divergence_name, 48))
         axes[0].set_yticks(
             range(len(labels)), [f"stage {n}" if k == "stage" else n for k, n in labels], fontsize=6.5
