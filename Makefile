@@ -5,17 +5,20 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify test test-slow lint coverage clean
+.PHONY: demo demo-classify demo-ocr test test-slow lint coverage clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: demo-classify
+demo: demo-ocr  ## the main job on a real network
 
 demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images where they are there
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/classify.sh
+
+demo-ocr: $(READY)  ## PP-OCRv6's text detector from the package rapidocr, read with the whole OCR pipeline
+	$(BIN)/tiledse demo --folder demo
 
 test: $(READY) lint  ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet

@@ -7,6 +7,9 @@ Example:
     >>> tse = ts.convert(model, plan)
 """
 
+from importlib import import_module
+from typing import Any
+
 from .errors import TiledSEError
 from .measure import Cost, cost
 from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
@@ -28,7 +31,18 @@ __all__ = [
     "TiledSqueezeExcite",
     "convert",
     "cost",
+    "evaluate",
     "find",
+    "open_images",
     "register_dialect",
     "tiled_squeeze_excite",
 ]
+
+# Verbs whose rooms load more than torch come when they are first asked for.
+_ON_DEMAND = {"evaluate": ".measure.accuracy", "open_images": ".measure.images"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name], __name__), name)
+    raise AttributeError(f"module 'tiledse' has no attribute '{name}'")

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiledse
-from tiledse.cli import main
+import tiledse as ts
+from tests.cli.running import assert_refused, tiledse
 from tiledse.measure.processes import own_device
 
 MODEL = "timm:tf_mobilenetv3_small_100"
-COUNT = 90
+COUNT = 60
 
 
 @pytest.fixture(scope="session")
@@ -34,20 +34,21 @@ def photos(shared, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def arguments(shared, photos):
+@pytest.fixture(scope="module")
+def given(shared, photos):
     weights = shared / "models" / "tf_mobilenetv3_small_100.safetensors"
     return ["eval", MODEL, "--weights", str(weights), "--data", str(photos), "--preprocess", "crop"]
 
 
-def run(capsys, *arguments):
-    code = main(list(arguments))
-    return code, *capsys.readouterr()
+@pytest.fixture
+def arguments(given):
+    """A list of the test's own, to change."""
+    return list(given)
 
 
 def torchrun(*arguments):
     """Two processes; the environment's tiledse is the one under test."""
-    source = str(Path(tiledse.__file__).parents[1])
+    source = str(Path(ts.__file__).parents[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, "-m", "tiledse", *arguments],
@@ -58,33 +59,35 @@ def torchrun(*arguments):
     )
 
 
-def test_text_and_json_say_the_same(capsys, arguments, tmp_path):
-    code, text, _ = run(capsys, *arguments, "--tile", "3xW")
-    assert code == 0
-    images = tmp_path / "images.csv"
-    code, out, err = run(
-        capsys, *arguments, "--tile", "3xW", "--json", "--images", str(images), "--workers", "1"
-    )
-    got = json.loads(out)
-    assert (code, err) == (0, f"wrote {images}\n")
+@pytest.fixture(scope="module")
+def alone(given, tmp_path_factory):
+    """One process, the programs' output, and the list of images."""
+    images = tmp_path_factory.mktemp("alone") / "images.csv"
+    done = tiledse(*given, "--tile", "3xW", "--batch-size", "8", "--json", "--images", images)
+    assert (done.code, done.err) == (0, f"wrote {images}\n")
+    return json.loads(done.out), images.read_text()
+
+
+def test_text_json_and_list_say_the_same(arguments, alone):
+    got, listed = alone
+    text = tiledse(*arguments, "--tile", "3xW", "--batch-size", "20", "--workers", "1").out
     assert got["task"] == "classify"
     assert got["n"] == COUNT
     assert f"SE      {got['se']['top1']:6.2f}   {got['se']['top5']:6.2f}" in text
     assert f"TSE     {got['tse']['top1']:6.2f}   {got['tse']['top5']:6.2f}" in text
     assert f"lost {got['paired']['lost']} and gained {got['paired']['gained']}" in text
-    with images.open() as file:
-        outcomes = [row["outcome"] for row in csv.DictReader(file)]
+    outcomes = [row["outcome"] for row in csv.DictReader(io.StringIO(listed))]
     assert len(outcomes) == COUNT
     assert outcomes.count("lost") == got["paired"]["lost"] > 0
     assert outcomes.count("kept") + outcomes.count("gained") == round(got["tse"]["top1"] * COUNT / 100)
 
 
-def test_a_plan_of_one_tile_a_map_loses_nothing(capsys, arguments, tmp_path):
-    plan = str(tmp_path / "plan.json")
-    assert run(capsys, "plan", MODEL, "--tile", "HxW", "-o", plan)[0] == 0
-    code, out, _ = run(capsys, *arguments, "--plan", plan, "--json", "--amp", "bfloat16")
-    got = json.loads(out)
-    assert code == 0
+def test_a_plan_of_one_tile_a_map_loses_nothing(arguments, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert tiledse("plan", MODEL, "--tile", "HxW", "-o", plan).code == 0
+    done = tiledse(*arguments, "--plan", plan, "--json", "--amp", "bfloat16")
+    got = json.loads(done.out)
+    assert done.code == 0
     assert got["paired"] == {"agree": COUNT, "lost": 0, "gained": 0, "p_value": 1.0}
     assert got["drop"] == 0
 
@@ -94,7 +97,7 @@ def write_shards(photos, folder):
         rows = list(csv.DictReader(file))
     for number in range(3):
         with tarfile.open(folder / f"part-{number}.tar.gz", "w:gz", compresslevel=1) as tar:
-            for i, row in enumerate(rows[number * 30 : number * 30 + 30]):
+            for i, row in enumerate(rows[number * 20 : number * 20 + 20]):
                 for name, data in (
                     (f"{i}.jpg", Path(row["file"]).read_bytes()),
                     (f"{i}.cls", row["label"].encode()),
@@ -104,28 +107,26 @@ def write_shards(photos, folder):
                     tar.addfile(entry, io.BytesIO(data))
 
 
-def test_two_processes_give_the_numbers_of_one(capsys, arguments, tmp_path):
-    options = ["--tile", "3xW", "--batch-size", "8", "--json"]
-    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    code, alone, _ = run(capsys, *arguments, *options, "--images", str(one))
-    assert code == 0
-    both = torchrun(*arguments, *options, "--images", str(two))
+def test_two_processes_give_the_numbers_of_one(arguments, alone, tmp_path):
+    images = tmp_path / "images.csv"
+    both = torchrun(
+        *arguments, "--tile", "3xW", "--batch-size", "8", "--json", "--images", str(images), "--workers", "1"
+    )
     assert both.returncode == 0, both.stderr
-    assert both.stdout == alone
-    assert two.read_text() == one.read_text()
+    assert (json.loads(both.stdout), images.read_text()) == alone
 
 
 @pytest.mark.slow
-def test_two_processes_share_shards(capsys, arguments, photos, tmp_path):
+def test_two_processes_share_shards(arguments, photos, tmp_path):
     write_shards(photos, tmp_path)
     arguments[arguments.index("--data") + 1] = str(tmp_path / "part-{0..2}.tar.gz")
     options = ["--tile", "3xW", "--batch-size", "8", "--json"]
-    code, alone, _ = run(capsys, *arguments, *options)
-    assert code == 0
-    assert json.loads(alone)["n"] == COUNT
+    alone = tiledse(*arguments, *options)
+    assert alone.code == 0
+    assert json.loads(alone.out)["n"] == COUNT
     both = torchrun(*arguments, *options, "--workers", "1")
     assert both.returncode == 0, both.stderr
-    assert both.stdout == alone
+    assert both.stdout == alone.out
 
 
 def test_what_is_wrong_in_one_process_is_said_once(arguments, photos, tmp_path):
@@ -161,69 +162,62 @@ def test_what_is_wrong_in_one_process_is_said_once(arguments, photos, tmp_path):
         ({"--images": "none/images.csv"}, "there is no folder none; make it first"),
     ],
 )
-def test_wrong_use(capsys, arguments, monkeypatch, tmp_path, changes, message):
+def test_wrong_use(arguments, monkeypatch, tmp_path, changes, message):
     monkeypatch.chdir(tmp_path)
     options = {"--tile": "7xW", **changes}
-    code, out, err = run(capsys, *arguments, *(text for pair in options.items() for text in pair))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.splitlines()) == 1
+    assert_refused(tiledse(*arguments, *(text for pair in options.items() for text in pair)), message)
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_of_another_set(capsys, arguments, photos, tmp_path):
+def test_labels_of_another_set(arguments, photos, tmp_path):
     first = (photos / "labels.csv").read_text().splitlines()[1].rpartition(",")[0]
     (tmp_path / "labels.csv").write_text(f"file,label\n{first},1000\n")
     arguments[arguments.index("--data") + 1] = str(tmp_path)
-    code, _, err = run(capsys, *arguments, "--tile", "7xW")
-    assert code == 2
-    assert err.startswith("tiledse: labels that do not match: image /")
-    assert err.endswith("has label 1000, but the network has 1000 classes (0 to 999)\n")
+    assert_refused(
+        tiledse(*arguments, "--tile", "7xW"),
+        f"labels that do not match: image {first} has label 1000, but the network has 1000 classes (0 to 999)",
+    )
 
 
-def test_class_folders_need_the_networks_classes(capsys, arguments, photos, tmp_path):
+def test_class_folders_need_the_networks_classes(arguments, photos, tmp_path):
     """Ten class folders and a head of 1000: their sorted places are not the head's."""
     rows = [line.rpartition(",")[::2] for line in (photos / "labels.csv").read_text().splitlines()[1:11]]
     for file, label in rows:
         (tmp_path / "set" / f"c{int(label):04}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / f"c{int(label):04}" / Path(file).name).symlink_to(file)
     arguments[arguments.index("--data") + 1] = str(tmp_path / "set")
-    code, _, err = run(capsys, *arguments, "--tile", "7xW")
-    assert code == 2
-    assert "class folders, the network 1000 classes; give --class-map" in err
-    (tmp_path / "map.txt").write_text("".join(f"c{i:04}\n" for i in range(1000)))
-    code, out, _ = run(
-        capsys, *arguments, "--tile", "7xW", "--class-map", str(tmp_path / "map.txt"), "--json"
+    assert_refused(
+        tiledse(*arguments, "--tile", "7xW"),
+        f"the set has {len({label for _, label in rows})} class folders, the network 1000 classes; give --class-map",
     )
-    assert code == 0
-    assert json.loads(out)["n"] == 10
-    assert json.loads(out)["se"]["top5"] > 50
+    (tmp_path / "map.txt").write_text("".join(f"c{i:04}\n" for i in range(1000)))
+    done = tiledse(*arguments, "--tile", "7xW", "--class-map", tmp_path / "map.txt", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["n"] == 10
+    assert json.loads(done.out)["se"]["top5"] > 50
 
 
-def test_an_output_is_not_replaced_unasked(capsys, arguments, tmp_path):
+def test_an_output_is_not_replaced_unasked(arguments, tmp_path):
     images = tmp_path / "images.csv"
     images.write_text("mine")
-    code, _, err = run(capsys, *arguments, "--tile", "7xW", "--images", str(images))
-    assert code == 2
-    assert "give --force to replace it" in err
+    assert_refused(tiledse(*arguments, "--tile", "7xW", "--images", images), "give --force to replace it")
+    assert_refused(tiledse(*arguments, "--tile", "7xW", "--images", tmp_path, "--force"), "it is a folder")
     assert images.read_text() == "mine"
 
 
-def test_random_weights_are_told(capsys, arguments, photos, tmp_path):
-    at = arguments.index("--weights")
-    del arguments[at : at + 2]
-    arguments[arguments.index("--data") + 1] = str(tmp_path)
+def test_random_weights_are_told(photos, tmp_path):
     (tmp_path / "labels.csv").write_text("".join((photos / "labels.csv").read_text().splitlines(True)[:3]))
-    code, _, err = run(capsys, *arguments, "--tile", "7xW")
-    assert code == 0
-    assert "the weights are random" in err
+    done = tiledse("eval", "torchvision:mobilenet_v3_small", "--data", tmp_path, "--tile", "7xW")
+    assert done.code == 0
+    assert "the weights are random" in done.err
+    assert "2 images" in done.out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu(capsys, arguments):
+def test_a_gpu(arguments):
     assert own_device("cuda") == torch.device("cuda", 0)
-    _, alone, _ = run(capsys, *arguments, "--tile", "3xW", "--json")
-    code, out, _ = run(capsys, *arguments, "--tile", "3xW", "--json", "--device", "cuda")
-    assert code == 0
+    alone = tiledse(*arguments, "--tile", "3xW", "--json")
+    done = tiledse(*arguments, "--tile", "3xW", "--json", "--device", "cuda")
+    assert done.code == 0
     # Other kernels round differently: an image or two may change sides.
-    assert json.loads(out)["tse"]["top1"] == pytest.approx(json.loads(alone)["tse"]["top1"], abs=2.5)
+    assert json.loads(done.out)["tse"]["top1"] == pytest.approx(json.loads(alone.out)["tse"]["top1"], abs=2.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,13 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     """A small image that the network takes."""
     config = model.pretrained_cfg
     own = tuple(config["input_size"])
-    return own if config.get("fixed_input_size") or max(own) < 128 else (own[0], 128, 128)
+    if config.get("fixed_input_size") or max(own) < 128:
+        return own
+    try:
+        ts.find(model, (own[0], 128, 128))
+    except ts.TiledSEError:
+        return own  # built for windows that do not fit
+    return own[0], 128, 128
 
 
 def check_network(name: str, model: nn.Module, size: tuple[int, int, int]) -> Checked:
@@ -80,15 +87,13 @@ def check_network(name: str, model: nn.Module, size: tuple[int, int, int]) -> Ch
     tse.load_state_dict(model.state_dict(), strict=True)
     model.load_state_dict(tse.state_dict(), strict=True)
 
-    worst = 0.0
-    for block in plan.blocks:
-        original, tiled = model.get_submodule(block.name), tse.get_submodule(block.name)
-        x = called[block.name]
-        assert x.isfinite().all(), f"{name}: {block.name} gets values that are not finite"
-        with torch.no_grad():
-            reference = by_crops(original, x, "7xW", nhwc=block.dialect == "timm.SqueezeExciteCl")
-            worst = max(worst, float((tiled(x.clone()) - reference).abs().max() / reference.abs().max()))
-    assert worst < 2e-6, f"{name}: 7xW differs from the block on each tile by {worst:.1e}"
+    worst = max(
+        (tile_difference(block, model, tse, called[block.name]) for block in plan.blocks), default=0.0
+    )
+    if worst >= 2e-6:
+        # Random deep networks grow large values, and their gates magnify float32's rounding: float64 decides.
+        exact = [tile_difference(block, model, tse, called[block.name].double()) for block in plan.blocks]
+        assert max(exact) < 1e-10, f"{name}: 7xW differs from the block on each tile by {max(exact):.1e}"
 
     torch.manual_seed(1)
     x = torch.randn(1, *size)
@@ -100,6 +105,16 @@ def check_network(name: str, model: nn.Module, size: tuple[int, int, int]) -> Ch
     assert identity <= 1e-6, f"{name}: one tile a map differs from SE by {identity:.1e}"
     dialects = tuple(dict.fromkeys(block.dialect for block in plan.blocks))
     return Checked(name, size, len(plan), dialects, len(plan.near_misses), identity, worst)
+
+
+def tile_difference(block: ts.SEBlock, model: nn.Module, tse: nn.Module, x: torch.Tensor) -> float:
+    """Largest difference of a tiled block from the original called on each tile alone, in the type of x."""
+    assert x.isfinite().all(), f"{block.name} gets values that are not finite"
+    original = copy.deepcopy(model.get_submodule(block.name)).to(x.dtype)
+    tiled = copy.deepcopy(tse.get_submodule(block.name)).to(x.dtype)
+    with torch.no_grad():
+        reference = by_crops(original, x, "7xW", nhwc=block.dialect == "timm.SqueezeExciteCl")
+        return float((tiled(x.clone()) - reference).abs().max() / reference.abs().max())
 
 
 def calls(model: nn.Module, size: tuple[int, int, int]) -> dict[str, torch.Tensor]:

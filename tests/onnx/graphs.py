@@ -6,12 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 C, R = 6, 4
 POOLS = ("gap", "mean", "mean_last", "mean_flat", "average", "mean_twice")
-LAYERS = ("conv", "gemm", "gemm_plain", "matmul", "matmul_left", "conv_add", "squeezed", "flatten", "view", "ese")
+LAYERS = (
+    "conv",
+    "gemm",
+    "gemm_plain",
+    "matmul",
+    "matmul_left",
+    "conv_add",
+    "squeezed",
+    "flatten",
+    "view",
+    "ese",
+)
 ACTS = ("relu", "silu", "hardswish", "hardswish_spelt", "prelu", "bn")
 GATES = ("sigmoid", "hardsigmoid", "clip_mul", "clip_div", "min_max", "expand")
 
@@ -41,7 +53,9 @@ class Net:
 
     def __call__(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         out = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [out], name=name or f"{op}_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), [out], name=name or f"{op}_{len(self.nodes)}", **attributes)
+        )
         return out
 
     def mean(self, x: str, axes: list[int], keep: int) -> str:
@@ -52,7 +66,9 @@ class Net:
     def squeeze_axes(self, op: str, x: str, axes: list[int]) -> str:
         return self(op, x, axes=axes) if self.opset < 13 else self(op, x, self.ints(*axes))
 
-    def model(self, output: str, shape: tuple[Any, ...], extra_outputs: tuple[str, ...] = ()) -> onnx.ModelProto:
+    def model(
+        self, output: str, shape: tuple[Any, ...], extra_outputs: tuple[str, ...] = ()
+    ) -> onnx.ModelProto:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         outs = [helper.make_tensor_value_info(o, kind, [None] * 4) for o in (output, *extra_outputs)]
         graph = helper.make_graph(
@@ -64,7 +80,9 @@ class Net:
         return model
 
 
-def excite(net: Net, z: str, x: str, layers: str, act: str, gate: str, rank4: bool, size: tuple[int, int]) -> str:
+def excite(
+    net: Net, z: str, x: str, layers: str, act: str, gate: str, rank4: bool, size: tuple[int, int]
+) -> str:
     """Descriptors to gates of 4 axes."""
     one = layers == "ese"
     kind = "conv" if one else layers
@@ -100,13 +118,19 @@ def excite(net: Net, z: str, x: str, layers: str, act: str, gate: str, rank4: bo
         if act == "silu":
             return net("Mul", v, net("Sigmoid", v))
         if act == "hardswish":
-            return net("HardSwish", v) if net.opset >= 14 else net("Mul", v, net("HardSigmoid", v, alpha=1 / 6, beta=0.5))
+            return (
+                net("HardSwish", v)
+                if net.opset >= 14
+                else net("Mul", v, net("HardSigmoid", v, alpha=1 / 6, beta=0.5))
+            )
         if act == "hardswish_spelt":
             clip = net("Clip", net("Add", v, net.scalar(3)), net.scalar(0), net.scalar(6))
             return net("Div", net("Mul", v, clip), net.scalar(6))
         if act == "prelu":
             return net("PRelu", v, net.scalar(0.1))
-        vectors = [net.const(np.abs(net.random.standard_normal(channels)).astype(net.dtype)) for _ in range(4)]
+        vectors = [
+            net.const(np.abs(net.random.standard_normal(channels)).astype(net.dtype)) for _ in range(4)
+        ]
         return net("BatchNormalization", v, *vectors)
 
     def gates(v: str) -> str:
@@ -156,16 +180,15 @@ def se_net(
     return net.model(y, (n, 3, h, w))
 
 
-def nhwc_net(keep: int = 1, opset: int = 17, size: tuple[int, int] = (10, 9), free: bool = False) -> onnx.ModelProto:
+def nhwc_net(
+    keep: int = 1, opset: int = 17, size: tuple[int, int] = (10, 9), free: bool = False
+) -> onnx.ModelProto:
     """As tf2onnx leaves it: the map has its channels last, the excitation's convolutions theirs second."""
     net = Net(opset)
     x = net("Transpose", net("Conv", "x", net.weight(C, 3, 1, 1)), perm=[0, 2, 3, 1])
     x = net("Relu", x)
     z = net.mean(x, [1, 2], keep)
-    if keep:
-        z = net("Transpose", z, perm=[0, 3, 1, 2])
-    else:
-        z = net("Reshape", z, net.ints(-1, C, 1, 1))
+    z = net("Transpose", z, perm=[0, 3, 1, 2]) if keep else net("Reshape", z, net.ints(-1, C, 1, 1))
     z = net("Relu", net("Conv", z, net.weight(R, C, 1, 1), net.weight(R)))
     z = net("Conv", z, net.weight(C, R, 1, 1), net.weight(C))
     g = net("Sigmoid", net("Transpose", z, perm=[0, 2, 3, 1]))

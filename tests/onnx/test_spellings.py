@@ -17,7 +17,8 @@ from .graphs import ACTS, GATES, LAYERS, POOLS, C, R, nhwc_net, se_net
 
 SPELLINGS = [
     *((p, lay, "relu", "sigmoid") for p, lay in itertools.product(POOLS, LAYERS)),
-    *(("mean", lay, act, gate) for lay in ("conv", "gemm", "matmul") for act in ACTS for gate in GATES),
+    *(("mean", lay, act, "sigmoid") for lay in ("conv", "gemm", "matmul") for act in ACTS[1:]),
+    *(("gap", lay, "silu", gate) for lay in ("conv", "gemm", "matmul") for gate in GATES[1:]),
 ]
 
 
@@ -48,14 +49,18 @@ def test_each_spelling_is_found_and_converted(spelling):
     assert block.excite_macs == (C * C + C if one else 2 * C * R + C + R)
 
 
-@pytest.mark.parametrize("tile", ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"])
-@pytest.mark.parametrize("free", list(itertools.product((False, True), repeat=3)), ids=str)
+@pytest.mark.parametrize(
+    "tile", ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"]
+)
+@pytest.mark.parametrize(
+    "free", [(False, False, False), *((True, *f) for f in itertools.product((False, True), repeat=2))]
+)
 @pytest.mark.parametrize("spelling", [("gap", "conv"), ("mean_flat", "gemm")], ids="-".join)
 def test_each_tile_with_each_free_axis(tile, free, spelling):
     check(se_net(*spelling, free=free), tile)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 15, 17, 18, 19, 21, 22])
+@pytest.mark.parametrize("opset", [11, 12, 13, 18, 19, 22])
 @pytest.mark.parametrize("tile", ["4xW", "4x4", "3xW:middle", "4xW:running"])
 def test_each_opset(opset, tile):
     for free in ((True, False, False), (True, True, True)):
@@ -63,7 +68,9 @@ def test_each_opset(opset, tile):
         assert converted.opset == opset
 
 
-@pytest.mark.parametrize("tile", ["4xW", "Hx4", "4x3", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "1x1"])
+@pytest.mark.parametrize(
+    "tile", ["4xW", "Hx4", "4x3", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "1x1"]
+)
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("free", [False, True])
 def test_channels_last(tile, keep, free):
@@ -91,7 +98,9 @@ def test_the_numbers_are_those_of_numpy_loops():
     (got,) = session(converted).run(None, {"x": x})
     w = {t.name: np.array(__import__("onnx").numpy_helper.to_array(t)) for t in proto.graph.initializer}
     conv = torch.nn.functional.conv2d
-    a = torch.relu(conv(torch.from_numpy(x), *(torch.from_numpy(w[k]) for k in ("w0", "w1")), padding=1)).numpy()
+    a = torch.relu(
+        conv(torch.from_numpy(x), *(torch.from_numpy(w[k]) for k in ("w0", "w1")), padding=1)
+    ).numpy()
     y = np.empty_like(a)
     for n in range(2):
         for strip in range(0, 7, 3):
@@ -115,6 +124,17 @@ def test_divisor_tiles_leave_plain_operators(free):
     proto = se_net("mean", "gemm", gate="hardsigmoid", free=(True, free, free))
     _, plan, converted = check(proto, "4xW", divisor_tiles=True)
     nodes = [n.op_type for n in converted.ir.graph]
-    assert nodes == ["Conv", "Relu", "AveragePool", "Conv", "Relu", "Conv", "HardSigmoid", "Resize", "Mul", "Conv"]
+    assert nodes == [
+        "Conv",
+        "Relu",
+        "AveragePool",
+        "Conv",
+        "Relu",
+        "Conv",
+        "HardSigmoid",
+        "Resize",
+        "Mul",
+        "Conv",
+    ]
     assert find(converted).tiles == (Tile.parse("5xW"),)
     assert find(converted).input_size == plan.input_size

@@ -70,9 +70,10 @@ def print_json(value: Any) -> None:
 
 def print_text(*renderables: Any) -> None:
     """Tables and lines on standard output; never cut to the width of a file or pipe."""
-    console = Console(highlight=False, soft_wrap=False)
+    # No markup: a name with [brackets] in it is printed as it is.
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = Console(highlight=False, markup=False, width=160)
     for renderable in renderables:
         console.print(renderable)
 

@@ -13,7 +13,9 @@ from .options import Json
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the files go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the files go.")] = Path(
+        "demo"
+    ),
     tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "7xW",
     json: Json = False,
 ) -> None:

@@ -126,7 +126,9 @@ def cost(
 @app.command()
 def convert(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")
+    ],
     tile: TileText = None,
     plan: PlanFile = None,
     input: Input = None,
@@ -134,7 +136,9 @@ def convert(
     pretrained: Pretrained = False,
     divisor_tiles: Annotated[
         bool,
-        typer.Option("--divisor-tiles", help="ONNX: for each block the divisor of its side nearest to the tile's."),
+        typer.Option(
+            "--divisor-tiles", help="ONNX: for each block the divisor of its side nearest to the tile's."
+        ),
     ] = False,
     alls: Annotated[
         Optional[Path],  # noqa: UP045

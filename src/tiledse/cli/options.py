@@ -90,6 +90,8 @@ def check_target(path: Path, force: bool) -> None:
     Raises:
         TiledSEError: the file exists and --force was not given, or its folder does not exist.
     """
+    if path.is_dir():
+        raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
     if path.exists() and not force:
         raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
     if not path.parent.is_dir():

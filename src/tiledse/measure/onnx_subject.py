@@ -87,7 +87,7 @@ class _Graph:
     """A graph in ONNX Runtime, by names of inputs and outputs."""
 
     def __init__(self, proto: onnx.ModelProto, threads: int) -> None:
-        import onnxruntime as ort  # type: ignore[import-untyped]
+        import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.log_severity_level = 3

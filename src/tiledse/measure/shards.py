@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError
 from .images import Batch, ImageSet, Part, Preprocess, Sample, stack
 from .preprocessing import read_image
 
@@ -67,9 +67,9 @@ class ShardedImages(ImageSet):
                 image = read_image(io.BytesIO(data), name, self.preprocess)
                 yield Sample(image, int(label), name, (number, index))
         except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
-            raise TiledSEError(
-                f"shard {path}: {first_line(error)}; it is cut off or no tar, make it again"
-            ) from error
+            # webdataset adds what it was reading from to the error's arguments and text.
+            reason = str(error.args[0] if error.args else error).partition(" @ <")[0]
+            raise TiledSEError(f"shard {path}: {reason}; it is cut off or no tar, make it again") from error
 
 
 class _ShardBatches(IterableDataset[Batch | TiledSEError]):

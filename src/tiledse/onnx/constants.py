@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_RANDOM = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
 # Operators that hand on their first input, stored another way.
 CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "DequantizeLinear"}
 
@@ -21,7 +28,9 @@ class Constants:
         self._arrays: dict[ir.Value, np.ndarray | None] = {}
         for node in model.graph:
             fixed = node.domain in ("", "ai.onnx") and node.op_type not in _RANDOM
-            inner = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+            inner = any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+            )
             if not fixed or inner or any(v in self._variable for v in node.inputs if v is not None):
                 self._variable.update(node.outputs)
 
@@ -45,7 +54,9 @@ class Constants:
 
     def leaf(self, value: ir.Value) -> ir.Value:
         """The stored constant that a constant is another view of."""
-        while (node := value.producer()) is not None and node.op_type in CARRIERS and node.inputs[0] is not None:
+        while (
+            (node := value.producer()) is not None and node.op_type in CARRIERS and node.inputs[0] is not None
+        ):
             value = node.inputs[0]
         return value
 
@@ -64,10 +75,11 @@ class Constants:
 
 def _run(node: ir.Node, inputs: list[Any], opsets: dict[str, int], value: ir.Value) -> np.ndarray | None:
     """One node on arrays, by the reference implementation of ONNX."""
-    import onnx
     from onnx.reference import ReferenceEvaluator
 
-    feeds = {v.name: a for v, a in zip(node.inputs, inputs) if v is not None}
+    import onnx
+
+    feeds = {v.name or "": a for v, a in zip(node.inputs, inputs) if v is not None}
     try:
         graph = onnx.helper.make_graph(
             [ir.to_proto(node)],
@@ -80,6 +92,7 @@ def _run(node: ir.Node, inputs: list[Any], opsets: dict[str, int], value: ir.Val
         )
         imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
         proto = onnx.helper.make_model(graph, opset_imports=imports)
-        return np.asarray(ReferenceEvaluator(proto).run([value.name], feeds)[0])
+        result: Any = ReferenceEvaluator(proto).run([value.name or ""], feeds)
+        return np.asarray(result[0])
     except Exception:  # an operator that the reference does not know: then it is no constant that we can read
         return None

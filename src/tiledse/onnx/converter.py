@@ -12,7 +12,7 @@ from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .constants import Constants
-from .emit import Writer
+from .emit import Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
 from .finder import METADATA_KEY, Finding, Place, Stated, effect, locate, stated_tiles
 from .model import OnnxModel
@@ -74,7 +74,9 @@ def divisor_plan(plan: Plan) -> Plan:
         return min(divisors, key=lambda d: (abs(d - side), d))
 
     tiles = tuple(
-        tile if tile.single else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
+        tile
+        if tile.single
+        else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
         for b, tile in plan
     )
     return replace(plan, tiles=tiles)
@@ -121,6 +123,9 @@ class TilePass(ir.passes.InPlacePass):
     def same(self, place: Place, a: Tile, b: Tile) -> bool:
         """Whether two tiles do the same to the map of a block, at every size that it can have."""
         sizes = [self.found.shapes.fixed(place.squeeze.source, axis) for axis in place.squeeze.axes[1:]]
+        fixed = sizes[0], sizes[1]
+        if covers(a, fixed) and covers(b, fixed):
+            return True
         return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
 
     def rewrite(self, model: ir.Model, place: Place, name: str, tile: Tile, pool: str) -> None:
@@ -167,7 +172,7 @@ def _rebuild(
     """Write an excitation of one descriptor a channel again, with 1x1 convolutions, for a grid of them."""
     start = {v for node in excitation.nodes for v in node.inputs if v is not None and v not in constants}
     start -= {v for node in excitation.nodes for v in node.outputs}
-    new: dict[ir.Value, ir.Value] = {value: descriptors for value in start}
+    new: dict[ir.Value, ir.Value] = dict.fromkeys(start, descriptors)
     for node in excitation.nodes:
         out = node.outputs[0]
         if node.op_type in RESHAPES:
@@ -177,11 +182,17 @@ def _rebuild(
             new[out] = _dense(writer, node, new, constants)
         else:
             inputs = [
-                v if v is None else new[v] if v in new else _operand(writer, v, constants, node.op_type in ("BatchNormalization",))
+                v
+                if v is None
+                else new[v]
+                if v in new
+                else _operand(writer, v, constants, node.op_type in ("BatchNormalization",))
                 for v in node.inputs
             ]
             attributes = {a.name: a for a in node.attributes.values()}
-            new[out] = writer.node(node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes)
+            new[out] = writer.node(
+                node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes
+            )
     return new[excitation.gate]
 
 
@@ -193,7 +204,9 @@ def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constan
     if node.op_type == "Conv":
         array = array.reshape(array.shape[:2])
     elif node.op_type == "Gemm":
-        array = (array if integer(node, "transB", 0) else array.T) * np.asarray(_number(node, "alpha"), array.dtype)
+        array = (array if integer(node, "transB", 0) else array.T) * np.asarray(
+            _number(node, "alpha"), array.dtype
+        )
     elif node.inputs[0] is not weight:
         array = array.T
     x = next(v for v in node.inputs if v is not None and v not in constants)
@@ -217,7 +230,7 @@ def _number(node: ir.Node, name: str) -> float:
 def _operand(writer: Writer, value: ir.Value, constants: Constants, keep: bool) -> ir.Value:
     """A constant of an elementwise node, its vector laid along the second axis."""
     array = constants.array(value)
-    if keep or array is None or array.size == 1 and array.ndim == 0:
+    if keep or array is None or (array.size == 1 and array.ndim == 0):
         return value
     if array.size == 1:
         return value if array.ndim <= 4 else writer.constant(value.name or "constant", array.reshape(()))
@@ -239,6 +252,7 @@ def _remove(graph: ir.Graph, doomed: list[ir.Node]) -> None:
             maker = value.producer()
             if maker is not None:
                 waiting.append(maker)
-            elif value.is_initializer() and not value.uses() and not value.is_graph_input():
-                if not value.is_graph_output():
-                    graph.initializers.pop(value.name or "", None)
+                continue
+            kept = value.uses() or value.is_graph_input() or value.is_graph_output()
+            if value.is_initializer() and not kept:
+                graph.initializers.pop(value.name or "", None)

@@ -1,8 +1,8 @@
 """Count parameters and multiply-adds of an ONNX network, by the rules of ``tiledse.networks.counting``.
 
-A file holds what its exporter left. Where a batch normalisation was folded into a convolution, its two vectors a
-channel have become one bias: the file has one parameter a channel fewer than the PyTorch network, and the bias costs one
-addition an output. Nothing in a file tells such a bias from another, so the file is counted as it is.
+A file holds what its exporter left. Where a batch normalisation was folded into a convolution, its two parameters a
+channel have become one bias: the file has one parameter a channel fewer than the PyTorch network, and the bias costs
+one addition an output. Nothing in a file tells such a bias from another, so the file is counted as it is.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ def _parameters(node: ir.Node, constants: Constants, shapes: Shapes) -> set[ir.V
         leaf = constants.leaf(value)
         if slots is not None and i in slots:
             found.add(leaf)
-        elif node.op_type in _VECTORS and leaf.dtype is not None and leaf.dtype.is_floating_point():
-            if prod(shapes.of(leaf) or _stored(leaf)) > 1:
-                found.add(leaf)
+            continue
+        real = leaf.dtype is not None and leaf.dtype.is_floating_point()
+        if node.op_type in _VECTORS and real and prod(shapes.of(leaf) or _stored(leaf)) > 1:
+            found.add(leaf)
     return found
 
 
 def _stored(value: ir.Value) -> tuple[int, ...]:
     tensor = ir.convenience.get_const_tensor(value)
-    return (0,) if tensor is None else tuple(int(d) for d in tensor.shape)
+    return (0,) if tensor is None else tensor.numpy().shape
 
 
 def _macs(node: ir.Node, shapes: Shapes, constants: Constants, reader: ExcitationReader) -> int | None:

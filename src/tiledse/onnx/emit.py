@@ -1,8 +1,9 @@
 """Write a squeeze over tiles, and the repetition of its gates, as ONNX operators.
 
-The last tile of a ragged map is right by arithmetic alone: the pool counts its zero padding, and its result is multiplied
-by (full tile / elements there). AveragePool's ``ceil_mode`` divides a partial window by the whole kernel in ONNX Runtime
-before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU; neither is used.
+The last tile of a ragged map is right by arithmetic alone: the pool counts its zero padding, and its result is
+multiplied by (full tile / elements there). AveragePool's ``ceil_mode`` divides a partial window by the whole kernel in
+ONNX Runtime before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU;
+neither is used.
 
 ``squeeze.py`` and ``finder.py`` read what is written here.
 """
@@ -10,6 +11,7 @@ before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leave
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +33,9 @@ class Writer:
         taken: Names of all nodes and values; added to.
     """
 
-    def __init__(self, model: ir.Model, before: ir.Node, prefix: str, dtype: ir.DataType, taken: set[str]) -> None:
+    def __init__(
+        self, model: ir.Model, before: ir.Node, prefix: str, dtype: ir.DataType, taken: set[str]
+    ) -> None:
         self.graph = model.graph
         self.opset = model.opset_imports[""] if "" in model.opset_imports else model.opset_imports["ai.onnx"]
         self.before = before
@@ -52,7 +56,7 @@ class Writer:
         """A new initialiser."""
         name = self.fresh(what)
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = value.const_value.dtype, ir.Shape(array.shape)  # type: ignore[union-attr]
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         self.graph.register_initializer(value)
         return value
 
@@ -66,13 +70,13 @@ class Writer:
 
     def node(
         self, op: str, inputs: Sequence[ir.Value | None], what: str | None = None, dtype: ir.DataType | None = None,
-        **attributes: object,
+        **attributes: Any,
     ) -> ir.Value:  # fmt: skip
         """A new node with one output."""
         name = self.fresh(what or op)
         out = ir.Value(name=self.fresh(f"{what or op}_output"))
         out.dtype = self.dtype if dtype is None else dtype
-        node = ir.node(op, inputs, attributes, outputs=[out], name=name)  # type: ignore[arg-type]
+        node = ir.node(op, inputs, attributes, outputs=[out], name=name)
         self.graph.insert_before(self.before, node)
         return out
 
@@ -92,7 +96,12 @@ class Writer:
         return x if tuple(axes) == (1, 2, 3) else self.node("Transpose", [x], perm=[0, *axes])
 
     def squeeze(
-        self, x: ir.Value, axes: tuple[int, int, int], tile: Tile, fixed: Sides, pool: str = "GlobalAveragePool"
+        self,
+        x: ir.Value,
+        axes: tuple[int, int, int],
+        tile: Tile,
+        fixed: Sides,
+        pool: str = "GlobalAveragePool",
     ) -> tuple[ir.Value, ir.Node]:
         """Descriptors (N, C, rows, cols) of a map, and the node that the block is named after.
 
@@ -108,7 +117,7 @@ class Writer:
         if tile == Tile(1, 1):
             out = self.node("Identity", [self.nchw(x, axes)])
             return out, _made(out)
-        if _whole(tile, fixed):
+        if covers(tile, fixed):
             if pool == "ReduceMean":
                 out = self.mean(x, *axes[1:])
                 named = _made(out)
@@ -128,7 +137,7 @@ class Writer:
         ragged = [k > 1 and (n is None or n % k != 0) for k, n in zip(kernel, lengths)]
         for i in free:
             lengths[i], ragged[i] = 1, False
-        window: dict[str, object] = {"kernel_shape": kernel, "strides": kernel}
+        window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
         if any(ragged):
             window["pads"] = [0, 0, *(k - 1 if r else 0 for k, r in zip(kernel, ragged))]
             window["count_include_pad"] = 1
@@ -163,8 +172,8 @@ class Writer:
         return self.node("Slice", [x, starts, ends, self.ints("axes", axis)])
 
     def _corrected(
-        self, out: ir.Value, x: ir.Value, axes: Sequence[int], sides: Sequence[int | None], lengths: Sequence[int | None],
-        running: bool, window: dict[str, object],
+        self, out: ir.Value, x: ir.Value, axes: Sequence[int], sides: Sequence[int | None],
+        lengths: Sequence[int | None], running: bool, window: dict[str, Any],
     ) -> ir.Value:  # fmt: skip
         """Make means of what the pool gave over padding, or of a running sum."""
         if None not in lengths:
@@ -177,7 +186,9 @@ class Writer:
             parts.append(self.length(x, axes[1 + side]) if length is None else self.ints("side", length))
         shape = self.node("Concat", parts, dtype=ir.DataType.INT64, axis=0)
         one = ir.tensor(np.ones(1, self.dtype.numpy()))
-        share = self.node("AveragePool", [self.node("ConstantOfShape", [shape], value=one)], "Share", **window)
+        share = self.node(
+            "AveragePool", [self.node("ConstantOfShape", [shape], value=one)], "Share", **window
+        )
         if running:
             share = self.node("CumSum", [share, self.constant("rows", np.array(2, np.int64))])
         return self.node("Div", [out, share])
@@ -192,7 +203,7 @@ class Writer:
         """
         factors = [1 if s is None else s for s in (tile.height, tile.width)]
         ends: dict[int, ir.Value | int] = {}
-        if tile.single or _whole(tile, fixed):
+        if tile.single or covers(tile, fixed):
             factors = [1, 1]
         for side, k in enumerate(factors):
             length = fixed[side]
@@ -213,7 +224,11 @@ class Writer:
                 stop = self.ints("ends", *ends.values())  # type: ignore[arg-type]
             else:
                 stops = [self.ints("end", e) if isinstance(e, int) else e for e in ends.values()]
-                stop = stops[0] if len(stops) == 1 else self.node("Concat", stops, dtype=ir.DataType.INT64, axis=0)
+                stop = (
+                    stops[0]
+                    if len(stops) == 1
+                    else self.node("Concat", stops, dtype=ir.DataType.INT64, axis=0)
+                )
             starts = self.ints("starts", *[0 for _ in ends])
             gates = self.node("Slice", [gates, starts, stop, self.ints("axes", *ends)])
         if tuple(layout) == (0, 2, 3, 1):
@@ -231,9 +246,9 @@ def _made(value: ir.Value) -> ir.Node:
     return node
 
 
-def _whole(tile: Tile, fixed: Sides) -> bool:
+def covers(tile: Tile, fixed: Sides) -> bool:
     """Whether a tile is the whole map, whatever the free sides are."""
-    return all(
+    return not tile.single and all(
         side is None or (length is not None and side >= length)
         for side, length in zip((tile.height, tile.width), fixed)
     )

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from .constants import Constants
 from .shapes import Shapes
-from .squeeze import Miss, integer, ints, string
+from .squeeze import Miss, integer, ints
 
 ELEMENTWISE = {
     "Abs", "Add", "Cast", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
@@ -182,15 +182,18 @@ class ExcitationReader:
             shape = self.shapes.of(weight) if weight is not None else None
             if shape is None or weight is None:
                 raise Miss(f"the weights of {node.op_type} '{node.name}' are not constant")
+            axes = len(shape)
+            if (axes < 3) if node.op_type == "Conv" else axes != 2:
+                raise Miss(f"the weights of {node.op_type} '{node.name}' have {axes} axes")
             if node.op_type == "Conv":
                 outputs, inputs = shape[0], shape[1]
             elif node.op_type == "Gemm":
                 outputs, inputs = shape if integer(node, "transB", 0) else shape[::-1]
-            elif len(shape) == 2:
-                outputs, inputs = shape if node.inputs[0] is weight else shape[::-1]
             else:
-                raise Miss(f"the weights of MatMul '{node.name}' have {len(shape)} axes, not 2")
+                outputs, inputs = shape if node.inputs[0] is weight else shape[::-1]
             own = node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None
+            if own and _count(self.shapes.of(node.inputs[2]) or ()) not in (1, outputs):
+                raise Miss(f"the bias of {node.op_type} '{node.name}' does not fit its {outputs} outputs")
             layers.append(Dense(node, inputs, outputs, own or self.bias_after(node, outputs) is not None))
         return tuple(layers)
 
@@ -299,9 +302,9 @@ class ExcitationReader:
     def _no_end(self, frontier: list[ir.Node], users: list[ir.Node], seen: set[ir.Value]) -> Miss:
         """The reason why these nodes end no excitation."""
         if users:
-            other = next(n for n in frontier if n not in users) if len(users) == 1 else users[1]
-            value = next(v for v in other.inputs if v in seen)
-            return Miss(f"its '{value.name}' is used by {other.op_type} '{other.name}' as well")
+            second = next(n for n in frontier if n not in users) if len(users) == 1 else users[1]
+            value = next(v for v in second.inputs if v in seen)
+            return Miss(f"its '{value.name}' is used by {second.op_type} '{second.name}' as well")
         for node in frontier:
             quantised = node.op_type in QUANTISED or node.op_type.startswith("QLinear")
             if quantised:
@@ -312,9 +315,9 @@ class ExcitationReader:
         for node in frontier:
             if node.op_type == "Mul":
                 gate = next(v for v in node.inputs if v in seen)
-                other = next((v for v in node.inputs if v is not gate), None)
+                gated = next((v for v in node.inputs if v is not gate), None)
                 return Miss(
-                    f"what is gated ('{other.name if other is not None else ''}', in Mul '{node.name}') is not what "
+                    f"what is gated ('{gated.name if gated is not None else ''}', in Mul '{node.name}') is not what "
                     "is pooled"
                 )
         for node in frontier:
@@ -322,8 +325,10 @@ class ExcitationReader:
                 why = self._undense(node)
                 return Miss(f"its excitation has {node.op_type} '{node.name}', {why}")
         if frontier:
-            node = frontier[0]
-            return Miss(f"what it pools goes into {node.op_type} '{node.name}', not into a product with the map")
+            last = frontier[0]
+            return Miss(
+                f"what it pools goes into {last.op_type} '{last.name}', not into a product with the map"
+            )
         if len(seen) > _LONGEST:
             return Miss("what it pools goes through a long computation, not into a product with the map")
         output = next((v.name for v in seen if v.is_graph_output()), None)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
+
+import onnx
 
 from .. import networks
 from ..errors import TiledSEError, first_line
@@ -56,7 +57,9 @@ def export_se(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
     parameter = next(model.parameters(), None)
     device = "cpu" if parameter is None else parameter.device
     # A batch of two: one would be taken for a constant.
-    x = torch.zeros(2, *plan.input_size, dtype=torch.float32 if parameter is None else parameter.dtype, device=device)
+    x = torch.zeros(
+        2, *plan.input_size, dtype=torch.float32 if parameter is None else parameter.dtype, device=device
+    )
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -68,7 +71,8 @@ def export_se(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
             proto = program.model_proto
     except Exception as error:
         raise TiledSEError(
-            f"torch.onnx.export fails on this network: {first_line(error, 140)}; export it yourself and give the .onnx file"
+            f"torch.onnx.export fails on this network: {first_line(error, 140)}; "
+            "export it yourself and give the .onnx file"
         ) from error
     _forget_stacks(proto)
     return from_proto(proto)
@@ -103,7 +107,10 @@ def _tidy(graph: ir.Model) -> None:
     from onnxscript.optimizer import fold_constants
 
     fold_constants(graph, onnx_shape_inference=True, output_size_limit=1 << 20)
-    for step in (common.RemoveUnusedNodesPass(), common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)):
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    ):
         step(graph)
     for node in graph.graph:
         bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
@@ -129,7 +136,13 @@ def _forget_stacks(proto: onnx.ModelProto) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's progress and the warnings about its own insides."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.onnx._internal.exporter._registration")
+    names = (
+        "torch.onnx",
+        "torch.export",
+        "onnxscript",
+        "onnx_ir",
+        "torch.onnx._internal.exporter._registration",
+    )
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

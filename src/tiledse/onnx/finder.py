@@ -81,7 +81,11 @@ def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding
     now = sum((tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, finder.tiles))
     network = count(model, shapes, constants)
     plan = Plan(
-        blocks, tuple(finder.tiles), shapes.image.size, tuple(finder.misses), replace(network, macs=network.macs - now)
+        blocks,
+        tuple(finder.tiles),
+        shapes.image.size,
+        tuple(finder.misses),
+        replace(network, macs=network.macs - now),
     )
     return Finding(plan, tuple(finder.places), shapes, constants)
 
@@ -103,7 +107,9 @@ class _Finder:
     def search(self) -> None:
         for node in self.model.ir.graph:
             name = self.name(node)
-            if node.op_type == "Identity" and (name not in self.stated or self.stated[name].tile != Tile(1, 1)):
+            if node.op_type == "Identity" and (
+                name not in self.stated or self.stated[name].tile != Tile(1, 1)
+            ):
                 continue  # nothing pools here: 1x1 tiles are read where the file says that they are
             try:
                 squeeze = self.squeezes.read(node)
@@ -117,7 +123,9 @@ class _Finder:
         for function in self.model.ir.functions.values():
             for node in function:
                 if self.pools_blindly(node):
-                    reason = f"it lies in the function '{function.name}'; inline the functions of the file first"
+                    reason = (
+                        f"it lies in the function '{function.name}'; inline the functions of the file first"
+                    )
                     self.misses.append(NearMiss(f"{function.name}/{node.name}", reason))
 
     def name(self, node: ir.Node) -> str:
@@ -128,7 +136,9 @@ class _Finder:
     def note_inner(self, owner: ir.Node, graph: ir.Graph) -> None:
         for node in graph.all_nodes():
             if self.pools_blindly(node):
-                reason = f"it lies within {owner.op_type} '{owner.name}'; blocks under control flow are left alone"
+                reason = (
+                    f"it lies within {owner.op_type} '{owner.name}'; blocks under control flow are left alone"
+                )
                 self.misses.append(NearMiss(node.name or node.outputs[0].name or "", reason))
 
     def pools_blindly(self, node: ir.Node) -> bool:
@@ -196,7 +206,9 @@ class _Finder:
         padded = (1,) * (4 - len(shape)) + tuple(shape)
         wanted = layout.index(1)
         long = [i for i, d in enumerate(padded) if d != 1 and i > 0]
-        if len(padded) != 4 or (long and long != [wanted] and channels > 1 and not self._grid(padded, wanted, channels)):
+        if len(padded) != 4 or (
+            long and long != [wanted] and channels > 1 and not self._grid(padded, wanted, channels)
+        ):
             raise Miss(f"its gates, of shape {shape}, do not lie along the channels of the map")
 
     def _grid(self, shape: tuple[int, ...], axis: int, channels: int) -> bool:
@@ -220,7 +232,9 @@ class _Finder:
                     layout = tuple(label[a] for a in back)
                     return (node, slot, layout) if layout in ((0, 1, 2, 3), (0, 2, 3, 1)) else None
             return None
-        if node.op_type == "Expand" or (node.op_type == "Transpose" and ints(node, "perm", ()) == (0, 2, 3, 1)):
+        if node.op_type == "Expand" or (
+            node.op_type == "Transpose" and ints(node, "perm", ()) == (0, 2, 3, 1)
+        ):
             user = only_user(node.outputs[0])
             return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
         if node.op_type == "Resize":
@@ -249,7 +263,13 @@ class _Finder:
         if user is not None and user.op_type == "Slice":
             axes = self.constants.ints(user.inputs[3]) if len(user.inputs) > 3 else None
             starts = self.constants.ints(user.inputs[1])
-            if axes is None or starts is None or any(starts) or not set(axes) <= {2, 3} or len(user.inputs) > 4:
+            if (
+                axes is None
+                or starts is None
+                or any(starts)
+                or not set(axes) <= {2, 3}
+                or len(user.inputs) > 4
+            ):
                 return None
             ends = self.constants.ints(user.inputs[2])
             lengths = {2: (rows, shape[rows]), 3: (cols, shape[cols])}

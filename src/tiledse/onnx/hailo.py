@@ -32,7 +32,9 @@ def alls(plan: Plan) -> str:
             rows.append(tile.height if tile.squeeze == "tiles" and tile.width is None else None)
             continue
         if tile.squeeze != "tiles" or tile.width is not None or tile.height is None:
-            raise TiledSEError(f"no Hailo line for this plan: block '{block.name}' has tile {tile}, and {form} (kxW)")
+            raise TiledSEError(
+                f"no Hailo line for this plan: block '{block.name}' has tile {tile}, and {form} (kxW)"
+            )
         if block.height % tile.height:
             raise TiledSEError(
                 f"no Hailo line for this plan: block '{block.name}' has {block.height} rows, which strips of "
@@ -58,4 +60,5 @@ def alls(plan: Plan) -> str:
             )
     while count < len(plan) and rows[count] == height:
         count += 1
-    return f"pre_quantization_optimization(se_optimization, method=tse, mode=sequential, count={count}, tile_height={height})"
+    options = f"method=tse, mode=sequential, count={count}, tile_height={height}"
+    return f"pre_quantization_optimization(se_optimization, {options})"

@@ -9,8 +9,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
+
+import onnx
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
@@ -45,7 +46,9 @@ class OnnxModel:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the stored weights, wherever they lie."""
-        return sum(v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None)
+        return sum(
+            v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None
+        )
 
     def clone(self) -> OnnxModel:
         """Another graph with the same weights, shared with this one."""
@@ -67,9 +70,9 @@ def load(path: str | Path) -> OnnxModel:
             lacks its weights, or is larger than the memory of this machine.
 
     Example:
-        >>> load("README.md")
+        >>> load("nowhere.onnx")
         Traceback (most recent call last):
-        tiledse.errors.TiledSEError: ...README.md...
+        tiledse.errors.TiledSEError: cannot read nowhere.onnx: No such file or directory
     """
     path = Path(path)
     try:
@@ -87,10 +90,13 @@ def load(path: str | Path) -> OnnxModel:
             f"{path} is no ONNX file, or it was cut off: {first_line(error, 80)}; get the file again"
         ) from error
     if not proto.ir_version or not proto.HasField("graph"):
-        raise TiledSEError(f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again")
+        raise TiledSEError(
+            f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again"
+        )
     model = _from_proto(proto, path)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
         _check_external(model, path)
+        _read_small(model)
     check(proto, path)
     return model
 
@@ -171,11 +177,21 @@ def _check_external(model: OnnxModel, path: Path) -> None:
             continue
         data = Path(tensor.path)
         if not data.is_file():
-            raise TiledSEError(f"{path} keeps its weights in {data}, which is missing; put that file beside it")
+            raise TiledSEError(
+                f"{path} keeps its weights in {data}, which is missing; put that file beside it"
+            )
         if (tensor.offset or 0) + tensor.nbytes > data.stat().st_size:
             raise TiledSEError(
                 f"{data}, with the weights of {path}, was cut off: '{value.name}' ends beyond its end; get it again"
             )
+
+
+def _read_small(model: OnnxModel, limit: int = 4096) -> None:
+    """Read constants such as axes and shapes at once: inference of shapes looks at them."""
+    for value in model.ir.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
 
 
 def save(model: OnnxModel, path: str | Path, *, force: bool = False) -> None:

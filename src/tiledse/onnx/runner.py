@@ -33,7 +33,9 @@ def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onn
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise TiledSEError("ONNX Runtime is not installed; install it with `pip install 'tiledse[onnx]'`") from error
+        raise TiledSEError(
+            "ONNX Runtime is not installed; install it with `pip install 'tiledse[onnx]'`"
+        ) from error
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -78,21 +80,30 @@ class OnnxModule(nn.Module):
         TiledSEError: ONNX Runtime does not take the network, or the input.
     """
 
+    pretrained_cfg: dict[str, Any]
+
     def __init__(self, model: OnnxModel, threads: int = 0) -> None:
         super().__init__()
         self.name = model.name
         self.session = session(model, threads=threads)
         self.takes = self.session.get_inputs()
         if len(self.takes) != 1:
-            raise TiledSEError(f"{self.name} takes {len(self.takes)} inputs; to evaluate it needs one, the image")
-        self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(self.takes[0].type, np.float32)
+            raise TiledSEError(
+                f"{self.name} takes {len(self.takes)} inputs; to evaluate it needs one, the image"
+            )
+        self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(
+            self.takes[0].type, np.float32
+        )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network on a batch; one image after the other where it takes one at a time."""
         batch = self.takes[0].shape[0]
         parts = x.split(batch) if isinstance(batch, int) and batch > 0 else (x,)
         try:
-            results = [self.session.run(None, {self.takes[0].name: p.cpu().numpy().astype(self.dtype)}) for p in parts]
+            results = [
+                self.session.run(None, {self.takes[0].name: p.cpu().numpy().astype(self.dtype)})
+                for p in parts
+            ]
         except Exception as error:
             raise TiledSEError(
                 f"{self.name} fails on a batch of {tuple(x.shape)}: {first_line(error, 140)}"

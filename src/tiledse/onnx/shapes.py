@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import onnx_ir as ir
+
+import onnx
 
 from ..errors import TiledSEError, first_line
 from .constants import Constants
@@ -82,7 +83,9 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
     if unknown:
         at.update(_measure(model, fixed, image, unknown))
     if _settled(model, image):
-        declared = {name: (declared.get(name, shape)[:1] or shape[:1]) + shape[1:] for name, shape in at.items()}
+        declared = {
+            name: (declared.get(name, shape)[:1] or shape[:1]) + shape[1:] for name, shape in at.items()
+        }
     return Shapes(image, at, declared, types)
 
 
@@ -112,7 +115,8 @@ def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Im
     if len(maps) != 1:
         names = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
         raise TiledSEError(
-            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}; its inputs: {names}"
+            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}; "
+            f"its inputs: {names}"
         )
     value = maps[0]
     dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape or ()]
@@ -222,7 +226,9 @@ def checked(model: OnnxModel) -> onnx.ModelProto:
     Raises:
         TiledSEError: they do not; that is a fault of ours.
     """
-    from onnx_ir.passes.common._c_api_utils import call_onnx_api  # the pass logs failures away; here they count
+    from onnx_ir.passes.common._c_api_utils import (
+        call_onnx_api,  # the pass logs failures away; here they count
+    )
 
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(proto)

@@ -1,7 +1,7 @@
 """Read the squeeze: which nodes take means over tiles of a map, or over all of it.
 
-Recognised are the pools of the exporters, and what ``emit.py`` writes in their place: the two files are two sides of one
-table.
+Recognised are the pools of the exporters, and what ``emit.py`` writes in their place: the two files are two sides of
+one table.
 """
 
 from __future__ import annotations
@@ -146,8 +146,10 @@ class SqueezeReader:
             return self._average(node, x, shape)
         if node.op_type == "Identity":
             view = self.view(x)
-            axes = view.axes[1:]
-            return Squeeze(node, view.root, axes, Tile(1, 1), node.outputs[0], False) if view.axes[0] == 0 else None  # type: ignore[arg-type]
+            first, *axes = view.axes
+            if first != 0:
+                return None
+            return Squeeze(node, view.root, (axes[0], axes[1], axes[2]), Tile(1, 1), node.outputs[0], False)
         return None
 
     def _whole(self, node: ir.Node, x: ir.Value, reduced: set[int], plain: bool) -> Squeeze | None:
@@ -178,7 +180,11 @@ class SqueezeReader:
         shape = self.shapes.of(node.inputs[0])
         if shape is None or self.constants.ints(node.inputs[3]) != (rows,):
             return None
-        if len(node.inputs) > 4 and node.inputs[4] is not None and self.constants.ints(node.inputs[4]) != (1,):
+        if (
+            len(node.inputs) > 4
+            and node.inputs[4] is not None
+            and self.constants.ints(node.inputs[4]) != (1,)
+        ):
             return None
         height = shape[rows]
         starts, ends = self.constants.ints(node.inputs[1]), self.constants.ints(node.inputs[2])
@@ -217,7 +223,12 @@ class SqueezeReader:
         if gather is None or gather.op_type != "Gather" or self.constants.ints(gather.inputs[1]) != (axis,):
             return False
         shape = gather.inputs[0].producer() if gather.inputs[0] is not None else None
-        return shape is not None and shape.op_type == "Shape" and shape.inputs[0] is source and not shape.attributes
+        return (
+            shape is not None
+            and shape.op_type == "Shape"
+            and shape.inputs[0] is source
+            and not shape.attributes
+        )
 
     def _average(self, node: ir.Node, x: ir.Value, shape: tuple[int, ...]) -> Squeeze | None:
         kernel, strides = ints(node, "kernel_shape", ()), ints(node, "strides", (1, 1))
@@ -238,17 +249,19 @@ class SqueezeReader:
         view = self.view(x, through_means=True)
         if view.axes[0] != 0:
             return None
-        axes = view.axes[1:]
+        axes: Any = view.axes[1:]
         if axes not in ((1, 2, 3), (3, 1, 2)):
             return None
-        sides = []
+        sides: list[int | None] = []
         for side, axis in zip((0, 1), axes[1:]):
             if axis in view.collapsed:
                 if kernel[side] != 1:
                     return None
                 sides.append(None)
             else:
-                whole = kernel[side] >= shape[2 + side] and not pads[2 + side] and kernel[side] == shape[2 + side]
+                whole = (
+                    kernel[side] >= shape[2 + side] and not pads[2 + side] and kernel[side] == shape[2 + side]
+                )
                 sides.append(None if whole else kernel[side])
         # A floor without pads drops what does not fill a tile: then the squeeze is none of ours.
         for side in (0, 1):
@@ -261,7 +274,7 @@ class SqueezeReader:
         if running and (sides[0] is None or sides[1] is not None):
             return None
         tile = Tile(sides[0], sides[1], "running" if running else "tiles")
-        return Squeeze(node, view.root, axes, tile, descriptors, False)  # type: ignore[arg-type]
+        return Squeeze(node, view.root, axes, tile, descriptors, False)
 
     def _corrected(
         self, node: ir.Node, sides: tuple[int | None, int | None], padded: bool, shape: tuple[int, ...]
@@ -270,7 +283,10 @@ class SqueezeReader:
         value, running = node.outputs[0], False
         follower = only_user(value)
         if follower is not None and follower.op_type == "CumSum":
-            if self.constants.ints(follower.inputs[1]) != (2,) or follower.attributes.get("exclusive") is not None:
+            if (
+                self.constants.ints(follower.inputs[1]) != (2,)
+                or follower.attributes.get("exclusive") is not None
+            ):
                 return None
             value, running = follower.outputs[0], True
             follower = only_user(value)
@@ -308,9 +324,7 @@ class SqueezeReader:
         return fill is not None and float(np.asarray(fill.as_tensor().numpy()).reshape(-1)[0]) == 1.0
 
 
-def correction(
-    sides: tuple[int | None, int | None], running: bool, height: int, width: int
-) -> np.ndarray:
+def correction(sides: tuple[int | None, int | None], running: bool, height: int, width: int) -> np.ndarray:
     """What a pool that counts its padding is multiplied by, (1, 1, rows, cols): full tile / elements there.
 
     Example:

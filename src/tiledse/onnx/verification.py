@@ -1,4 +1,4 @@
-"""Verify a converted ONNX network: against the network it came from, and against the operator of the paper in PyTorch."""
+"""Verify a converted ONNX network: against the network it came from, and against the operator in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import TiledSEError, first_line
 from ..op.functional import scale, squeeze
 from ..plan import Plan
 from .converter import convert
-from .finder import Finding, Place, locate
+from .finder import Finding, Place, find, locate
 from .model import OnnxModel
 from .runner import session
 from .shapes import batched, image_input
@@ -24,8 +24,8 @@ class Verification:
     """What was measured on a converted network.
 
     Attributes:
-        identity: Largest relative difference between the input network and the converted one given ``HxW`` tiles again,
-            over all outputs: max |a - b| / max |a|.
+        identity: Largest relative difference between the input network and the converted one given its old tiles
+            again (``HxW``, where it had none), over all outputs: max |a - b| / max |a|.
         identity_abs: The same, not relative.
         blocks: For each block, that between its product and the PyTorch reference on the block's own input.
         before: Operators of the input network and how many there are of each.
@@ -65,8 +65,9 @@ def verify(
         wrong = next(b.name for (b, t), now in zip(plan, found.plan.tiles) if t != now)
         raise TiledSEError(f"block '{wrong}' of the converted network has another tile than the plan says")
     feeds = feeds_of(original, plan, x, seed)
-    whole = convert(converted, plan.with_tile("HxW"))
-    expected, got = (_run(m, feeds) for m in (original, whole))
+    # For an input network without tiles this is HxW; for one that had some, those.
+    back = convert(converted, find(original, plan.input_size))
+    expected, got = (_run(m, feeds) for m in (original, back))
     identity = max((relative(a, b) for a, b in zip(expected, got)), default=0.0)
     distance = max((_distance(a, b) for a, b in zip(expected, got)), default=0.0)
     blocks = _blocks(original, converted, plan, found.places, feeds)
@@ -100,7 +101,9 @@ def _distance(expected: np.ndarray, got: np.ndarray) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0))
 
 
-def feeds_of(model: OnnxModel, plan: Plan, x: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+def feeds_of(
+    model: OnnxModel, plan: Plan, x: np.ndarray | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Inputs for a network: ``x``, or standard normal numbers, for the image, and zeros for others."""
     image = image_input(model, plan.input_size)
     feeds = {}
@@ -114,11 +117,15 @@ def feeds_of(model: OnnxModel, plan: Plan, x: np.ndarray | None = None, seed: in
                 x = x * (64 if dtype.kind in "iu" else 1)
             feeds[value.name] = np.ascontiguousarray(x).astype(dtype)
         else:
-            feeds[value.name or ""] = np.zeros([d if isinstance(d, int) and d > 0 else 1 for d in value.shape], dtype)
+            feeds[value.name or ""] = np.zeros(
+                [d if isinstance(d, int) and d > 0 else 1 for d in value.shape], dtype
+            )
     return feeds
 
 
-def _run(model: OnnxModel, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
+def _run(
+    model: OnnxModel, feeds: dict[str, np.ndarray], outputs: list[str] | None = None
+) -> list[np.ndarray]:
     opened = session(model, optimise=False)
     try:
         return list(opened.run(outputs, feeds))
@@ -127,7 +134,11 @@ def _run(model: OnnxModel, feeds: dict[str, np.ndarray], outputs: list[str] | No
 
 
 def _blocks(
-    original: OnnxModel, converted: OnnxModel, plan: Plan, places: tuple[Place, ...], feeds: dict[str, np.ndarray]
+    original: OnnxModel,
+    converted: OnnxModel,
+    plan: Plan,
+    places: tuple[Place, ...],
+    feeds: dict[str, np.ndarray],
 ) -> dict[str, float]:
     """The relative difference of each block to the reference, on its own input within the converted network."""
     tapped = converted.clone()
@@ -145,8 +156,8 @@ def _blocks(
     before = locate(source, plan.input_size)
     result = {}
     for (block, tile), place, origin in zip(plan, places, before.places):
-        x = maps[place.squeeze.source.name or ""].transpose(0, *place.squeeze.axes)
-        x = torch.from_numpy(np.ascontiguousarray(x)).float()
+        array = maps[place.squeeze.source.name or ""].transpose(0, *place.squeeze.axes)
+        x = torch.from_numpy(np.ascontiguousarray(array)).float()
         gates = _excite(source, before, origin, squeeze(x, tile).numpy())
         expected = scale(x, torch.from_numpy(gates), tile).numpy().transpose(place.layout)
         result[block.name] = relative(expected, maps[place.product.outputs[0].name or ""])

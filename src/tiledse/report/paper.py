@@ -16,7 +16,7 @@ _HOW = {"rounded": "=r", "truncated": "=t", "rounded or truncated": "="}
 UNITS = (
     "MACs: multiply-adds of one image, biases included (the paper's FLOPs); buffer: elements; "
     "M, G: 10^6, 10^9; ours: raw integers of the network as it is defined",
-    "=: the printed number is ours, =r rounded only, =t truncated only; \\[n]: it is that of rule n, which "
+    "=: the printed number is ours, =r rounded only, =t truncated only; [n]: it is that of rule n, which "
     "is not the definition; ?: not explained; top1, mAP, mIoU: as printed, not measured here",
 )
 
@@ -39,7 +39,7 @@ def paper_tables(cells: Iterable[Cell]) -> list[Any]:
     for number, name in enumerate(used, 1):
         rule = summary["rules"][name]
         parts.append(
-            f"\\[{number}] {name}: {rule['text']}. "
+            f"[{number}] {name}: {rule['text']}. "
             f"Speaks of {rule['speaks_of']} cells, gives {rule['gives']}, explains {rule['explains']}."
         )
     return [*parts, *UNITS, summary_line(summary)]
@@ -87,6 +87,6 @@ def _texts(cell: Cell | None, used: list[str]) -> list[str]:
     if cell.verdict == "equal":
         mark = _HOW[str(cell.how)]
     elif cell.reason is not None:
-        mark = f"\\[{used.index(cell.reason) + 1}]"
+        mark = f"[{used.index(cell.reason) + 1}]"
     unit = "" if cell.verdict == "not printed" else cell.printed.unit
     return [cell.printed.text + unit, ours, mark]
