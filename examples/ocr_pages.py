@@ -34,7 +34,9 @@ def adapter(input_size: tuple[int, int, int]) -> Segmenter:
     _, height, width = input_size
 
     def prepare(image: Image.Image) -> Tensor:
-        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        pixels = np.asarray(
+            image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32
+        )
         return torch.from_numpy(pixels[:, :, ::-1] / 127.5 - 1).permute(2, 0, 1)
 
     def segment(output: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -54,7 +56,9 @@ def draw_page(kind: str, number: int) -> tuple[Image.Image, Image.Image]:
     y = 20.0
     while True:
         font = ImageFont.load_default(int(random.integers(*sizes)))
-        words = ["".join(random.choice(LETTERS, random.integers(2, 10))) for _ in range(random.integers(2, 9))]
+        words = [
+            "".join(random.choice(LETTERS, random.integers(2, 10))) for _ in range(random.integers(2, 9))
+        ]
         left = float(random.integers(15, 120))
         box = pen.textbbox((left, y), " ".join(words), font=font)
         while box[2] > SIDE - 15 and len(words) > 1:
@@ -62,7 +66,9 @@ def draw_page(kind: str, number: int) -> tuple[Image.Image, Image.Image]:
             box = pen.textbbox((left, y), " ".join(words), font=font)
         if box[3] > SIDE - 15:
             break
-        pen.text((left, y), " ".join(words), font=font, fill=tuple(int(v) for v in random.integers(0, 120, 3)))
+        pen.text(
+            (left, y), " ".join(words), font=font, fill=tuple(int(v) for v in random.integers(0, 120, 3))
+        )
         marker.rectangle(box, fill=1)
         y = box[3] + float(random.integers(*gaps))
     angle = float(random.uniform(*angles)) * random.choice([-1, 1])
