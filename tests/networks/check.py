@@ -46,11 +46,13 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     with torch.no_grad():
-        for module in model.modules():
-            # Norms that end a residual branch start at zero, and would hide what the branch computes.
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, nn.Parameter) and weight.dim() == 1 and not weight.any():
-                weight.fill_(0.5)
+        for key, parameter in model.named_parameters():
+            # What ends a residual branch starts at zero, and would hide all that the branch computes.
+            if not parameter.any() and not key.endswith("bias"):
+                if parameter.dim() < 2:
+                    parameter.fill_(0.5)
+                else:
+                    parameter.normal_(0, parameter[0].numel() ** -0.5)
     return model
 
 
@@ -114,7 +116,9 @@ def tile_difference(block: ts.SEBlock, model: nn.Module, tse: nn.Module, x: torc
     tiled = copy.deepcopy(tse.get_submodule(block.name)).to(x.dtype)
     with torch.no_grad():
         reference = by_crops(original, x, "7xW", nhwc=block.dialect == "timm.SqueezeExciteCl")
-        return float((tiled(x.clone()) - reference).abs().max() / reference.abs().max())
+        largest = float(reference.abs().max())
+        assert largest > 0, f"{block.name} gives zeros: nothing would be checked"
+        return float((tiled(x.clone()) - reference).abs().max()) / largest
 
 
 def calls(model: nn.Module, size: tuple[int, int, int]) -> dict[str, torch.Tensor]:

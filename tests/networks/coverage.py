@@ -135,7 +135,10 @@ def main() -> None:
     options.csv.parent.mkdir(exist_ok=True)
     done = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
     done = [row for row in done if not row["failure"]]  # what failed is tried again
-    names = se_networks()
+    listed = options.csv.with_name("se_networks.txt")  # building all of timm's networks takes minutes
+    if not listed.exists():
+        listed.write_text("\n".join(se_networks()))
+    names = listed.read_text().split()
     todo = [name for name in names if name not in {row["name"] for row in done}]
     print(f"{len(names)} networks with SE blocks, {len(todo)} to check")
     with (

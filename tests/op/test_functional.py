@@ -126,30 +126,109 @@ def test_compile_traces_it_as_one_graph(tile):
     torch.testing.assert_close(compiled(x), block(x))
 
 
-def test_the_gate_is_never_repeated_in_memory():
-    """The largest value computed is the output itself: no gate of the map's size is made."""
-    sizes = []
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("tile", "written"), [("7xW", 1), ("3xW", 1), ("7xW:running", 1), ("7x7", 1), ("3x5", 1)]
+)
+def test_the_gate_is_never_repeated_in_memory(tile, written, channels_last):
+    """The one value of the map's size that is made is the output itself: no gate, no product beside it."""
+    memory = set()
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Memory(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if (
-                isinstance(out, torch.Tensor)
-                and out.numel() >= x.numel()
-                and out._base is None
-                and not view(func)
-            ):
-                sizes.append(str(func))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= x.nbytes:
+                memory.add(out.untyped_storage().data_ptr())
+                kept.append(out)  # or its memory might be given to the next
             return out
 
-    def view(func):
-        return any(ret.alias_info is not None for ret in func._schema.returns)
+    kept: list[torch.Tensor] = []
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 8, 14, 14).to(memory_format=layout)
+    block = ts.TiledSqueezeExcite(8, 2, tile).eval()
+    with torch.no_grad(), Memory():
+        y = block(x)
+    assert y.data_ptr() in memory
+    assert len(memory - {x.untyped_storage().data_ptr()}) == written
 
-    x = torch.randn(2, 8, 14, 14)
-    block = ts.TiledSqueezeExcite(8, 2, "7xW").eval()
-    with torch.no_grad(), Sizes():
-        block(x)
-    assert sizes == ["aten.mul.Tensor"]
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_in_place(tile, channels_last):
+    block, _ = block_and_excite(5, tile)
+    x = torch.randn(2, 5, 10, 9, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    with torch.no_grad():
+        expected = block(x)
+        assert tiled_squeeze_excite(x, block.excite, tile, inplace=True) is x
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+def test_in_place_refuses_to_overwrite_what_a_gradient_needs():
+    block, _ = block_and_excite(5, "3xW")
+    x = torch.randn(1, 5, 7, 7, dtype=torch.float64)
+    kept = x.clone()
+    with pytest.raises(ts.TiledSEError, match=r"under torch.no_grad\(\)"):
+        tiled_squeeze_excite(x, block.excite, "3xW", inplace=True)
+    with pytest.raises(ts.TiledSEError, match="overwrite"):
+        scale(x.requires_grad_(), squeeze(x, "3xW"), "3xW", inplace=True)
+    assert torch.equal(x, kept)
+
+
+def test_a_layer_in_place_overwrites_only_where_no_gradient_is_recorded():
+    block = ts.TiledSqueezeExcite(5, 2, "3xW", inplace=True)
+    x = torch.randn(1, 5, 7, 7)
+    assert block(x) is not x
+    with torch.no_grad():
+        assert block(x) is x
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_maps_that_are_parts_of_others(tile):
+    block, excite = block_and_excite(4, tile)
+    whole = torch.randn(3, 9, 13, 12, dtype=torch.float64)
+    for x in (whole[:2, 2:6, 1:11, ::2], whole[:2, :4].transpose(2, 3), whole[:1, :1].expand(2, 4, -1, -1)):
+        expected = by_loops(x.numpy(), tile, excite)
+        np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_long_sums_in_channels_last_keep_their_digits():
+    torch.manual_seed(0)
+    x = (torch.randn(1, 8, 700, 400) + 100).to(memory_format=torch.channels_last)
+    exact = x.double().mean((2, 3), keepdim=True)
+    assert float(((squeeze(x, "HxW") - exact) / exact).abs().max()) < 1e-6  # 2e-5 by one pool
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrix_product_for_a_1x1_convolution(dtype):
+    from tiledse.op.excitation import apply
+
+    torch.manual_seed(0)
+    fc = torch.nn.Conv2d(70, 30, 1).to(dtype)
+    z = torch.randn(2, 70, 4, 5).to(dtype)
+    torch.testing.assert_close(apply(fc, z), fc(z))
+
+
+def test_a_convolution_that_is_more_than_its_weights_is_called_as_it_is():
+    from tiledse.op.excitation import apply
+
+    calls = []
+    hooked = torch.nn.Conv2d(4, 4, 1)
+    hooked.register_forward_hook(lambda *_: calls.append("hook"))
+
+    class Own(torch.nn.Conv2d):
+        def forward(self, x):
+            calls.append("own")
+            return super().forward(x)
+
+    z = torch.zeros(64, 4, 8, 2)
+    apply(hooked, z)
+    apply(Own(4, 4, 1), z)
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(4, 4, 1))
+    torch.testing.assert_close(apply(normed, z + 1), normed(z + 1))
+    strided = torch.nn.Conv2d(4, 4, 1, stride=2)
+    assert apply(strided, z).shape == (64, 4, 4, 1)
+    assert calls == ["hook", "own"]
 
 
 def test_ragged_tiles_are_averaged_over_what_they_have():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
+from ..op.excitation import apply
 from ..op.functional import Reduce, mean, mean_and_max
 
 
@@ -37,7 +38,7 @@ class Layers:
         """Descriptors (N, C, rows, cols) to gates of the same shape."""
         z = descriptors.permute(0, 2, 3, 1) if self.channels_last else descriptors
         for name in self.names:
-            z = getattr(block, name)(z)
+            z = apply(getattr(block, name), z)
         return z.permute(0, 3, 1, 2) if self.channels_last else z
 
 

@@ -2,41 +2,39 @@
 
 Source: Vosco et al., "Tiled Squeeze-and-Excite", 2021, section 3.1 and figure A1. Where text and code differ, the
 code is followed: rows are repeated and cropped, so row i belongs to tile i // h.
+
+``_squeeze`` and ``_scale`` are the formula: plain operators on views, which compilers and exporters trace and fuse.
+The public functions take it, or the same numbers faster:
+
+=======================================================  =====================================================
+while torch.compile, torch.export or torch.jit traces,    the formula
+under torch.func, for a subclass of Tensor
+no gradient is recorded                                   fast.squeeze, fast.scale: by layout and tile
+gradients, maps of half a megabyte and up                 autograd.Squeeze, autograd.Scale about the excitation
+gradients, smaller maps, or squeeze and scale alone       the fast ones; the formula's scale for ragged strips
+a squeeze that is no mean                                 the formula's squeeze, and scale as above
+=======================================================  =====================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
+from . import fast
+from .autograd import Link, Scale, Squeeze
+from .grids import Span, is_eager, running, spans
+
+# Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
+# fast.squeeze and fast.scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
+SMALL_BYTES = 1 << 19
 
 Excite = Callable[[Tensor], Tensor]
 Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
-
-
-class Span(NamedTuple):
-    """A run of equal tiles along one axis: ``number`` tiles of ``size`` elements from ``start``."""
-
-    start: int
-    number: int
-    size: int
-
-
-def spans(length: int, size: int) -> tuple[Span, ...]:
-    """Cut an axis into its full tiles and, where they do not fill it, the smaller last one.
-
-    Example:
-        >>> spans(10, 4)
-        (Span(start=0, number=2, size=4), Span(start=8, number=1, size=2))
-    """
-    count, rest = divmod(length, size)
-    full = Span(0, count, size)
-    return (full, Span(count * size, 1, rest)) if rest else (full,)
 
 
 def _tiles(x: Tensor, rows: Span, cols: Span) -> Tensor:
@@ -76,6 +74,10 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
     """
     tile = Tile.parse(tile)
     _check_map(x)
+    return fast.squeeze(x, tile) if reduce is mean and is_eager(x) else _squeeze(x, tile, reduce)
+
+
+def _squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
     height, width = x.shape[2:]
     if tile.single:
         first, stop = tile.rows(height)
@@ -92,33 +94,23 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
         ],
         2,
     )
-    return _running(grid, height, tall) if tile.squeeze == "running" else grid
+    return running(grid, height, tall) if tile.squeeze == "running" else grid
 
 
-def _running(strips: Tensor, height: int, tall: int) -> Tensor:
-    """Means of all rows down to the end of each strip, from the strips' own means (N, C, rows, 1)."""
-    ends = [min((strip + 1) * tall, height) for strip in range(strips.shape[2])]
-    sizes = [end - start for start, end in zip([0, *ends], ends)]
-    # Sums of half-precision means are kept in float32, as a mean over rows would be.
-    wide = torch.float32 if strips.dtype in (torch.float16, torch.bfloat16) else strips.dtype
-    share = torch.tensor(sizes, dtype=wide, device=strips.device)[:, None]
-    seen = torch.tensor(ends, dtype=wide, device=strips.device)[:, None]
-    return ((strips.to(wide) * share).cumsum(2) / seen).to(strips.dtype)
-
-
-def scale(x: Tensor, gates: Tensor, tile: str | Tile) -> Tensor:
+def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) -> Tensor:
     """Multiply each tile by its gate: the gate is broadcast over a view, never repeated in memory.
 
     Args:
         x: Map, (N, C, H, W).
         gates: (N, C, rows, cols), as many as ``tile`` has over this map.
         tile: The tile.
+        inplace: Write into x, where no gradient is recorded.
 
     Returns:
-        (N, C, H, W), in the memory layout of x.
+        (N, C, H, W), in the memory layout of x; x itself with ``inplace``.
 
     Raises:
-        TiledSEError: the gates are not those of the tile's grid.
+        TiledSEError: the gates are not those of the tile's grid, or ``inplace`` while a gradient is recorded.
 
     Example:
         >>> scale(torch.ones(1, 1, 3, 2), torch.tensor([2.0, 5.0]).view(1, 1, 2, 1), "2xW")[0, 0, :, 0].tolist()
@@ -126,14 +118,17 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile) -> Tensor:
     """
     tile = Tile.parse(tile)
     _check_map(x)
+    _check_gates(x, gates, tile)
+    recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
+    _check_inplace(inplace and recorded)
+    if is_eager(x) and (not recorded or fast.fills_strips(tile, x)):
+        return fast.scale(x, gates, tile, inplace)
+    return x.copy_(_scale(x, gates, tile)) if inplace else _scale(x, gates, tile)
+
+
+def _scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
     height, width = x.shape[2:]
-    grid = tile.grid(height, width)
-    if gates.dim() != 4 or tuple(gates.shape[2:]) != grid or gates.shape[1] != x.shape[1]:
-        raise TiledSEError(
-            f"gates for a map of {tuple(x.shape)} and tile {tile}: expected "
-            f"{(x.shape[0], x.shape[1], *grid)}, got {tuple(gates.shape)}; an excitation keeps the grid of tiles"
-        )
-    if grid == (1, 1):
+    if tile.grid(height, width) == (1, 1):
         return x * gates
     tall, wide = tile.size(height, width)
     bands, row = [], 0
@@ -149,7 +144,9 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile) -> Tensor:
     return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
 
-def tiled_squeeze_excite(x: Tensor, excite: Excite, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
+def tiled_squeeze_excite(
+    x: Tensor, excite: Excite, tile: str | Tile, reduce: Reduce = mean, *, inplace: bool = False
+) -> Tensor:
     """Tiled squeeze-and-excite (figure A1): each tile is scaled by a gate computed from the tile alone.
 
     Args:
@@ -158,12 +155,14 @@ def tiled_squeeze_excite(x: Tensor, excite: Excite, tile: str | Tile, reduce: Re
             with their activation and gate function.
         tile: The tile; ``HxW`` is squeeze-and-excite.
         reduce: What a tile is squeezed with; the mean, unless told otherwise.
+        inplace: Write into x, where no gradient is recorded. Half the memory traffic; x is lost.
 
     Returns:
-        (N, C, H, W), in the memory layout and type of x.
+        (N, C, H, W), in the memory layout and type of x; x itself with ``inplace``.
 
     Raises:
-        TiledSEError: x is no map, or the excitation changes the grid of tiles.
+        TiledSEError: x is no map, the excitation changes the grid of tiles, or ``inplace`` while a gradient is
+            recorded.
 
     Example:
         >>> x = torch.randn(2, 8, 20, 12)
@@ -171,13 +170,40 @@ def tiled_squeeze_excite(x: Tensor, excite: Excite, tile: str | Tile, reduce: Re
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
-    descriptors = squeeze(x, tile, reduce)
-    gates = excite(descriptors)
-    return scale(x, gates, tile)
+    if torch.is_grad_enabled() and x.nbytes >= SMALL_BYTES and reduce is mean and is_eager(x):
+        _check_map(x)
+        link = Link()
+        x, descriptors = Squeeze.apply(x, tile, link)
+        gates = excite(descriptors)
+        if torch.promote_types(x.dtype, gates.dtype) == x.dtype and (x.requires_grad or gates.requires_grad):
+            _check_gates(x, gates, tile)
+            _check_inplace(inplace)
+            gates = gates.to(x.dtype).expand(x.shape[0], -1, -1, -1)
+            return Scale.apply(x, gates, tile, link)
+    else:
+        descriptors = squeeze(x, tile, reduce)
+        gates = excite(descriptors)
+    return scale(x, gates, tile, inplace=inplace)
 
 
 def _check_map(x: Tensor) -> None:
     if x.dim() != 4 or x.shape[2] == 0 or x.shape[3] == 0:
         raise TiledSEError(
             f"expected a map of shape (N, C, H, W) with at least one row and one column, got {tuple(x.shape)}"
+        )
+
+
+def _check_gates(x: Tensor, gates: Tensor, tile: Tile) -> None:
+    grid = tile.grid(x.shape[2], x.shape[3])
+    if gates.dim() != 4 or tuple(gates.shape[2:]) != grid or gates.shape[1] != x.shape[1]:
+        raise TiledSEError(
+            f"gates for a map of {tuple(x.shape)} and tile {tile}: expected "
+            f"{(x.shape[0], x.shape[1], *grid)}, got {tuple(gates.shape)}; an excitation keeps the grid of tiles"
+        )
+
+
+def _check_inplace(refused: bool) -> None:
+    if refused:
+        raise TiledSEError(
+            "inplace would overwrite a map that its gradient needs; leave it out, or run under torch.no_grad()"
         )

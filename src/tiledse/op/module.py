@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..tile import Tile
+from .excitation import apply
 from .functional import tiled_squeeze_excite
 
 
@@ -25,6 +27,7 @@ class TiledSqueezeExcite(nn.Module):
             with (3, 1) for C3x1: 3 along the axis in which the tiles follow each other (rows for kxW and
             patches, columns for Hxk) and 1 across it. Odd; the grid is padded with zeros.
         bias: Whether the convolutions have biases.
+        inplace: Write into the map where no gradient is recorded; for a map that nobody else reads.
 
     Shape:
         (N, C, H, W) to (N, C, H, W), in the memory layout of the input.
@@ -49,6 +52,7 @@ class TiledSqueezeExcite(nn.Module):
         gate: Callable[[], nn.Module] = nn.Sigmoid,
         kernel_size: int | tuple[int, int] = 1,
         bias: bool = True,
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         if channels < 1 or reduced < 1:
@@ -56,7 +60,7 @@ class TiledSqueezeExcite(nn.Module):
         along, across = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         if along % 2 != 1 or across % 2 != 1 or along < 1 or across < 1:
             raise TiledSEError(f"expected an odd kernel_size, such as 1, 3 or (3, 1), got {kernel_size}")
-        self.tile = Tile.parse(tile)
+        self.tile, self.inplace = Tile.parse(tile), inplace
         columns = self.tile.height is None and self.tile.width is not None
         kernel = (across, along) if columns else (along, across)
         padding = (kernel[0] // 2, kernel[1] // 2)
@@ -67,11 +71,13 @@ class TiledSqueezeExcite(nn.Module):
 
     def excite(self, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape."""
-        return self.gate(self.fc2(self.act(self.fc1(descriptors))))
+        hidden = self.act(apply(self.fc1, descriptors))
+        return self.gate(apply(self.fc2, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
-        return tiled_squeeze_excite(x, self.excite, self.tile)
+        inplace = self.inplace and not torch.is_grad_enabled()
+        return tiled_squeeze_excite(x, self.excite, self.tile, inplace=inplace)
 
     def extra_repr(self) -> str:
         """The tile, for print(model)."""

@@ -1,0 +1,115 @@
+"""The verb on speed: bench."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Optional
+
+import torch
+import typer
+
+from ..errors import TiledSEError
+from ..files import written_whole
+from ..measure.machine import keep_freed_memory, machine
+from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
+from ..measure.targets import verdicts
+from ..measure.whole_networks import NETWORKS, compare_network
+from ..report.timing import networks_table, operator_table
+from .app import app, print_json, print_text, say
+from .options import Force, Json, check_target
+from .progress import progress_bar
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--only", metavar="operator|networks", help="One part; both, unless given."),
+    ] = None,
+    tiles: Annotated[
+        str, typer.Option("--tiles", metavar="T,T", help="Tiles for the operator, of 7xW, Hx7, 7x7.")
+    ] = ",".join(TILES),
+    shapes: Annotated[
+        int, typer.Option("--shapes", metavar="N", help="The first N maps only, for a quick look.")
+    ] = len(SHAPES),
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Turns that the cases take.")] = 15,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of torch.")] = 1,
+    allocator: Annotated[
+        str,
+        typer.Option(
+            "--allocator", metavar="keep|system", help="keep: freed memory is kept (glibc's mallopt)."
+        ),
+    ] = "keep",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--output", metavar="FILE.json", help="Write all figures."),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Time the operator and whole networks: ratios to a copy, to SE and to the paper's code, in one run."""
+    if only not in (None, "operator", "networks"):
+        raise TiledSEError(f"--only {only}: expected operator or networks")
+    if allocator not in ("keep", "system"):
+        raise TiledSEError(f"--allocator {allocator}: expected keep or system")
+    chosen = tuple(tiles.split(","))
+    if not set(chosen) <= set(TILES):
+        raise TiledSEError(f"--tiles {tiles}: expected some of {', '.join(TILES)}")
+    if repeats < 2 or threads < 1 or not 1 <= shapes <= len(SHAPES):
+        raise TiledSEError(
+            f"expected at least 2 repeats, 1 thread and 1 to {len(SHAPES)} shapes, got {repeats}, {threads}, {shapes}"
+        )
+    if output is not None:
+        check_target(output, force)
+    if allocator == "keep" and not keep_freed_memory():
+        say("the C library has no mallopt: timings are with its own allocator settings")
+        allocator = "system"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        operator = [] if only == "networks" else _operator(shapes, chosen, repeats)
+        networks = [] if only == "operator" else _networks(max(2, repeats // 2))
+    finally:
+        torch.set_num_threads(before)
+    judged = verdicts(operator, networks)
+    figures = {
+        "format": "tiledse.bench/1",
+        "machine": {**machine(allocator), "threads": threads, "repeats": repeats},
+        "targets": [verdict.to_dict() for verdict in judged],
+        "operator": [comparison.to_dict() for comparison in operator],
+        "networks": [comparison.to_dict() for comparison in networks],
+    }
+    if output is not None:
+        with written_whole(output) as part:
+            part.write_text(json_format.dumps(figures) + "\n")
+        say(f"wrote {output}")
+    if json:
+        print_json(figures)
+        return
+    if operator:
+        print_text(operator_table(operator, training=False), operator_table(operator, training=True))
+    if networks:
+        print_text(networks_table(networks))
+    facts = ", ".join(f"{key} {value}" for key, value in figures["machine"].items() if value is not None)  # type: ignore[attr-defined]
+    print_text(facts, "", *map(str, judged))
+
+
+def _operator(shapes: int, tiles: tuple[str, ...], repeats: int) -> list:
+    work = [(shape, layout, tile) for shape in SHAPES[:shapes] for layout in LAYOUTS for tile in tiles]
+    done = []
+    with progress_bar("operator") as progress:
+        for number, (shape, layout, tile) in enumerate(work):
+            progress(number, len(work))
+            done.append(compare(shape, layout, tile, repeats))
+    return done
+
+
+def _networks(repeats: int) -> list:
+    work = [(name, shape, layout) for name, shape in NETWORKS for layout in LAYOUTS]
+    done = []
+    with progress_bar("networks") as progress:
+        for number, (name, shape, layout) in enumerate(work):
+            progress(number, len(work))
+            done.append(compare_network(name, shape, layout, repeats=repeats))
+    return done

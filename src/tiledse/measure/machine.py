@@ -1,0 +1,51 @@
+"""What a timing depends on besides the code: processor, threads, versions, allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed, as the allocators of long-running programs do; says whether it does.
+
+    By default glibc gives large blocks back to the system at once, and each new map is paid for in page faults,
+    4 KB at a time: several copies' worth, whatever formula fills it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def machine(allocator: str) -> dict[str, Any]:
+    """The facts to be kept beside a timing."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "allocator": allocator,
+        "preload": Path(os.environ["LD_PRELOAD"]).name if os.environ.get("LD_PRELOAD") else None,
+        "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,130 @@
+"""What the operator is to reach, and whether it does: over maps of 10 MB and up, one thread, float32."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .operator import Comparison
+from .whole_networks import NetworkComparison
+
+_LARGE_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target.
+
+    Attributes:
+        target: In words.
+        limit: The figure to reach.
+        median: Of the maps that it is about.
+        worst: Of them.
+        where: The worst one.
+        reached: Whether the median does it.
+        all_reached: Whether the worst does.
+    """
+
+    target: str
+    limit: float
+    median: float
+    worst: float
+    where: str
+    reached: bool
+    all_reached: bool
+
+    def __str__(self) -> str:
+        if self.all_reached:
+            return f"pass    {self.target}: {self.median:.2f}, worst {self.worst:.2f} ({self.where})"
+        word = "median" if self.reached else "MISSED"
+        return f"{word}  {self.target}: {self.median:.2f}, worst {self.worst:.2f} ({self.where})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "median": round(self.median, 3), "worst": round(self.worst, 3)}
+
+
+def _verdict(target: str, limit: float, at_least: bool, figures: Sequence[tuple[float, str]]) -> Verdict:
+    values = [value for value, _ in figures]
+    worst, where = min(figures) if at_least else max(figures)
+    median = statistics.median(values)
+
+    def meets(value: float) -> bool:
+        return value >= limit if at_least else value <= limit
+
+    sign = "at least" if at_least else "at most"
+    return Verdict(f"{target}, {sign} {limit:g}", limit, median, worst, where, meets(median), meets(worst))
+
+
+def verdicts(comparisons: Sequence[Comparison], networks: Sequence[NetworkComparison] = ()) -> list[Verdict]:
+    """Judge what was measured; a target about which nothing was measured is left out."""
+    found: list[Verdict] = []
+
+    def judge(
+        target: str, limit: float, at_least: bool, figure: Callable[[Comparison], float],
+        layout: str | None = None, tiles: tuple[str, ...] = ("7xW",), large: bool = True,
+    ) -> None:  # fmt: skip
+        figures = [
+            (figure(c), f"{c.shape} {c.layout} {c.tile}")
+            for c in comparisons
+            if c.layout == (layout or c.layout) and c.tile in tiles
+            and (not large or c.shape.map_bytes >= _LARGE_BYTES)
+        ]  # fmt: skip
+        if figures:
+            found.append(_verdict(f"{target}{f', {layout}' if layout else ''}", limit, at_least, figures))
+
+    def inference(a: str, b: str) -> Callable[[Comparison], float]:
+        return lambda c: c.inference[a].ratio(c.inference[b]).median
+
+    def training(a: str, b: str) -> Callable[[Comparison], float]:
+        return lambda c: c.training[a].ratio(c.training[b]).median
+
+    for layout, times in (("NCHW", 2.0), ("channels_last", 6.0)):
+        judge(
+            "7xW inference, times as fast as the paper's code", times, True, inference("paper", "tse"), layout
+        )
+    for layout, most in (("NCHW", 1.15), ("channels_last", 1.0)):
+        judge("7xW inference, in times of timm's SE", most, False, inference("tse", "se"), layout)
+        judge("7xW in place, in times of timm's SE", 1.0, False, inference("tse in place", "se"), layout)
+        judge("7xW in place, in times of a copy", 1.5, False, inference("tse in place", "copy"), layout)
+    for layout, times in (("NCHW", 1.5), ("channels_last", 4.0)):
+        judge(
+            "7xW training, times as fast as the paper's code", times, True, training("paper", "tse"), layout
+        )
+        judge("7xW training, in times of timm's SE", 1.0, False, training("tse", "se"), layout)
+    judge(
+        "7xW training, saved bytes by SE's", 1.0, False, lambda c: c.saved_bytes["tse"] / c.saved_bytes["se"]
+    )
+    judge("7xW training, peak bytes by SE's", 1.0, False, lambda c: c.peak_bytes["tse"] / c.peak_bytes["se"])
+    for layout in ("NCHW", "channels_last"):
+        judge(
+            "Hx7 and 7x7 inference, times as fast as the paper's code", 1.5, True, inference("paper", "tse"),
+            layout, ("Hx7", "7x7"),
+        )  # fmt: skip
+    every = ("7xW", "Hx7", "7x7")
+    judge(
+        "any map, inference, times as fast as the paper's code",
+        1.0,
+        True,
+        inference("paper", "tse"),
+        None,
+        every,
+        False,
+    )
+    judge(
+        "any map, training, times as fast as the paper's code",
+        1.0,
+        True,
+        training("paper", "tse"),
+        None,
+        every,
+        False,
+    )
+    if networks:
+        figures = [
+            (n.timings["tse"].ratio(n.timings["se"]).median, f"{n.network} {n.layout}") for n in networks
+        ]
+        found.append(_verdict("whole networks, TSE in times of SE", 1.0, False, figures))
+    return found

@@ -1,0 +1,261 @@
+"""The same numbers as functional.py's formulas, each by what torch does fastest on the map's memory layout.
+
+Figures are times in copies of the map, one thread of an AMD EPYC 9004, float32, maps over 10 MB, torch 2.14;
+``tiledse bench`` measures the whole again. What a formula gains depends on the layout and on the tile:
+
+==================  ============================================  ==========================================
+                    NCHW                                          channels_last (on a CPU)
+==================  ============================================  ==========================================
+squeeze, strips     mean over a view: 0.5                         avg_pool2d: 0.5 (a mean over a view: 3 - 6)
+squeeze, others     rows, then columns: 0.9 - 2.5 (at once: 3-4)  avg_pool2d: 0.4 - 1.2
+scale, strips       gate broadcast over a view: 1.1               the same, with the gate's channels side by side
+scale, others       gates repeated along one row of tiles first,  the same: 1.4 (1.7)
+                    so that whole rows are multiplied: 1.1 - 1.6
+                    (broadcast over columns: 2.3 - 7)
+==================  ============================================  ==========================================
+
+``squeeze``, and ``scale`` where ``fills_strips`` says so, are differentiable by torch; autograd.py makes its own
+gradients from ``dot`` and ``spread``. On a GPU the NCHW column's formulas serve both layouts (not measured there).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tile import Tile
+from .grids import Span, accumulation_type, elements, is_channels_last, running, spans
+
+# Pooling adds one element after the other, which loses digits: 2e-5 for the mean of 700 x 400 numbers near 100.
+# Longer sums are pooled by rows first and then averaged by mean, which adds in pairs: 2e-7.
+_LONGEST_SUM = 4096
+
+# A product of this size stays in the L2 or L3 cache until it is summed: 1.5 copies for ``dot``, not 2.0 - 2.7.
+_PIECE_BYTES = 1 << 20
+
+
+def squeeze(x: Tensor, tile: Tile) -> Tensor:
+    """Means of the tiles, (N, C, rows, cols); differentiable as often as its parts."""
+    height, width = x.shape[2:]
+    if kernels_are_on(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        return _squeeze_by_kernel(x, tile)
+    if tile.single:
+        first, stop = tile.rows(height)
+        return _means(x.narrow(2, first, stop - first), stop - first, width)
+    tall, wide = tile.size(height, width)
+    means = _means(x, tall, wide)
+    return running(means, height, tall) if tile.squeeze == "running" else means
+
+
+def kernels_are_on(x: Tensor) -> bool:
+    """Whether kernels.py was asked for (TILEDSE_TRITON=1) and can run on x: on a GPU, or interpreted."""
+    if os.environ.get("TILEDSE_TRITON") != "1" or x.numel() == 0:
+        return False
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
+    from .kernels import tile_sums
+
+    height, width = x.shape[2:]
+    tall, wide = tile.size(height, width)
+    if tile.single:
+        return (tile_sums(x, None, *tile.rows(height), tall, wide) / (tall * width)).to(x.dtype)
+    means = tile_sums(x, None, 0, height, tall, wide) / elements(tile, height, width, x)
+    return (running(means, height, tall) if tile.squeeze == "running" else means).to(x.dtype)
+
+
+def _means(x: Tensor, tall: int, wide: int) -> Tensor:
+    if x.device.type == "cpu" and is_channels_last(x):
+        return _pool(x, tall, wide)
+    return _rows_then_columns(x, tall, wide)
+
+
+def _pool(x: Tensor, tall: int, wide: int) -> Tensor:
+    """By average pooling: of the full tiles, then of the ragged rest. Never by partial windows."""
+    height, width = x.shape[2:]
+    bands = []
+    for rows in spans(height, tall):
+        parts = []
+        for cols in spans(width, wide):
+            # Pooling leaves out what does not fill a window, so only the rest is cut out (and copied).
+            part = x.narrow(2, rows.start, rows.size) if rows.start else x
+            part = part.narrow(3, cols.start, cols.size) if cols.start else part
+            parts.append(_pool_full(part, rows.size, cols.size))
+        bands.append(_join(parts, 3))
+    return _join(bands, 2)
+
+
+def _pool_full(x: Tensor, tall: int, wide: int) -> Tensor:
+    if tall * wide <= _LONGEST_SUM:
+        return F.avg_pool2d(x, (tall, wide))
+    return _rows_then_columns(F.avg_pool2d(x, (1, wide)), tall, 1)
+
+
+def _rows_then_columns(x: Tensor, tall: int, wide: int) -> Tensor:
+    width = x.shape[3]
+    if tall == x.shape[2] and wide == width:
+        return x.mean((2, 3), keepdim=True)
+    if wide == width:
+        return _join([_strips(x, rows).mean((3, 4)) for rows in spans(x.shape[2], tall)], 2).unsqueeze(3)
+    if tall == wide == 1:
+        return x.clone()
+    wider = accumulation_type(x.dtype)
+    bands = []
+    for rows in spans(x.shape[2], tall):
+        band = _strips(x, rows).mean(3, dtype=wider)
+        parts = [
+            band.narrow(3, cols.start, cols.number * cols.size).unflatten(3, (cols.number, cols.size)).mean(4)
+            for cols in spans(width, wide)
+        ]
+        bands.append(_join(parts, 3))
+    return _join(bands, 2).to(x.dtype)
+
+
+def _strips(x: Tensor, rows: Span) -> Tensor:
+    """A view of a run of equal strips: (N, C, rows, h, W)."""
+    n, channels, height, width = x.shape
+    if rows.number * rows.size != height:
+        x = x.narrow(2, rows.start, rows.number * rows.size)
+    return x.view(n, channels, rows.number, rows.size, width)
+
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor:
+    """Each tile times its gate, written once into the output; differentiable where ``fills_strips``."""
+    gates = gates.to(torch.promote_types(x.dtype, gates.dtype))
+    recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
+    if kernels_are_on(x) and not recorded:
+        from .kernels import multiply
+
+        out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
+        return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *_scaled_tile(tile, x))
+    if not inplace and fills_strips(tile, x):
+        ((rows, gate),) = _along_rows(gates, tile, x)
+        return (_strips(x, rows) * gate).view(x.shape)
+    out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
+    for rows, gate in _along_rows(gates, tile, x):
+        torch.mul(_strips(x, rows), gate, out=_strips(out, rows))
+    return out
+
+
+def _scaled_tile(tile: Tile, x: Tensor) -> tuple[int, int]:
+    """Rows and columns that one gate scales."""
+    height, width = x.shape[2:]
+    return (height, width) if tile.single else tile.size(height, width)
+
+
+def fills_strips(tile: Tile, x: Tensor) -> bool:
+    """Whether strips divide the map, so that the product is one call and its memory is the output's."""
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        return False  # what torch gives for other strides need not be seen as a map again
+    return tile.single or x.shape[2] % tile.size(x.shape[2], 1)[0] == 0
+
+
+def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Tensor]]:
+    """One value a tile as (N, C, rows, 1, 1 or W) for each run of strips, to be broadcast over their rows."""
+    height, width = x.shape[2:]
+    tall, wide = _scaled_tile(tile, x)
+    last = is_channels_last(x)
+    if wide < width and wide > 1:
+        grid = grid.permute(0, 2, 3, 1) if last else grid
+        repeated = grid.unsqueeze(3 if last else 4)
+        shape = (-1, -1, -1, wide, -1) if last else (-1, -1, -1, -1, wide)
+        # One row of values for a row of tiles: 1/h of the map, and whole rows are multiplied at once.
+        grid = repeated.expand(shape).flatten(2, 3) if last else repeated.expand(shape).flatten(3)
+        grid = (grid.permute(0, 3, 1, 2) if last else grid).narrow(3, 0, width)
+    elif last:
+        grid = grid.contiguous(memory_format=torch.channels_last)
+    row = 0
+    for rows in spans(height, tall):
+        yield rows, grid.narrow(2, row, rows.number).unsqueeze(3)
+        row += rows.number
+
+
+def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
+    """Sums of a * b over what each gate scales, (N, C, rows, cols); b's layout counts."""
+    height, width = b.shape[2:]
+    tall, wide = _scaled_tile(tile, b)
+    if kernels_are_on(b):
+        from .kernels import tile_sums
+
+        return tile_sums(a, b, 0, height, tall, wide).to(b.dtype)
+    image_bytes = b[:1].numel() * b.element_size()
+    if b.device.type != "cpu" or b.shape[0] * image_bytes <= _PIECE_BYTES:
+        return _times(_means(a * b, tall, wide), elements(tile, height, width, b))
+    images = max(1, _PIECE_BYTES // image_bytes)
+    rows = height if images > 1 else max(1, _PIECE_BYTES * height // (image_bytes * tall)) * tall
+    product = torch.empty_like(b[:images].narrow(2, 0, min(rows, height)), memory_format=_layout(b))
+    means = []
+    for first in range(0, b.shape[0], images):
+        bands = []
+        for top in range(0, height, rows):
+            part = (slice(first, first + images), slice(None), slice(top, top + rows))
+            piece = product[: b[part].shape[0], :, : b[part].shape[2]]
+            torch.mul(a[part], b[part], out=piece)
+            bands.append(_means(piece, min(tall, piece.shape[2]), wide))
+        means.append(_join(bands, 2))
+    return _times(_join(means, 0), elements(tile, height, width, b))
+
+
+def _times(means: Tensor, count: Tensor | int) -> Tensor:
+    return means * count if isinstance(count, int) else (means.to(count.dtype) * count).to(means.dtype)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def spread(
+    grad: Tensor, gates: Tensor, grad_descriptors: Tensor | None, tile: Tile, channels_last: bool
+) -> Tensor:
+    """The gradient of the map: grad * gate, plus what each element gave to the descriptors."""
+    height, width = grad.shape[2:]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty_like(grad, memory_format=layout)
+    share = None if grad_descriptors is None else share_of_descriptors(grad_descriptors, tile, height, width)
+    if kernels_are_on(grad):
+        from .kernels import multiply
+
+        squeezed = tile.rows(height) if tile.single else None
+        return multiply(grad, gates, out, *_scaled_tile(tile, grad), share, squeezed)
+    if share is None or tile.single:
+        for rows, gate in _along_rows(gates, tile, out):
+            torch.mul(_strips(grad, rows), gate, out=_strips(out, rows))
+        if share is not None:
+            first, stop = tile.rows(height)
+            out.narrow(2, first, stop - first).add_(share)
+        return out
+    # One loop over three inputs is the fastest where values lie side by side, and 2 times slower than two loops
+    # where the gate is one number for a whole strip.
+    one_loop = channels_last or tile.size(height, width)[1] < width
+    for (rows, gate), (_, addend) in zip(_along_rows(gates, tile, out), _along_rows(share, tile, out)):
+        part = _strips(out, rows)
+        if one_loop:
+            torch.addcmul(addend, _strips(grad, rows), gate, out=part)
+        else:
+            torch.mul(_strips(grad, rows), gate, out=part).add_(addend)
+    return out
+
+
+def share_of_descriptors(grad: Tensor, tile: Tile, height: int, width: int) -> Tensor:
+    """What one element of each tile gets of the descriptors' gradient; differentiable."""
+    if tile.single:
+        return grad / (tile.size(height, width)[0] * width)
+    count = elements(tile, height, width, grad)
+    if tile.squeeze == "running":
+        # A row is in the mean of its own strip and of all below.
+        ends = (
+            count
+            if isinstance(count, Tensor)
+            else grad.new_full((grad.shape[2], 1), count, dtype=accumulation_type(grad.dtype))
+        ).cumsum(0)
+        return (grad.to(ends.dtype) / ends).flip(2).cumsum(2).flip(2).to(grad.dtype)
+    return grad / count if isinstance(count, int) else (grad.to(count.dtype) / count).to(grad.dtype)

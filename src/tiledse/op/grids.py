@@ -1,0 +1,90 @@
+"""How tiles cut a map: what the formulas of this room share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..tile import Tile
+
+
+class Span(NamedTuple):
+    """A run of equal tiles along one axis: ``number`` tiles of ``size`` elements from ``start``."""
+
+    start: int
+    number: int
+    size: int
+
+
+def spans(length: int, size: int) -> tuple[Span, ...]:
+    """Cut an axis into its full tiles and, where they do not fill it, the smaller last one.
+
+    Example:
+        >>> spans(10, 4)
+        (Span(start=0, number=2, size=4), Span(start=8, number=1, size=2))
+    """
+    count, rest = divmod(length, size)
+    full = Span(0, count, size)
+    return (full, Span(count * size, 1, rest)) if rest else (full,)
+
+
+def sizes(length: int, size: int) -> list[int]:
+    """The size of each tile along an axis.
+
+    Example:
+        >>> sizes(10, 4)
+        [4, 4, 2]
+    """
+    return [span.size for span in spans(length, size) for _ in range(span.number)]
+
+
+def accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that means of means are kept in: float32 for half precision, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def running(strips: Tensor, height: int, tall: int) -> Tensor:
+    """Means of all rows down to the end of each strip, from the strips' own means (N, C, rows, 1)."""
+    wide = accumulation_type(strips.dtype)
+    share = torch.tensor(sizes(height, tall), dtype=wide, device=strips.device)[:, None]
+    return ((strips.to(wide) * share).cumsum(2) / share.cumsum(0)).to(strips.dtype)
+
+
+def elements(tile: Tile, height: int, width: int, like: Tensor) -> Tensor | int:
+    """Elements that each gate of a map scales: one number, or (rows, cols) where the edge has smaller tiles."""
+    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    if height % tall == 0 and width % wide == 0:
+        return tall * wide
+    dtype = accumulation_type(like.dtype)
+    rows = torch.tensor(sizes(height, tall), dtype=dtype, device=like.device)
+    cols = torch.tensor(sizes(width, wide), dtype=dtype, device=like.device)
+    return rows[:, None] * cols
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether x holds numbers that are computed now, by nobody but torch's own kernels and autograd.
+
+    Not so while a compiler or exporter traces (it gets the plain formula, and fuses it itself), under the
+    transforms of torch.func, in forward-mode differentiation, and for subclasses of Tensor.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and not is_batched(x)
+        and forward_ad._current_level < 0
+    )
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether channels lie side by side in memory; where both layouts are the same, not."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether x stands for many tensors under a vmap, the one in torch.func or autograd's own older one."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
