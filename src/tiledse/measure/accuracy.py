@@ -119,25 +119,50 @@ def _judge(
     batch: Batch, se: Tensor, tse: Tensor, classes: int | None
 ) -> list[tuple[tuple[int, int], ImageResult]]:
     """The results of one batch, with their places in the set."""
-    count = len(batch.names)
     for who, logits in (("SE", se), ("TSE", tse)):
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != count:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise TiledSEError(
-                f"the {who} network is no classifier: expected logits of shape ({count}, classes), got {got}"
-            )
-        bad = ~(logits < float("inf")).all(1)  # not a number, or overflowed
-        if bad.any():
-            name = batch.names[int(bad.int().argmax())]
-            raise TiledSEError(
-                f"image {name}: the {who} network's logits are not finite; check its weights, or "
-                "evaluate in float32"
-            )
+        check_logits(batch, logits, who, classes)
     width = se.shape[1]
     if tse.shape[1] != width:
         raise TiledSEError(
             f"SE gives {width} classes and TSE {tse.shape[1]}; expected two forms of one network"
         )
+    columns = []
+    for logits in (se, tse):
+        # One sort decides both, so that ties cannot put a label first and yet not among five.
+        ranked = logits.topk(min(5, width), dim=1).indices.cpu()
+        columns += [ranked[:, 0].tolist(), (ranked == batch.labels[:, None]).any(1).tolist()]
+    rows = zip(batch.places.tolist(), batch.names, batch.labels.tolist(), *columns, strict=True)
+    return [
+        ((place[0], place[1]), ImageResult(name, label, first, second, first5, second5))
+        for place, name, label, first, first5, second, second5 in rows
+    ]
+
+
+def check_logits(batch: Batch, logits: object, who: str, classes: int | None) -> None:
+    """Check that a network gives logits of classes that the labels are among.
+
+    Args:
+        batch: The images and labels.
+        logits: What the network gives.
+        who: What messages call it.
+        classes: How many classes the labels were numbered from; None where that is not known.
+
+    Raises:
+        TiledSEError: no logits, not finite (the image is named), or labels outside their classes.
+    """
+    count = len(batch.names)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != count:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TiledSEError(
+            f"the {who} network is no classifier: expected logits of shape ({count}, classes), got {got}"
+        )
+    bad = ~(logits < float("inf")).all(1)  # not a number, or overflowed
+    if bad.any():
+        name = batch.names[int(bad.int().argmax())]
+        raise TiledSEError(
+            f"image {name}: the {who} network's logits are not finite; check its weights, or evaluate in float32"
+        )
+    width = logits.shape[1]
     if classes is not None and classes != width:
         raise TiledSEError(
             f"labels that do not match: the set has {classes} class folders, the network {width} classes; "
@@ -150,13 +175,3 @@ def _judge(
             f"labels that do not match: image {batch.names[at]} has label {int(batch.labels[at])}, but the "
             f"network has {width} classes (0 to {width - 1})"
         )
-    columns = []
-    for logits in (se, tse):
-        # One sort decides both, so that ties cannot put a label first and yet not among five.
-        ranked = logits.topk(min(5, width), dim=1).indices.cpu()
-        columns += [ranked[:, 0].tolist(), (ranked == batch.labels[:, None]).any(1).tolist()]
-    rows = zip(batch.places.tolist(), batch.names, batch.labels.tolist(), *columns, strict=True)
-    return [
-        ((place[0], place[1]), ImageResult(name, label, first, second, first5, second5))
-        for place, name, label, first, first5, second, second5 in rows
-    ]

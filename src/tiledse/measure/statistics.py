@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from ..errors import TiledSEError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def mcnemar_p_value(lost: int, gained: int) -> float:
@@ -72,3 +76,62 @@ def drop_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> t
     p, q = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
     half = float(norm.ppf((1 + confidence) / 2)) * sqrt((p + q - (p - q) ** 2) / (n + 2))
     return max(-1.0, p - q - half), min(1.0, p - q + half)
+
+
+def resampled_weights(n: int, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each of n images is drawn, in bootstrap samples of n images with replacement.
+
+    Args:
+        n: Images.
+        resamples: Samples.
+        seed: Of the draws; the same seed gives the same samples.
+
+    Returns:
+        (resamples, n) whole numbers; each row sums to n.
+
+    Raises:
+        TiledSEError: no image, or no sample.
+
+    Example:
+        >>> resampled_weights(4, resamples=2).sum(1).tolist()
+        [4, 4]
+    """
+    import numpy as np
+
+    if n < 1 or resamples < 1:
+        raise TiledSEError(f"expected at least 1 image and 1 resample, got {n} and {resamples}")
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
+
+
+def bootstrap_interval(drops: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Percentile interval and p-value of a drop, from its values over bootstrap samples of the images.
+
+    Both networks are scored on the same samples, so what is hard in an image is hard for both and cancels.
+    Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapters 13 and 16.
+
+    Args:
+        drops: (resamples,) drops; not-a-number where a sample has no score.
+        confidence: Level, between 0 and 1.
+
+    Returns:
+        Lower bound, upper bound, and two-sided p-value: twice the share of samples on the rarer side of no drop,
+        with one sample more on each side, so that it is never 0.
+
+    Raises:
+        TiledSEError: fewer than two samples have a score.
+
+    Example:
+        >>> import numpy as np
+        >>> low, high, p = bootstrap_interval(np.linspace(-0.5, 1.5, 1001))
+        >>> round(low, 2), round(high, 2), round(p, 2)
+        (-0.45, 1.45, 0.5)
+    """
+    import numpy as np
+
+    scored = drops[np.isfinite(drops)]
+    if len(scored) < 2:
+        raise TiledSEError("too few bootstrap samples have a score; take more images")
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(scored, [tail, 100 - tail])
+    rarer = min(int((scored <= 0).sum()), int((scored >= 0).sum()))
+    return float(low), float(high), min(1.0, 2 * (rarer + 1) / (len(scored) + 1))

@@ -1,0 +1,283 @@
+"""The verbs on local context: correlate, sensitivity, sweep."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import TiledSEError
+from ..measure.correlation import Correlation
+from ..measure.correlation import correlate as correlate_subject
+from ..measure.processes import own_device
+from ..measure.sensitivity import Sensitivity
+from ..measure.sensitivity import sensitivity as measure_sensitivity
+from ..measure.sweep import Entry
+from ..measure.sweep import sweep as run_sweep
+from ..measure.sweep_file import SweepFile
+from ..measure.tasks import Progress
+from ..report.context import correlation_table, sensitivity_tables, sweep_table
+from .app import app, print_json, print_text, say
+from .measuring import (
+    AdapterText,
+    BatchSize,
+    ClassMap,
+    Data,
+    Device,
+    ImagesDir,
+    Masks,
+    Mean,
+    Opened,
+    Plot,
+    Preprocess,
+    Setting,
+    Std,
+    TaskName,
+    Tiles,
+    Workers,
+    in_processes,
+    open_measured,
+    opened_together,
+    parse_tiles,
+)
+from .onnx import is_onnx
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+)
+from .progress import progress_bar
+
+
+@app.command()
+def correlate(
+    model: Model,
+    data: Data,
+    tiles: Tiles = None,
+    tile: TileText = None,
+    plan: PlanFile = None,
+    channels: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--channels", metavar="FILE.csv", help="Write the correlation of each channel."),
+    ] = None,
+    plot: Plot = None,
+    task: TaskName = "classify",
+    adapter: AdapterText = None,
+    images_dir: ImagesDir = None,
+    masks: Masks = None,
+    preprocess: Preprocess = "network",
+    class_map: ClassMap = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    device: Device = "cpu",
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Correlate the descriptors and gates of tiles with those of the whole map, block by block (figure 4).
+
+    Images need no labels. --tile or --plan look at one tile a block, --tiles at several.
+    """
+    where = own_device(device)
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
+
+    def work(speaks: bool) -> tuple[str, Correlation]:
+        for target in (channels, plot):
+            if target is not None:
+                check_target(target, force)
+        wanted = None if tiles is None else parse_tiles(tiles)
+        if (wanted is None) == (tile is None and plan is None):
+            raise TiledSEError("give the tiles with --tiles T,T,..., --tile T or --plan FILE, one of them")
+        opened = opened_together(
+            lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
+        )
+        subject = opened.subject
+        if wanted is None:
+            each = [[t] for t in choose_plan(subject.plan, tile, plan).tiles]
+        else:
+            each = [wanted] * len(subject.plan)
+        with progress_bar("images", shown=speaks) as progress:
+            found = correlate_subject(
+                subject, opened.task.images, each, batch_size=batch_size, workers=workers, device=where,
+                progress=progress,
+            )  # fmt: skip
+        return opened.name, found
+
+    done = in_processes(where, work)
+    if done is None:
+        return
+    name, found = done
+    if channels is not None:
+        found.save_channels(channels)
+        say(f"wrote {channels}")
+    if plot is not None:
+        from ..report.plots import draw_correlation
+
+        draw_correlation(found, plot, name)
+        say(f"wrote {plot}")
+    if json:
+        print_json({"model": name, **found.to_dict()})
+    else:
+        print_text(correlation_table(found, name))
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    data: Data,
+    tiles: Tiles = None,
+    plot: Plot = None,
+    task: TaskName = "classify",
+    adapter: AdapterText = None,
+    images_dir: ImagesDir = None,
+    masks: Masks = None,
+    preprocess: Preprocess = "network",
+    class_map: ClassMap = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    device: Device = "cpu",
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Give tiles to each block alone, to each stage alone and to all, and measure what each costs (table 3)."""
+    where = own_device(device)
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
+
+    def work(speaks: bool) -> tuple[str, Sensitivity]:
+        if plot is not None:
+            check_target(plot, force)
+        wanted = parse_tiles(tiles)
+        opened = opened_together(
+            lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
+        )
+        with progress_bar("images", shown=speaks) as progress:
+            found = measure_sensitivity(
+                opened.subject, opened.task, wanted, batch_size=batch_size, workers=workers, device=where,
+                progress=progress,
+            )  # fmt: skip
+        return opened.name, found
+
+    done = in_processes(where, work)
+    if done is None:
+        return
+    name, found = done
+    if plot is not None:
+        from ..report.plots import draw_sensitivity
+
+        draw_sensitivity(found, plot, name)
+        say(f"wrote {plot}")
+    if json:
+        print_json({"model": name, **found.to_dict()})
+    else:
+        print_text(*sensitivity_tables(found, name))
+
+
+@app.command()
+def sweep(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more networks.")],
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="sweep.csv", help="Results, one a row.")],
+    tiles: Tiles = None,
+    plot: Plot = None,
+    weights: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--weights", metavar="FILE", help="A state dict for each network, in their order."),
+    ] = None,
+    task: TaskName = "classify",
+    adapter: AdapterText = None,
+    images_dir: ImagesDir = None,
+    masks: Masks = None,
+    preprocess: Preprocess = "network",
+    class_map: ClassMap = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    device: Device = "cpu",
+    input: Input = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure many tiles on many networks: figures 2 and 5b, table 2's weights as they are.
+
+    A row is written as soon as it is measured. Called again with the same -o, it goes on with what is missing.
+    """
+    where = own_device(device)
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
+    wanted = parse_tiles(tiles)
+    setting.check()
+    if plot is not None:
+        check_target(plot, force)
+    if weights and len(weights) != len(models):
+        raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
+    file = SweepFile(output)
+
+    def entry(number: int, speaks: bool) -> Entry:
+        model, own = models[number], weights[number] if weights else None
+        labels = {
+            "model": Path(model).name if is_onnx(model) else model,
+            "weights": "pretrained" if pretrained else "" if own is None else own.name,
+            "task": task,
+            "data": Path(data).name,
+            "preprocess": preprocess if adapter is None else adapter,
+            "input": input or "",
+        }
+
+        def open_() -> tuple[object, object]:
+            opened: Opened = opened_together(
+                lambda: open_measured(model, input, own, pretrained, where, setting), speaks
+            )
+            return opened.subject, opened.task
+
+        return Entry(labels, open_)  # type: ignore[arg-type]
+
+    def work(speaks: bool) -> int:
+        had = len(file.rows)
+        with ExitStack() as bars:
+
+            def progress(title: str) -> Progress:
+                bars.close()
+                return bars.enter_context(progress_bar(title, shown=speaks))
+
+            entries = [entry(number, speaks) for number in range(len(models))]
+            for row in run_sweep(
+                entries, wanted, file, batch_size=batch_size, workers=workers, device=where, progress=progress
+            ):
+                if speaks:
+                    say(f"{row['model']} {row['tile']}: drop {row['drop']:.2f} of {row['se']:.2f}")
+        return had
+
+    had = in_processes(where, work)
+    if had is None:
+        return
+    say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
+    names = {Path(model).name if is_onnx(model) else model for model in models}
+    asked = [row for row in file.rows if row["model"] in names]
+    if plot is not None:
+        from ..report.plots import draw_sweep
+
+        draw_sweep(asked, plot)
+        say(f"wrote {plot}")
+    if json:
+        print_json({"rows": asked})
+    else:
+        print_text(sweep_table(asked))

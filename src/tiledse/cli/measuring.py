@@ -1,0 +1,311 @@
+"""What the measuring verbs share: their options, and how these become a network and a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional, TypeVar, cast
+
+import torch
+import typer
+from torch import nn
+
+from ..errors import TiledSEError
+from ..measure.images import open_images
+from ..measure.preprocessing import Kind, Preprocessing, torchvision_config
+from ..measure.processes import joined_processes, part, together
+from ..measure.subject import Subject, TorchSubject
+from ..measure.tasks import Task
+from ..plan import Plan
+from ..tile import Tile
+from .app import say
+from .onnx import is_onnx, open_onnx
+from .options import load_model, parse_size
+
+T = TypeVar("T")
+TASKS = ("classify", "detect", "segment")
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="classify: class folders, a folder with labels.csv (file,label), or tar shards, also as a pattern such "
+        "as 'val-{0000..0009}.tar'. detect: COCO's annotations.json. segment: a folder with images and masks, or a "
+        "CSV file with file,mask.",
+    ),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", metavar="classify|detect|segment", help="What the network does.")
+]
+AdapterText = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--adapter",
+        metavar="package.module:adapter",
+        help="detect, segment: a function of the input size that gives the network's pre- and post-processing.",
+    ),
+]
+ImagesDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."
+    ),
+]
+Masks = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--masks", metavar="DIR", help="segment: PNG masks named as the images in --data."),
+]
+Preprocess = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        metavar="network|crop",
+        help="network: as it was evaluated by its makers. crop: the middle of images that are scaled already.",
+    ),
+]
+ClassMap = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")]
+Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
+Mean = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
+]
+Std = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
+]
+Tiles = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--tiles", metavar="T,T,...", help="Tiles, such as 1xW,3xW,7xW."),
+]
+Plot = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--plot", metavar="FILE", help="Draw it: .png, .pdf or .svg."),
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The options that say what is measured on what."""
+
+    data: str
+    task: str = "classify"
+    adapter: str | None = None
+    images_dir: Path | None = None
+    masks: Path | None = None
+    preprocess: str = "network"
+    class_map: Path | None = None
+    mean: str | None = None
+    std: str | None = None
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            TiledSEError: which, and what to do.
+        """
+        if self.task not in TASKS:
+            raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
+        if self.task == "classify":
+            if self.adapter or self.images_dir or self.masks:
+                raise TiledSEError(
+                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
+                )
+        elif self.mean or self.std or self.class_map or self.preprocess != "network":
+            raise TiledSEError(
+                f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
+                "prepares the images"
+            )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network and what it is measured on."""
+
+    name: str  # MODEL, an ONNX file without its folder
+    subject: Subject
+    task: Task[Any]
+    random: bool
+
+
+def parse_tiles(text: str | None) -> list[Tile]:
+    """``1xW,7xW`` as tiles, each once.
+
+    Raises:
+        TiledSEError: none given, or no tile.
+    """
+    tiles = [Tile.parse(part.strip()) for part in (text or "").split(",") if part.strip()]
+    if not tiles:
+        raise TiledSEError("give the tiles with --tiles, such as --tiles 1xW,3xW,7xW")
+    return list(dict.fromkeys(tiles))
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """``0.5,0.5,0.5`` as numbers.
+
+    Raises:
+        TiledSEError: they are none.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise TiledSEError(
+            f"no numbers: {option} '{text}'; expected one a channel, such as 0.5,0.5,0.5"
+        ) from None
+
+
+def open_subject(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, where: torch.device
+) -> tuple[Subject, nn.Module | None, bool]:
+    """MODEL to be measured, its module where it is one of torch, and whether its weights are random."""
+    if is_onnx(model):
+        source = open_onnx(model, weights, pretrained)
+        if where.type != "cpu":
+            raise TiledSEError(f"{model} runs in ONNX Runtime on the CPU; leave --device out")
+        from ..measure.onnx_subject import OnnxSubject
+
+        return OnnxSubject(source, parse_size(size), torch.get_num_threads()), None, False
+    loaded = load_model(model, size, weights, pretrained)
+    loaded.model.to(where)
+    subject = TorchSubject(loaded.model, loaded.input_size)
+    return subject, loaded.model, loaded.random
+
+
+def open_measured(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, where: torch.device, setting: Setting,
+    labels: bool = True,
+) -> Opened:  # fmt: skip
+    """MODEL and the task that the options ask for.
+
+    Args:
+        model: MODEL.
+        size: --input.
+        weights: --weights.
+        pretrained: --pretrained.
+        where: The device.
+        setting: The other options.
+        labels: Whether images without labels are refused.
+
+    Raises:
+        TiledSEError: wrong use of any of them.
+    """
+    setting.check()
+    subject, module, random = open_subject(model, size, weights, pretrained, where)
+    if not len(subject.plan):
+        near = len(subject.plan.near_misses)
+        raise TiledSEError(
+            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+        )
+    name = Path(model).name if is_onnx(model) else model
+    return Opened(name, subject, _task(model, subject.plan, module, setting, labels), random)
+
+
+def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:
+    if setting.task == "detect":
+        return _detection(model, plan, module, setting)
+    if setting.task == "segment":
+        return _segmentation(model, plan, setting)
+    from ..measure.classification import Classification, Comparison, open_unlabelled
+
+    prepare = preprocessing(model, plan, module, setting)
+    try:
+        return Classification(open_images(setting.data, prepare, class_map=setting.class_map))
+    except TiledSEError as error:
+        if labels or "no labelled images" not in str(error):
+            raise
+    return Comparison(open_unlabelled(setting.data, prepare))
+
+
+def preprocessing(model: str, plan: Plan, module: nn.Module | None, setting: Setting) -> Preprocessing:
+    """How images become inputs of a classifier."""
+    kind = cast(Kind, setting.preprocess)
+    given = {"mean": numbers("--mean", setting.mean), "std": numbers("--std", setting.std)}
+    said = {key: value for key, value in given.items() if value is not None}
+    if module is not None:
+        if said:
+            raise TiledSEError("--mean and --std go with FILE.onnx; a PyTorch network says them itself")
+        source, _, name = model.partition(":")
+        config = torchvision_config(name) if source == "torchvision" else None
+        return Preprocessing.of(module, plan.input_size, kind, config)
+    if len(said) < 2:
+        say(
+            f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std"
+        )
+    return Preprocessing.of(nn.Identity(), plan.input_size, kind, {**said, "input_size": plan.input_size})
+
+
+def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Setting) -> Task[Any]:
+    from ..measure.adapters import Detector, effdet_detector, load_adapter
+    from ..measure.detection import CocoImages, Detection
+
+    if setting.masks:
+        raise TiledSEError("--masks goes with --task segment; leave it out")
+    if setting.adapter is not None:
+        detector = load_adapter(setting.adapter, Detector, plan.input_size)
+    elif model.startswith("effdet:") and module is not None:
+        detector = effdet_detector(module, plan.input_size)
+    else:
+        raise TiledSEError(
+            f"{model} does not say how its outputs become boxes; give --adapter package.module:adapter, a function of "
+            "the input size that gives a tiledse.measure.adapters.Detector (examples/centernet.py is one)"
+        )
+    return Detection(CocoImages(setting.data, detector, setting.images_dir), detector)
+
+
+def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
+    from ..measure.adapters import VOC, Segmenter, load_adapter, semantic
+    from ..measure.segmentation import MaskedImages, Segmentation
+
+    if setting.images_dir:
+        raise TiledSEError("--images-dir goes with --task detect; leave it out")
+    if setting.adapter is not None:
+        segmenter = load_adapter(setting.adapter, Segmenter, plan.input_size)
+    elif model.startswith("torchvision:"):
+        segmenter = semantic(VOC, plan.input_size)
+    else:
+        raise TiledSEError(
+            f"{model} does not say what its outputs mean; give --adapter package.module:adapter, a function of the "
+            "input size that gives a tiledse.measure.adapters.Segmenter (examples/selfie.py is one)"
+        )
+    return Segmentation(MaskedImages(setting.data, segmenter, setting.masks), segmenter)
+
+
+def in_processes(where: torch.device, work: Callable[[bool], T]) -> T | None:
+    """Run the same work in every process that torchrun started.
+
+    Args:
+        where: The device of this process.
+        work: Called with whether this process is the one that speaks.
+
+    Returns:
+        What ``work`` gave, in the process that speaks; None in the others.
+
+    Raises:
+        TiledSEError: in the process that speaks. All have the same error; were another to fail first, torchrun would
+            kill the one that says why.
+    """
+    with joined_processes(where):
+        speaks = part()[0] == 0
+        try:
+            result = work(speaks)
+        except TiledSEError:
+            if speaks:
+                raise
+            return None
+    return result if speaks else None
+
+
+def opened_together(open_: Callable[[], Opened], speaks: bool) -> Opened:
+    """Open network and task in every process, and say where weights are random."""
+    opened = together(open_)
+    if opened.random and speaks:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    return opened

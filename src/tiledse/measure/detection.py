@@ -1,0 +1,214 @@
+"""Detection as a task: COCO's annotations, COCO's average precision."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import TiledSEError, first_line
+from .adapters import Detector
+from .average_precision import Matches
+from .images import Batch, ListedImages, Sample
+from .preprocessing import read_image
+from .statistics import bootstrap_interval, resampled_weights
+from .tasks import Paired, Task
+
+
+class CocoImages(ListedImages):
+    """The images of a COCO annotation file.
+
+    Args:
+        path: The file.
+        detector: Makes the inputs.
+        folder: What the file's ``file_name`` are relative to; left out, the file's own folder.
+
+    Raises:
+        TiledSEError: no such file, no COCO annotations, no image, an image that is missing, an annotation of an image
+            or category that is not listed.
+    """
+
+    def __init__(self, path: str | Path, detector: Detector, folder: str | Path | None = None) -> None:
+        path = Path(path)
+        self.truth = _read(path)
+        data = self.truth.dataset
+        root = path.parent if folder is None else Path(folder)
+        self.ids = [image["id"] for image in data["images"]]
+        self.sizes = [(image.get("width"), image.get("height")) for image in data["images"]]
+        for image in data["images"]:
+            if not (root / image["file_name"]).is_file():
+                raise TiledSEError(
+                    f"{path}: there is no image {image['file_name']} in {root}; say where they are with --images-dir"
+                )
+        self.categories = {category["id"] for category in data["categories"]}
+        files = [(image["file_name"], place) for place, image in enumerate(data["images"])]
+        super().__init__(root, files, detector.prepare)
+
+    def sample(self, index: int) -> Sample:
+        """Read one image; it must have the size that its annotation says."""
+        name, place = self.files[index]
+
+        def prepare(image: Any) -> Tensor:
+            said = self.sizes[place]
+            if None not in said and image.size != said:
+                raise TiledSEError(
+                    f"it is {image.width}x{image.height} (width x height), but its annotations are for "
+                    f"{said[0]}x{said[1]}; give the images that were annotated"
+                )
+            self.sizes[place] = image.size
+            return self.preprocess(image)
+
+        return Sample(read_image(self.folder / name, name, prepare), place, name, (0, index))
+
+
+def _read(path: Path) -> Any:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise TiledSEError(
+            "detection needs the package pycocotools; install it with: pip install 'tiledse[tasks]'"
+        ) from error
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TiledSEError(f"cannot read annotations {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise TiledSEError(f"{path} is no COCO annotation file: {first_line(error)}") from error
+    lacking = [
+        k for k in ("images", "annotations", "categories") if not isinstance(data, dict) or k not in data
+    ]
+    if lacking:
+        raise TiledSEError(f"{path} is no COCO annotation file: it has no '{lacking[0]}'")
+    if not data["images"]:
+        raise TiledSEError(f"{path} lists no image: the set is empty")
+    if not data["categories"]:
+        raise TiledSEError(f"{path} lists no category; COCO's AP needs them")
+    try:
+        images = {image["id"] for image in data["images"]}
+        categories = {category["id"] for category in data["categories"]}
+        for entry in data["annotations"]:
+            if entry["image_id"] not in images:
+                raise TiledSEError(
+                    f"{path}: annotation {entry['id']} is of image {entry['image_id']}, which is not listed"
+                )
+            if entry["category_id"] not in categories:
+                raise TiledSEError(
+                    f"{path}: annotation {entry['id']} is of category {entry['category_id']}, which is not listed"
+                )
+            if len(entry["bbox"]) != 4:
+                raise TiledSEError(
+                    f"{path}: the box of annotation {entry['id']} has {len(entry['bbox'])} numbers, not 4"
+                )
+            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
+            entry.setdefault("iscrowd", 0)
+    except (KeyError, TypeError) as error:
+        raise TiledSEError(
+            f"{path} is no COCO annotation file: {type(error).__name__} {first_line(error)}"
+        ) from error
+    truth = COCO()
+    truth.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+class Detection(Task[np.ndarray]):
+    """COCO's average precision; drops are of AP, over IoU 0.5 to 0.95.
+
+    Args:
+        images: The set.
+        detector: Decodes the outputs.
+        resamples: Bootstrap samples for intervals.
+    """
+
+    name: ClassVar[str] = "detect"
+    metric: ClassVar[str] = "AP"
+
+    def __init__(self, images: CocoImages, detector: Detector, resamples: int = 1000) -> None:
+        self.images: CocoImages = images
+        self.detector, self.resamples = detector, resamples
+        self._known: list[tuple[Sequence[np.ndarray], Matches]] = []
+
+    def targets(self, batch: Batch) -> list[tuple[int, int]]:
+        """(width, height) of each image before it was prepared."""
+        sizes = []
+        for place, name in zip(batch.labels.tolist(), batch.names):
+            size = self.images.sizes[place]
+            if None in size:  # read in a worker, and the annotations do not say
+                from PIL import Image
+
+                with Image.open(self.images.folder / name) as image:
+                    size = image.size
+            sizes.append(size)
+        return sizes
+
+    def judge(self, batch: Batch, targets: Any, output: Any, who: str) -> list[np.ndarray]:
+        """See Task; the detections of each image, at most the 100 with the highest scores in each category."""
+        try:
+            found = self.detector.detect(output, targets)
+        except TiledSEError:
+            raise
+        except Exception as error:  # a stranger's code may raise anything
+            raise TiledSEError(
+                f"the adapter fails on what the {who} network gives: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if len(found) != len(batch.names):
+            raise TiledSEError(
+                f"the adapter gave detections of {len(found)} images for a batch of {len(batch.names)}; expected one "
+                "array an image"
+            )
+        return [self._checked(rows, name, who) for rows, name in zip(found, batch.names)]
+
+    def _checked(self, rows: Any, name: str, who: str) -> np.ndarray:
+        array = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, np.float32)
+        if array.size == 0:
+            return np.zeros((0, 6), np.float32)
+        if array.ndim != 2 or array.shape[1] != 6:
+            raise TiledSEError(
+                f"image {name}: the adapter gave detections of shape {array.shape}; expected (K, 6): x1, y1, x2, y2, "
+                "score, category id"
+            )
+        if not np.isfinite(array).all():
+            raise TiledSEError(f"image {name}: the {who} network's detections are not finite")
+        unknown = set(array[:, 5].astype(int).tolist()) - self.images.categories
+        if unknown:
+            raise TiledSEError(
+                f"image {name}: the adapter gave category {min(unknown)}, which the annotations do not have "
+                f"(they have {len(self.images.categories)}, {min(self.images.categories)} to "
+                f"{max(self.images.categories)}); map the network's classes to the annotations' ids"
+            )
+        return array
+
+    def matches(self, results: Sequence[np.ndarray]) -> Matches:
+        """Match the detections of all images; those of one network are matched once."""
+        for known, matches in self._known:
+            if known is results:
+                return matches
+        if len(results) != len(self.images.ids):
+            raise TiledSEError(f"{len(results)} results for {len(self.images.ids)} images")
+        matches = Matches(self.images.truth, self.images.ids, results)
+        # The first is the SE network's, which all others are compared with; of the others the last will do.
+        self._known = [*self._known[:1], (results, matches)]
+        return matches
+
+    def score(self, results: Sequence[np.ndarray]) -> dict[str, float]:
+        """AP, AP50, AP75 and AP by size, in percent, from pycocotools."""
+        return self.matches(results).statistics
+
+    def compare(self, se: Sequence[np.ndarray], tse: Sequence[np.ndarray]) -> Paired:
+        """Interval and p-value from drawing images again; images are lost and gained by the AP of each alone."""
+        first, second = self.matches(se), self.matches(tse)
+        alone = np.eye(first.images)
+        a, b = first.average_precision(alone), second.average_precision(alone)
+        weights = resampled_weights(first.images, self.resamples)
+        drops = first.average_precision(weights) - second.average_precision(weights)
+        low, high, p_value = bootstrap_interval(drops)
+        lost, gained = int((b < a - 1e-9).sum()), int((b > a + 1e-9).sum())
+        drop = first.statistics["AP"] - second.statistics["AP"]
+        return Paired(first.images - lost - gained, lost, gained, p_value, drop, (low, high))

@@ -1,0 +1,69 @@
+"""The file of a sweep: one result a row."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from ..errors import TiledSEError
+from ..files import written_whole
+
+COLUMNS = (
+    "model", "weights", "task", "data", "preprocess", "input", "tile", "n", "metric", "se", "tse", "drop",
+    "drop_low", "drop_high", "agree", "lost", "gained", "p_value", "se_buffer", "buffer", "buffer_row_order",
+)  # fmt: skip
+_KEY = COLUMNS[:7]
+
+
+class SweepFile:
+    """A CSV file with one result a row, to which rows are added; what is in it need not be measured again.
+
+    Weights and data are known by the names of their files and folders: keep one file for each set of images.
+
+    Args:
+        path: The file; it need not exist.
+
+    Raises:
+        TiledSEError: it exists and is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> file = SweepFile(Path(tempfile.mkdtemp()) / "sweep.csv")
+        >>> row = dict.fromkeys(COLUMNS, "") | {"model": "m", "tile": "7xW"}
+        >>> file.add(row)
+        >>> SweepFile(file.path).has(row), SweepFile(file.path).has(row | {"tile": "3xW"})
+        (True, False)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, str]] = []
+        if not self.path.parent.is_dir():
+            raise TiledSEError(
+                f"cannot write {self.path}: there is no folder {self.path.parent}; make it first"
+            )
+        if self.path.exists():
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    reader = csv.DictReader(file)
+                    self.rows = list(reader)
+            except (OSError, UnicodeDecodeError, csv.Error) as error:
+                raise TiledSEError(f"cannot read {self.path}: {error}") from error
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise TiledSEError(
+                    f"{self.path} is no result of a sweep, so nothing is added to it; give another name with -o"
+                )
+
+    def has(self, row: dict[str, Any]) -> bool:
+        """Whether there is a row of the same network, weights, data and tile."""
+        return any(all(old[key] == str(row[key]) for key in _KEY) for old in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row and write the file, whole or not at all."""
+        rows = [*self.rows, {key: str(row[key]) for key in COLUMNS}]
+        with written_whole(self.path) as part_file, part_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.rows = rows
