@@ -34,18 +34,27 @@ __all__ = [
     "TiledSEError",
     "TiledSqueezeExcite",
     "convert",
+    "correlate",
     "cost",
     "evaluate",
     "find",
     "open_images",
     "register_dialect",
+    "sensitivity",
     "simulate",
     "stream",
+    "sweep",
     "tiled_squeeze_excite",
 ]
 
 # Verbs whose rooms load more than torch come when they are first asked for.
-_ON_DEMAND = {"evaluate": ".measure.accuracy", "open_images": ".measure.images"}
+_ON_DEMAND = {
+    "correlate": ".measure.correlation",
+    "evaluate": ".measure.accuracy",
+    "open_images": ".measure.images",
+    "sensitivity": ".measure.sensitivity",
+    "sweep": ".measure.sweep",
+}
 
 
 def __getattr__(name: str) -> Any:
