@@ -33,6 +33,7 @@ __all__ = [
     "TiledBlock",
     "TiledSEError",
     "TiledSqueezeExcite",
+    "calibrate",
     "convert",
     "correlate",
     "cost",
@@ -49,6 +50,7 @@ __all__ = [
 
 # Verbs whose rooms load more than torch come when they are first asked for.
 _ON_DEMAND = {
+    "calibrate": ".choose.calibration",
     "correlate": ".measure.correlation",
     "evaluate": ".measure.accuracy",
     "open_images": ".measure.images",

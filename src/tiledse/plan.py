@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .correction import Correction
 from .errors import TiledSEError, first_line
 from .files import written_whole
 from .tile import Tile
@@ -87,9 +88,11 @@ class Plan:
         input_size: (C, H, W) of the image that the map sizes belong to.
         near_misses: Places that are no SE block, with reasons; not compared.
         network: Totals of the network; not compared. None where nobody counted.
+        corrections: From ``calibrate``: one for each block, or None for a block that has none. Left out, no block
+            has one.
 
     Raises:
-        TiledSEError: the tiles are not as many as the blocks.
+        TiledSEError: the tiles are not as many as the blocks, or a correction does not go with its tile.
 
     Example:
         >>> block = SEBlock("se", 64, 16, 56, 56, "timm.SEModule")
@@ -103,12 +106,23 @@ class Plan:
     input_size: tuple[int, int, int]
     near_misses: tuple[NearMiss, ...] = field(default=(), compare=False)
     network: Network | None = field(default=None, compare=False)
+    corrections: tuple[Correction | None, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.tiles):
             raise TiledSEError(
                 f"a plan needs one tile a block: got {len(self.blocks)} blocks and {len(self.tiles)} tiles"
             )
+        if all(c is None for c in self.corrections):
+            object.__setattr__(self, "corrections", (None,) * len(self.blocks))
+        if len(self.corrections) != len(self.blocks):
+            raise TiledSEError(
+                f"a calibrated plan needs one correction a block: got {len(self.blocks)} blocks and "
+                f"{len(self.corrections)} corrections"
+            )
+        for block, tile, correction in zip(self.blocks, self.tiles, self.corrections, strict=True):
+            if correction is not None:
+                _check_correction(block, tile, correction)
 
     def __iter__(self) -> Iterator[tuple[SEBlock, Tile]]:
         return iter(zip(self.blocks, self.tiles, strict=True))
@@ -120,6 +134,16 @@ class Plan:
         kinds = ", ".join(dict.fromkeys(str(tile) for tile in self.tiles)) or "none"
         size = "x".join(map(str, self.input_size))
         return f"{len(self)} SE blocks at input {size}, tiles: {kinds}"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a block has a correction."""
+        return any(c is not None for c in self.corrections)
+
+    @property
+    def uncalibrated(self) -> Plan:
+        """The same tiles without corrections."""
+        return replace(self, corrections=())
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -137,6 +161,8 @@ class Plan:
     def with_tile(self, tile: str | Tile, blocks: str = "*") -> Plan:
         """The same plan with ``tile`` for every block whose name matches the glob ``blocks``.
 
+        Corrections are dropped: those of later blocks were fitted on what the earlier tiles give.
+
         Raises:
             TiledSEError: no tile, or no block matches (the error lists names that are there).
         """
@@ -146,7 +172,8 @@ class Plan:
             names = ", ".join(block.name for block in self.blocks[:4]) or "none"
             more = ", ..." if len(self) > 4 else ""
             raise TiledSEError(f"no block matches '{blocks}'; the {len(self)} blocks are: {names}{more}")
-        return replace(self, tiles=tuple(tile if c else t for c, t in zip(chosen, self.tiles, strict=True)))
+        tiles = tuple(tile if c else t for c, t in zip(chosen, self.tiles, strict=True))
+        return replace(self, tiles=tiles, corrections=())
 
     def first(self, count: int, tile: str | Tile) -> Plan:
         """The same plan with ``tile`` for the first ``count`` blocks; the others stay.
@@ -157,7 +184,7 @@ class Plan:
         if not 1 <= count <= len(self):
             raise TiledSEError(f"first {count}: expected 1 to {len(self)}, the number of SE blocks")
         tile = Tile.parse(tile)
-        return replace(self, tiles=(tile,) * count + self.tiles[count:])
+        return replace(self, tiles=(tile,) * count + self.tiles[count:], corrections=())
 
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
@@ -192,6 +219,25 @@ class Plan:
                     f"in the network; {remedy}"
                 )
 
+    def check_weights(self, weights: str) -> None:
+        """Check that the corrections were fitted on a network with these weights (their ``fingerprint``).
+
+        Raises:
+            TiledSEError: they belong to other weights.
+        """
+        for block, correction in zip(self.blocks, self.corrections, strict=True):
+            if correction is not None and correction.weights != weights:
+                raise TiledSEError(
+                    f"the plan's calibration belongs to other weights (block '{block.name}': fitted on "
+                    f"{correction.weights or 'unknown'}, the network has {weights}); run `tiledse calibrate` again "
+                    "for this network"
+                )
+
+    def with_weights(self, weights: str) -> Plan:
+        """The same plan with corrections that belong to these weights: the same network in another form."""
+        new = tuple(None if c is None else replace(c, weights=weights) for c in self.corrections)
+        return replace(self, corrections=new)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON types, with ``format``."""
         return {
@@ -207,8 +253,9 @@ class Plan:
                     "dialect": block.dialect,
                     "excite_macs": block.excite_macs,
                     "tile": str(tile),
+                    **({} if correction is None else {"correction": correction.to_dict()}),
                 }
-                for block, tile in self
+                for (block, tile), correction in zip(self, self.corrections, strict=True)
             ],
             "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
             "network": None
@@ -231,7 +278,7 @@ class Plan:
             got = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {got!r}")
         try:
-            blocks, tiles = [], []
+            blocks, tiles, corrections = [], [], []
             for entry in data["blocks"]:
                 reduced = entry["reduced"]
                 blocks.append(
@@ -246,6 +293,8 @@ class Plan:
                     )
                 )
                 tiles.append(Tile.parse(entry["tile"]))
+                stored = entry.get("correction")
+                corrections.append(None if stored is None else Correction.from_dict(stored))
             channels, height, width = (_count(side) for side in data["input_size"])
             misses = tuple(NearMiss(str(m["name"]), str(m["reason"])) for m in data.get("near_misses", ()))
             totals = data.get("network")
@@ -259,7 +308,9 @@ class Plan:
             raise TiledSEError(
                 f"{source}: not a whole plan: {what}; write it again with `tiledse plan`"
             ) from error
-        return cls(tuple(blocks), tuple(tiles), (channels, height, width), misses, network)
+        return cls(
+            tuple(blocks), tuple(tiles), (channels, height, width), misses, network, tuple(corrections)
+        )
 
     def dumps(self) -> str:
         """The plan as JSON text."""
@@ -292,6 +343,18 @@ class Plan:
                 f"{path} is no plan: {first_line(error)}; write it again with `tiledse plan`"
             ) from error
         return cls.from_dict(data, str(path))
+
+
+def _check_correction(block: SEBlock, tile: Tile, correction: Correction) -> None:
+    """Check that a correction was made for this block and tile."""
+    rows_only = tile.height is not None and tile.width is None and not tile.single
+    expected = (block.channels, tile.tiles(block.height, block.width), block.height)
+    got = (correction.channels, correction.strips, correction.height)
+    if not rows_only or expected != got or (correction.running is not None) != (tile.squeeze == "running"):
+        raise TiledSEError(
+            f"block '{block.name}': its correction was fitted for another tile than {tile}, or for another map "
+            f"(channels, strips, rows: expected {expected}, got {got}); calibrate the plan again"
+        )
 
 
 def _count(value: Any) -> int:

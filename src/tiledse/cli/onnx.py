@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TiledSEError
 from ..files import written_whole
 from ..networks import find as find_blocks
+from ..networks.converter import fingerprint
 from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import print_json, print_text, say
@@ -66,6 +68,9 @@ def convert_to_onnx(
         say("exporting ...")
         source = room.export_se(loaded.model, ours)
         chosen = room.transfer(ours, room.find(source, ours.input_size))
+        if ours.calibrated:
+            ours.check_weights(fingerprint(loaded.model))
+            chosen = chosen.with_weights(room.weights_of(source, ours.input_size))
     result = room.convert(source, chosen, divisor_tiles=divisor_tiles)
     given = room.divisor_plan(chosen) if divisor_tiles else chosen
     line = None if alls is None else room.alls(given)
@@ -127,9 +132,8 @@ def _against_torch(loaded: Loaded, plan: Plan, result: OnnxModel) -> float:
     from ..networks.converter import convert_shared
 
     own = find_blocks(loaded.model, loaded.input_size)
-    from dataclasses import replace
-
-    network = convert_shared(loaded.model, replace(own, tiles=plan.tiles))
+    given = plan.with_weights(fingerprint(loaded.model)).corrections
+    network = convert_shared(loaded.model, replace(own, tiles=plan.tiles, corrections=given))
     x = torch.randn(2, *plan.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = network(x), room.module(result)(x)

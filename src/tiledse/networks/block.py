@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from ..op.functional import tiled_squeeze_excite
+from ..correction import Correction
+from ..errors import TiledSEError
+from ..op.correction import correct
+from ..op.functional import scale, squeeze, tiled_squeeze_excite
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect
 
 Module = TypeVar("Module", bound=nn.Module)
+
+# Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
+_NUMBERS = ("_own", "_running", "_offset")
 
 
 class TiledBlock(nn.Module):
@@ -27,19 +34,30 @@ class TiledBlock(nn.Module):
     tile: Tile
     dialect: Dialect
     source: type[nn.Module]
+    correction: Correction | None
 
     @classmethod
-    def of(cls, block: nn.Module, dialect: Dialect, tile: Tile) -> TiledBlock:
+    def of(
+        cls, block: nn.Module, dialect: Dialect, tile: Tile, correction: Correction | None = None
+    ) -> TiledBlock:
         """The block with a tile; parameters are shared with it, not copied."""
         tiled = _twin(block, cls)
-        tiled.tile, tiled.dialect, tiled.source = tile, dialect, type(block)
+        tiled.tile, tiled.dialect, tiled.source, tiled.correction = tile, dialect, type(block), correction
+        if correction is not None:
+            like = next(iter(block.parameters()), torch.empty(0))
+            for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
+                numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
+                tiled.register_buffer(name, numbers, persistent=False)
         return tiled
 
     def restore(self) -> nn.Module:
         """The SE block that this one replaces; parameters are shared with it, not copied."""
         block = _twin(self, self.source)
-        for name in ("tile", "dialect", "source"):
+        for name in ("tile", "dialect", "source", "correction"):
             del block.__dict__[name]
+        for name in _NUMBERS:
+            block._buffers.pop(name, None)
+            block._non_persistent_buffers_set.discard(name)
         return block
 
     def excite(self, descriptors: Tensor) -> Tensor:
@@ -51,12 +69,27 @@ class TiledBlock(nn.Module):
         reduce = self.dialect.squeeze(self)
         if self.dialect.nhwc:
             x = x.permute(0, 3, 1, 2)
-        x = tiled_squeeze_excite(x, self.excite, self.tile, reduce)
+        if self.correction is None:
+            x = tiled_squeeze_excite(x, self.excite, self.tile, reduce)
+        else:
+            x = scale(x, self.excite(self._corrected(x, self.correction)), self.tile)
         return x.permute(0, 2, 3, 1) if self.dialect.nhwc else x
+
+    def _corrected(self, x: Tensor, correction: Correction) -> Tensor:
+        """Descriptors by the numbers of the calibration."""
+        if x.dim() != 4 or x.shape[2] != correction.height:
+            raise TiledSEError(
+                f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
+                "give the network images of the size that it was calibrated with, or calibrate for this size"
+            )
+        own = squeeze(x, Tile(self.tile.height, None))
+        tall, _ = self.tile.size(correction.height, 1)
+        return correct(own, correction.height, tall, (self._own, self._running, self._offset))  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Tile and dialect, for print(model)."""
-        return f"tile={self.tile}, dialect={self.dialect.name}"
+        calibrated = "" if self.correction is None else ", calibrated"
+        return f"tile={self.tile}, dialect={self.dialect.name}{calibrated}"
 
 
 def _twin(block: nn.Module, cls: type[Module]) -> Module:
@@ -68,13 +101,16 @@ def _twin(block: nn.Module, cls: type[Module]) -> Module:
     return twin
 
 
-def with_tile(block: nn.Module, dialect: Dialect, tile: Tile) -> nn.Module:
+def with_tile(
+    block: nn.Module, dialect: Dialect, tile: Tile, correction: Correction | None = None
+) -> nn.Module:
     """The same SE block with another tile, whatever it has now; ``HxW`` gives plain SE back.
 
     Args:
         block: A plain SE block, a TiledBlock or a TiledSqueezeExcite.
         dialect: The dialect of a plain block; a tiled one knows its own.
         tile: The tile.
+        correction: Of its descriptors, from a calibration.
 
     Returns:
         A new module that shares the parameters.
@@ -85,4 +121,4 @@ def with_tile(block: nn.Module, dialect: Dialect, tile: Tile) -> nn.Module:
         return twin
     if isinstance(block, TiledBlock):
         dialect, block = block.dialect, block.restore()
-    return block if tile.whole else TiledBlock.of(block, dialect, tile)
+    return block if tile.whole else TiledBlock.of(block, dialect, tile, correction)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 
+import torch
 from torch import nn
 
 from ..errors import TiledSEError
 from ..op.functional import mean
+from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from .block import with_tile
 from .dialects import Dialect
@@ -26,7 +29,8 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         ``plan``.
 
     Raises:
-        TiledSEError: the plan was made for another network or input size, or has no block.
+        TiledSEError: the plan was made for another network or input size, or has no block; or its corrections
+            were fitted on other weights.
 
     Example:
         >>> import timm, torch
@@ -37,6 +41,24 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         (Tile(height=7, width=None, squeeze='tiles'), True)
     """
     return _with_tiles(copy.deepcopy(model), plan)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A name for the weights of a network: of all that its state_dict holds, the same before and after conversion.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = fingerprint(layer)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> len(before), fingerprint(layer) == before
+        (32, False)
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def convert_shared(
@@ -51,6 +73,11 @@ def convert_shared(
     return _with_tiles(copy.deepcopy(model, memo=tensors), plan, found)
 
 
+def correctable(block: nn.Module, dialect: Dialect) -> bool:
+    """Whether the descriptors of a block can be corrected: an SE block that squeezes a mean."""
+    return not isinstance(block, TiledSqueezeExcite) and dialect.squeeze(block) is mean
+
+
 def _with_tiles(
     model: nn.Module, plan: Plan, known: tuple[Plan, tuple[Dialect, ...]] | None = None
 ) -> nn.Module:
@@ -62,15 +89,23 @@ def _with_tiles(
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
     new: dict[int, nn.Module] = {}
-    for (block, tile), now, dialect in zip(plan, found.tiles, dialects, strict=True):
+    if plan.calibrated:
+        plan.check_weights(fingerprint(model))
+    before = zip(found.tiles, found.corrections, strict=True)
+    for (block, tile), correction, now, dialect in zip(plan, plan.corrections, before, dialects, strict=True):
         module = model.get_submodule(block.name)
         if tile.squeeze == "running" and dialect.squeeze(module) is not mean:
             raise TiledSEError(
                 f"block '{block.name}' squeezes a maximum as well as a mean, so {tile} has no meaning for it; "
                 "give it a tile without ':running'"
             )
-        if tile != now:
-            new[id(module)] = with_tile(module, dialect, tile)
+        if correction is not None and not correctable(module, dialect):
+            raise TiledSEError(
+                f"block '{block.name}' cannot be corrected: its squeeze is no mean, or it was built with tiles and is "
+                "to be trained instead; calibrate the plan again"
+            )
+        if (tile, correction) != now:
+            new[id(module)] = with_tile(module, dialect, tile, correction)
     if id(model) in new:
         return new[id(model)]
     for parent in list(model.modules()):

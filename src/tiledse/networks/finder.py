@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..correction import Correction
 from ..errors import TiledSEError, first_line
 from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Network, Plan, SEBlock
@@ -74,18 +75,37 @@ def find_dialects(
                 name, result = _around(pool, modules, run)
                 _note(name, result, found, misses)
     order = {name: i for i, name in enumerate(run.shapes)}
-    blocks, tiles, dialects = [], [], []
+    blocks, tiles, dialects, corrections = [], [], [], []
     for name in sorted(found, key=order.__getitem__):
         blocks.append(found[name].block)
         tiles.append(found[name].tile)
         dialects.append(found[name].dialect)
+        corrections.append(found[name].correction)
     near = tuple(NearMiss(name, reason) for name, reason in misses.items() if name not in found)
     now = sum(
         (tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, tiles, strict=True)
     )
     params = sum(p.numel() for p in model.parameters())
     network = Network(params, run.macs - now, run.uncounted)
-    return Plan(tuple(blocks), tuple(tiles), size, near, network), tuple(dialects)
+    plan = Plan(tuple(blocks), tuple(tiles), size, near, network, _fitting(blocks, corrections))
+    return plan, tuple(dialects)
+
+
+def _fitting(
+    blocks: Sequence[SEBlock], corrections: Sequence[Correction | None]
+) -> tuple[Correction | None, ...]:
+    """The corrections of blocks.
+
+    Raises:
+        TiledSEError: the input size is not the one that they were fitted for.
+    """
+    for block, correction in zip(blocks, corrections, strict=True):
+        if correction is not None and correction.height != block.height:
+            raise TiledSEError(
+                f"block '{block.name}' is calibrated for maps of {correction.height} rows, but has {block.height} at "
+                "this input size; give the size that it was calibrated with"
+            )
+    return tuple(corrections)
 
 
 @dataclass
@@ -207,6 +227,7 @@ class _Found(NamedTuple):
     block: SEBlock
     tile: Tile
     dialect: Dialect
+    correction: Correction | None = None
 
 
 def _note(name: str, result: _Found | str, found: dict[str, _Found], misses: dict[str, str]) -> None:
@@ -261,7 +282,8 @@ def _block(name: str, module: nn.Module, dialect: Dialect, run: Observation) -> 
         reduced, macs = _excitation(module, dialect, channels)
     except Exception as error:
         return f"the excitation of dialect '{dialect.name}' fails on it: {first_line(error, 80)}"
-    return _Found(SEBlock(name, channels, reduced, height, width, dialect.name, macs), tile, dialect)
+    found = SEBlock(name, channels, reduced, height, width, dialect.name, macs)
+    return _Found(found, tile, dialect, module.correction if isinstance(module, TiledBlock) else None)
 
 
 def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int | None, int]:

@@ -2,7 +2,7 @@
 
 from .converter import convert, divisor_plan
 from .export import export, export_se, transfer
-from .finder import find
+from .finder import find, weights_of
 from .hailo import alls
 from .model import OnnxModel, load, save
 from .runner import OnnxModule, module, session
@@ -10,5 +10,5 @@ from .verification import Verification, operators, relative, verify
 
 __all__ = [
     "OnnxModel", "OnnxModule", "Verification", "alls", "convert", "divisor_plan", "export", "export_se", "find", "load",
-    "module", "operators", "relative", "save", "session", "transfer", "verify",
+    "module", "operators", "relative", "save", "session", "transfer", "verify", "weights_of",
 ]  # fmt: skip

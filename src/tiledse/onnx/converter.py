@@ -8,19 +8,32 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from ..correction import Correction
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .constants import Constants
 from .emit import Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
-from .finder import METADATA_KEY, Finding, Place, Stated, effect, locate, stated_tiles
+from .finder import (
+    METADATA_KEY,
+    WEIGHTS_KEY,
+    Finding,
+    Place,
+    Stated,
+    effect,
+    fingerprint,
+    locate,
+    stated_tiles,
+)
 from .model import OnnxModel
 from .shapes import Image, Shapes, batched, checked
 from .squeeze import integer
 
 
-def convert(model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False) -> OnnxModel:
+def convert(
+    model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False
+) -> OnnxModel:
     """Give an ONNX network the tiles of a plan; ``HxW`` gives plain SE back.
 
     Args:
@@ -29,12 +42,15 @@ def convert(model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False) -> Onn
         divisor_tiles: Take for each block the tile of ``divisor_plan``, and fix height and width of the input at
             those of the plan where the file leaves them free: no ragged tile is left, so the blocks consist of
             AveragePool, Conv, their activations, Resize (nearest, integer scale) and Mul. (``running`` needs CumSum.)
+        fix_size: Fix height and width of the input at those of the plan. A plan with corrections holds for one size,
+            so it does that of itself.
 
     Returns:
         A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan.
 
     Raises:
-        TiledSEError: the plan was made for another network or input size, or has no block.
+        TiledSEError: the plan was made for another network or input size, or has no block; or its corrections were
+            fitted on other weights.
     """
     if not len(plan):
         raise TiledSEError(
@@ -42,10 +58,12 @@ def convert(model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False) -> Onn
         )
     found = locate(model, plan.input_size)
     plan.check_network(found.plan)
+    if plan.calibrated:
+        plan.check_weights(fingerprint(found, model))
     if divisor_tiles:
         plan = divisor_plan(plan)
     result = model.clone()
-    if divisor_tiles:
+    if divisor_tiles or fix_size or plan.calibrated:
         _fix(result, found.shapes.image)
     again = locate(result, plan.input_size)
     TilePass(plan, again)(result.ir)
@@ -79,6 +97,11 @@ def divisor_plan(plan: Plan) -> Plan:
         else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
         for b, tile in plan
     )
+    if plan.calibrated and tiles != plan.tiles:
+        raise TiledSEError(
+            "the plan is calibrated for strips that do not divide their maps; convert it without divisor tiles, or "
+            "calibrate a plan whose tiles divide them"
+        )
     return replace(plan, tiles=tiles)
 
 
@@ -108,13 +131,21 @@ class TilePass(ir.passes.InPlacePass):
         self.taken.update(node.name for node in model.graph.all_nodes() if node.name)
         stated = stated_tiles(model)
         changed, entries = False, dict[str, Stated]()
-        for (block, tile), now, place in zip(self.plan, self.found.plan.tiles, self.found.places):
+        given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
+        for ((block, tile), learnt, before), now, place in zip(
+            given, self.found.plan.tiles, self.found.places
+        ):
             pool = stated[block.name].pool if block.name in stated else place.squeeze.node.op_type
             entries[block.name] = Stated(tile, pool)
-            if tile != now and not self.same(place, tile, now):
-                self.rewrite(model, place, block.name, tile, pool)
+            if learnt != before or (tile != now and not self.same(place, tile, now)):
+                self.rewrite(model, place, block.name, tile, pool, learnt)
                 changed = True
         model.metadata_props.pop(METADATA_KEY, None)
+        model.metadata_props.pop(WEIGHTS_KEY, None)
+        if self.plan.calibrated:
+            model.metadata_props[WEIGHTS_KEY] = next(
+                c.weights for c in self.plan.corrections if c is not None
+            )
         tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if not tile.whole}
         if tiled:
             model.metadata_props[METADATA_KEY] = json.dumps(tiled)
@@ -128,7 +159,9 @@ class TilePass(ir.passes.InPlacePass):
             return True
         return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
 
-    def rewrite(self, model: ir.Model, place: Place, name: str, tile: Tile, pool: str) -> None:
+    def rewrite(
+        self, model: ir.Model, place: Place, name: str, tile: Tile, pool: str, learnt: Correction | None
+    ) -> None:
         """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
@@ -139,7 +172,7 @@ class TilePass(ir.passes.InPlacePass):
         assert producer is not None
         doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]
         writer = Writer(model, producer, name, dtype, self.taken)
-        descriptors, named = writer.squeeze(squeeze.source, squeeze.axes, tile, fixed, pool)
+        descriptors, named = writer.squeeze(squeeze.source, squeeze.axes, tile, fixed, pool, learnt)
         writer = Writer(model, place.product, name, dtype, self.taken)
         if excitation.in_place:
             old.replace_all_uses_with(descriptors)

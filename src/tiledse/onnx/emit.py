@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..correction import Correction
 from ..tile import Tile
 from .squeeze import WHOLE, correction
 
@@ -96,13 +97,9 @@ class Writer:
         return x if tuple(axes) == (1, 2, 3) else self.node("Transpose", [x], perm=[0, *axes])
 
     def squeeze(
-        self,
-        x: ir.Value,
-        axes: tuple[int, int, int],
-        tile: Tile,
-        fixed: Sides,
-        pool: str = "GlobalAveragePool",
-    ) -> tuple[ir.Value, ir.Node]:
+        self, x: ir.Value, axes: tuple[int, int, int], tile: Tile, fixed: Sides, pool: str = "GlobalAveragePool",
+        learnt: Correction | None = None,
+    ) -> tuple[ir.Value, ir.Node]:  # fmt: skip
         """Descriptors (N, C, rows, cols) of a map, and the node that the block is named after.
 
         Args:
@@ -111,6 +108,7 @@ class Writer:
             tile: The tile.
             fixed: Rows and columns of the map; None where they are free.
             pool: What pools a whole map: ReduceMean or GlobalAveragePool, as the network has it.
+            learnt: The correction of the descriptors, for maps whose rows are fixed.
         """
         if tile.single:
             x, tile = self._rows(x, axes[1], tile, fixed[0]), WHOLE
@@ -143,12 +141,24 @@ class Writer:
             window["count_include_pad"] = 1
         out = self.node("AveragePool", [small], **window)
         named = _made(out)
-        running = tile.squeeze == "running"
+        own, running = out, tile.squeeze == "running"
         if running:
             out = self.node("CumSum", [out, self.constant("rows", np.array(2, np.int64))])
         if running or any(ragged):
             out = self._corrected(out, x, axes, sides, lengths, running, window)
+        if learnt is not None:
+            if running and any(ragged):
+                own = self._corrected(own, x, axes, sides, lengths, False, window)
+            out = self._learnt(own if running else out, out, learnt)
         return out, named
+
+    def _learnt(self, own: ir.Value, seen: ir.Value, learnt: Correction) -> ir.Value:
+        """Descriptors from the means of strips, and of all rows down to their ends, by the numbers of a calibration."""
+        out = self.node("Mul", [own, self.numbers("own", learnt.own[None, :, :, None])])
+        if learnt.running is not None:
+            other = self.node("Mul", [seen, self.numbers("running", learnt.running[None, :, :, None])])
+            out = self.node("Add", [out, other])
+        return self.node("Add", [out, self.numbers("offset", learnt.offset[None, :, :, None])])
 
     def _narrowed(self, x: ir.Value, axes: Sequence[int], side: int) -> ir.Value:
         """The mean along rows (0) or columns (1), channels second."""

@@ -94,7 +94,7 @@ def transfer(plan: Plan, found: Plan) -> Plan:
             f"the exported network has other SE blocks than the plan: {len(theirs)} and {len(ours)}, the first "
             f"difference at '{name}'{why}; convert the .onnx file itself"
         )
-    return replace(found, tiles=plan.tiles)
+    return replace(found, tiles=plan.tiles, corrections=plan.corrections)
 
 
 def _tidy(graph: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from ..correction import Correction
 from ..errors import TiledSEError
 from ..plan import NearMiss, Plan, SEBlock
 from ..tile import Tile
@@ -21,6 +23,7 @@ from .shapes import Shapes, shapes_of
 from .squeeze import WHOLE, Miss, Squeeze, SqueezeReader, integer, ints, only_user, string
 
 METADATA_KEY = "tiledse.tiles"
+WEIGHTS_KEY = "tiledse.calibrated_weights"
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "AveragePool"}
 
@@ -81,13 +84,33 @@ def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding
     now = sum((tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, finder.tiles))
     network = count(model, shapes, constants)
     plan = Plan(
-        blocks,
-        tuple(finder.tiles),
-        shapes.image.size,
-        tuple(finder.misses),
-        replace(network, macs=network.macs - now),
-    )
+        blocks, tuple(finder.tiles), shapes.image.size, tuple(finder.misses), replace(network, macs=network.macs - now),
+        tuple(finder.corrections),
+    )  # fmt: skip
     return Finding(plan, tuple(finder.places), shapes, constants)
+
+
+def weights_of(model: OnnxModel, input_size: Sequence[int] | None = None) -> str:
+    """The ``fingerprint`` of a network."""
+    return fingerprint(locate(model, input_size), model)
+
+
+def fingerprint(found: Finding, model: OnnxModel) -> str:
+    """A name for the weights of a network, the same before and after its conversion.
+
+    It covers the weights of convolutions and matrix products outside SE blocks, which ``convert`` never touches.
+    """
+    excitations = {node for place in found.places for node in place.excitation.nodes}
+    digest = hashlib.sha256()
+    for node in model.ir.graph:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node not in excitations:
+            for value in node.inputs:
+                if value in found.constants:
+                    tensor = found.constants.leaf(value).const_value  # type: ignore[arg-type]
+                    if tensor is not None:
+                        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                        digest.update(tensor.tobytes())
+    return digest.hexdigest()[:32]
 
 
 class _Finder:
@@ -101,6 +124,7 @@ class _Finder:
         self.stated = stated_tiles(model.ir)
         self.blocks: list[SEBlock] = []
         self.tiles: list[Tile] = []
+        self.corrections: list[Correction | None] = []
         self.places: list[Place] = []
         self.misses: list[NearMiss] = []
 
@@ -171,6 +195,9 @@ class _Finder:
         block = SEBlock(name, channels, excitation.reduced, height, width, dialect, excitation.macs)
         self.blocks.append(block)
         self.tiles.append(tile)
+        learnt = squeeze.learnt
+        weights = self.model.ir.metadata_props.get(WEIGHTS_KEY, "")
+        self.corrections.append(None if learnt is None else Correction(*learnt, height, weights))
         self.places.append(place)
 
     def place(self, squeeze: Squeeze) -> Place:

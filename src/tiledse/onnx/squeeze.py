@@ -7,7 +7,7 @@ one table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,14 @@ _OTHER_POOLS = {
     "ReduceLogSumExp": "a log-sum-exp",
     "ReduceSumSquare": "a sum of squares",
 }
+
+
+class Learnt(NamedTuple):
+    """The numbers of a calibration as they stand in a graph, (C, strips); ``running`` is None for own strips only."""
+
+    own: np.ndarray
+    running: np.ndarray | None
+    offset: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Squeeze:
         descriptors: The value that holds the descriptors.
         plain: Whether each channel gives one value, so that the descriptors may have any number of axes.
         crop: For a strip cut out of the map (``upper``, ``middle``), the Slice node.
+        learnt: The numbers of a calibration, where the descriptors are corrected.
     """
 
     node: ir.Node
@@ -65,6 +74,7 @@ class Squeeze:
     descriptors: ir.Value
     plain: bool
     crop: ir.Node | None = None
+    learnt: Learnt | None = None
 
 
 class Miss(Exception):
@@ -267,6 +277,11 @@ class SqueezeReader:
         for side in (0, 1):
             if sides[side] is not None and not pads[2 + side] and shape[2 + side] % kernel[side]:
                 return None
+        read = self._learnt(node, tuple(sides), padded, shape)  # type: ignore[arg-type]
+        if read is not None:
+            learnt, descriptors = read
+            tile = Tile(sides[0], sides[1], "tiles" if learnt.running is None else "running")
+            return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)
         result = self._corrected(node, tuple(sides), padded, shape)  # type: ignore[arg-type]
         if result is None:
             return None
@@ -275,6 +290,62 @@ class SqueezeReader:
             return None
         tile = Tile(sides[0], sides[1], "running" if running else "tiles")
         return Squeeze(node, view.root, axes, tile, descriptors, False)
+
+    def _learnt(
+        self, node: ir.Node, sides: tuple[int | None, int | None], padded: bool, shape: tuple[int, ...]
+    ) -> tuple[Learnt, ir.Value] | None:
+        """Follow a pool over the numbers of a calibration, as ``emit.py`` writes them."""
+        if sides[0] is None or sides[1] is not None:
+            return None
+        users = [use.node for use in node.outputs[0].uses()]
+        sums = [n for n in users if n.op_type == "CumSum"]
+        rest = [n for n in users if n.op_type != "CumSum"]
+        if len(sums) > 1 or len(rest) != 1:
+            return None
+        step: ir.Node | None = rest[0]
+        if padded:
+            step = self._times(step, node.outputs[0], correction(sides, False, shape[2], shape[3]))
+        own = self._numbers(step, shape)
+        if own is None or step is None:
+            return None
+        out = only_user(step.outputs[0])
+        running = None
+        if sums:
+            if (
+                self.constants.ints(sums[0].inputs[1]) != (2,)
+                or sums[0].attributes.get("exclusive") is not None
+            ):
+                return None
+            step = self._times(
+                only_user(sums[0].outputs[0]), sums[0].outputs[0], correction(sides, True, shape[2], shape[3])
+            )
+            running = self._numbers(step, shape)
+            joined = None if step is None else only_user(step.outputs[0])
+            if running is None or out is None or out.op_type != "Add" or joined is not out:
+                return None
+            out = only_user(out.outputs[0])
+        offset = self._numbers(out, shape, "Add")
+        return None if offset is None or out is None else (Learnt(own, running, offset), out.outputs[0])
+
+    def _times(self, node: ir.Node | None, value: ir.Value, expected: np.ndarray) -> ir.Node | None:
+        """The one user of what a Mul by an expected constant gives."""
+        if node is None or node.op_type != "Mul" or node.inputs[0] is not value:
+            return None
+        factor = self.constants.array(node.inputs[1])
+        if factor is None or factor.shape != expected.shape:
+            return None
+        return (
+            only_user(node.outputs[0])
+            if np.allclose(factor.astype(np.float64), expected, rtol=2e-3)
+            else None
+        )
+
+    def _numbers(self, node: ir.Node | None, shape: tuple[int, ...], op: str = "Mul") -> np.ndarray | None:
+        """The constant (C, strips) that a Mul or Add takes second."""
+        array = None if node is None or node.op_type != op else self.constants.array(node.inputs[1])
+        if array is None or array.ndim != 4 or array.shape[:2] != (1, shape[1]) or array.shape[3] != 1:
+            return None
+        return array[0, :, :, 0]
 
     def _corrected(
         self, node: ir.Node, sides: tuple[int | None, int | None], padded: bool, shape: tuple[int, ...]

@@ -9,9 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ..correction import Correction
 from ..errors import TiledSEError, first_line
+from ..op.correction import correct
 from ..op.functional import scale, squeeze
 from ..plan import Plan
+from ..tile import Tile
 from .converter import convert
 from .finder import Finding, Place, find, locate
 from .model import OnnxModel
@@ -155,13 +158,25 @@ def _blocks(
     source = original.clone()
     before = locate(source, plan.input_size)
     result = {}
-    for (block, tile), place, origin in zip(plan, places, before.places):
+    for (block, tile), learnt, place, origin in zip(plan, plan.corrections, places, before.places):
         array = maps[place.squeeze.source.name or ""].transpose(0, *place.squeeze.axes)
         x = torch.from_numpy(np.ascontiguousarray(array)).float()
-        gates = _excite(source, before, origin, squeeze(x, tile).numpy())
+        gates = _excite(source, before, origin, _descriptors(x, tile, learnt))
         expected = scale(x, torch.from_numpy(gates), tile).numpy().transpose(place.layout)
         result[block.name] = relative(expected, maps[place.product.outputs[0].name or ""])
     return result
+
+
+def _descriptors(x: torch.Tensor, tile: Tile, learnt: Correction | None) -> np.ndarray:
+    """Descriptors by the operator in PyTorch."""
+    if learnt is None:
+        return squeeze(x, tile).numpy()
+    given = (learnt.own, learnt.running, learnt.offset)
+    own, running, offset = (None if a is None else torch.tensor(a)[:, :, None] for a in given)
+    assert own is not None
+    assert offset is not None
+    strips = squeeze(x, Tile(tile.height, None))
+    return correct(strips, learnt.height, tile.size(learnt.height, 1)[0], (own, running, offset)).numpy()
 
 
 def _excite(model: OnnxModel, found: Finding, place: Place, descriptors: np.ndarray) -> np.ndarray:

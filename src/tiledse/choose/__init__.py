@@ -1,0 +1,1 @@
+"""Choose: calibration of strips, and the tiles that a budget buys."""

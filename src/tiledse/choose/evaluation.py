@@ -1,0 +1,171 @@
+"""Evaluate plans on images: how far each is from plain SE, and what it loses where there are labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import TiledSEError
+from ..measure.images import Batch, ListedImages, stack
+from ..measure.tasks import Paired, Progress, Task, check_finite
+from ..plan import Plan
+from .cache import Digest, Evaluations
+from .divergence import divergence
+from .network import Network
+
+# Plans that are run on a batch before the next one is read.
+_GROUP = 16
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of a plan.
+
+    Args:
+        divergence: From plain SE, mean over the images.
+        n: Images.
+        score: The metrics in percent; None where they were not asked for, or there are no labels.
+        drop: Of the task's metric against plain SE, in percentage points; likewise.
+        drop_ci95: Its 95 % interval, images paired.
+    """
+
+    divergence: float
+    n: int
+    score: dict[str, float] | None = None
+    drop: float | None = None
+    drop_ci95: tuple[float, float] | None = None
+
+
+class Evaluator:
+    """Measures plans of one network on one set of images, and keeps what it measured.
+
+    Args:
+        network: The network.
+        task: The images, and what is measured on them.
+        evaluations: Where results are kept.
+        few: Images for ``divergences``, drawn with a fixed seed (the first ones, of shards); None for all.
+        batch_size: Images in a batch.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task[Any],
+        evaluations: Evaluations,
+        *,
+        few: int | None = None,
+        batch_size: int = 16,
+        workers: int = 0,
+    ) -> None:
+        self.network, self.task, self.evaluations = network, task, evaluations
+        self.few, self.batch_size, self.workers = few, batch_size, workers
+        self._digests: dict[bool, str] = {}
+
+    def divergences(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[float]:
+        """Mean divergence of each plan on the few images."""
+        return [e.divergence for e in self._evaluate(plans, True, False, progress)]
+
+    def evaluate(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[Evaluated]:
+        """Divergence, score and drop of each plan on all images."""
+        return self._evaluate(plans, False, bool(self.task.metric), progress)
+
+    def inputs(self) -> Iterator[Tensor]:
+        """All images, in batches, without their labels."""
+        for batch in self._batches(False):
+            yield batch.inputs
+
+    def _evaluate(
+        self, plans: Sequence[Plan], few: bool, scored: bool, progress: Progress | None
+    ) -> list[Evaluated]:
+        keys = [self._key(plan, few, scored) for plan in plans]
+        known = {key: self.evaluations.read(key) for key in keys}
+        missing = [at for at, key in enumerate(keys) if known[key] is None]
+        missing = list({keys[at]: at for at in missing}.values())
+        for start in range(0, len(missing), _GROUP):
+            if progress is not None:
+                progress(len(plans) - len(missing) + start, len(plans))
+            group = missing[start : start + _GROUP]
+            for at, data in zip(group, self._measure([plans[i] for i in group], few, scored), strict=True):
+                self.evaluations.write(keys[at], data)
+                known[keys[at]] = data
+        return [_evaluated(known[key] or {}) for key in keys]
+
+    def _measure(self, plans: Sequence[Plan], few: bool, scored: bool) -> list[dict[str, Any]]:
+        networks = [self.network.run(plan) for plan in (self.network.plan, *plans)]
+        apart: list[list[float]] = [[] for _ in plans]
+        results: list[list[Any]] = [[] for _ in networks]
+        with torch.no_grad():
+            for batch in self._batches(few):
+                targets = self.task.targets(batch) if scored else None
+                for number, network in enumerate(networks):
+                    output = network(batch.inputs)
+                    who = "TSE" if number else "SE"
+                    check_finite(output, batch.names, who)
+                    if scored:
+                        results[number] += self.task.judge(batch, targets, output, who)
+                    if number == 0:
+                        first = output
+                    else:
+                        apart[number - 1] += divergence(self.task, first, output).tolist()
+        found: list[dict[str, Any]] = []
+        for number, far in enumerate(apart, 1):
+            if not far:
+                raise TiledSEError("no image to evaluate: the set is empty")
+            entry: dict[str, Any] = {"divergence": float(np.mean(far)), "n": len(far)}
+            if scored:
+                paired: Paired = self.task.compare(results[0], results[number])
+                entry |= {
+                    "score": self.task.score(results[number]),
+                    "drop": paired.drop,
+                    "drop_ci95": list(paired.drop_ci95),
+                }
+            found.append(entry)
+        return found
+
+    def _batches(self, few: bool) -> Iterator[Batch]:
+        images = self.task.images
+        limit = self.few if few else None
+        if limit is not None and isinstance(images, ListedImages):
+            chosen = np.random.default_rng(0).permutation(len(images.files))[:limit]
+            for start in range(0, len(chosen), self.batch_size):
+                yield stack([images.sample(int(i)) for i in chosen[start : start + self.batch_size]])
+            return
+        count = 0
+        for batch in images.batches(self.batch_size, self.workers):
+            yield batch
+            count += len(batch.names)
+            if limit is not None and count >= limit:
+                return
+
+    def _key(self, plan: Plan, few: bool, scored: bool) -> str:
+        if few not in self._digests:
+            digest = Digest()
+            for batch in self._batches(few):
+                size = tuple(batch.inputs.shape[1:])
+                if size != self.network.plan.input_size:
+                    got, expected = ("x".join(map(str, s)) for s in (size, self.network.plan.input_size))
+                    raise TiledSEError(f"the images are {got}, but the plan's input is {expected}")
+                digest.add([batch.inputs, batch.labels, list(batch.names)])
+                if self.task.metric:
+                    digest.add(self.task.targets(batch))
+            truth = getattr(getattr(self.task.images, "truth", None), "dataset", None)
+            digest.add(repr(truth))
+            self._digests[few] = digest.text()
+        measure = f"{self.task.name} {'scored' if scored else 'divergence'}"
+        return self.evaluations.key(self.network, plan, measure, self._digests[few])
+
+
+def _evaluated(data: dict[str, Any]) -> Evaluated:
+    interval = data.get("drop_ci95")
+    return Evaluated(
+        float(data["divergence"]),
+        int(data["n"]),
+        data.get("score"),
+        data.get("drop"),
+        None if interval is None else (float(interval[0]), float(interval[1])),
+    )

@@ -1,0 +1,272 @@
+"""Verbs that choose: calibrate, search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from ..errors import TiledSEError
+from ..measure.images import ListedImages
+from ..plan import Plan
+from .app import app, print_json, print_text, say
+from .measuring import (
+    AdapterText,
+    BatchSize,
+    ImagesDir,
+    Masks,
+    Mean,
+    Opened,
+    Plot,
+    Preprocess,
+    Setting,
+    Std,
+    TaskName,
+    Tiles,
+    open_measured,
+    parse_tiles,
+)
+from .onnx import is_onnx
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+)
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..choose.network import Network
+
+_CPU = torch.device("cpu")
+Images = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Images as for eval; labels are not looked at. Without labels: any folder of images.",
+    ),
+]
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Images,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
+        ),
+    ],
+    tile: TileText = None,
+    plan: PlanFile = None,
+    images: Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")] = 500,
+    prior: Annotated[
+        float, typer.Option("--prior", metavar="N", help="Ridge: the weight of changing nothing, in images.")
+    ] = 300.0,
+    task: TaskName = "classify",
+    adapter: AdapterText = None,
+    images_dir: ImagesDir = None,
+    masks: Masks = None,
+    preprocess: Preprocess = "network",
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 16,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
+    from ..choose.calibration import calibrate as fit
+    from ..choose.divergence import divergence
+    from ..choose.network import network_of
+
+    check_target(output, force)
+    if output.suffix not in (".json", ".safetensors", ".onnx"):
+        raise TiledSEError(
+            f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx"
+        )
+    if output.suffix == (".safetensors" if is_onnx(model) else ".onnx"):
+        raise TiledSEError(
+            f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
+        )
+    if prior <= 0 or images < 1:
+        raise TiledSEError(f"expected --prior above 0 and --images of at least 1, got {prior} and {images}")
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
+    opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=False)
+    network = network_of(opened.subject)
+    chosen = choose_plan(network.plan, tile, plan).uncalibrated
+    source = opened.task.images
+    if not isinstance(source, ListedImages):
+        raise TiledSEError(f"calibration takes single images, not shards: unpack {data} into a folder")
+    fitted, held = _split(source, images)
+
+    def batches(which: list[int] | range) -> Iterator[Tensor]:
+        for start in range(0, len(which), batch_size):
+            yield torch.stack([source.sample(i).input for i in which[start : start + batch_size]])
+
+    with progress_bar("blocks") as progress:
+        calibrated = fit(network, chosen, lambda: batches(fitted), prior=prior, progress=progress)
+    se, before, after = (network.run(p) for p in (network.plan, chosen, calibrated))
+    apart: list[list[float]] = [[], []]
+    with torch.no_grad():
+        for batch in batches(held):
+            first = se(batch)
+            for far, other in zip(apart, (before, after), strict=True):
+                far += divergence(opened.task, first, other(batch)).tolist()
+    was, now = (float(np.mean(far)) for far in apart)
+    _write(opened, network, calibrated, output, force)
+    if opened.random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    if now >= was:
+        say(
+            "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
+        )
+    numbers = sum(0 if c is None else c.numbers for c in calibrated.corrections)
+    if json:
+        print_json(
+            {
+                "calibrated": sum(c is not None for c in calibrated.corrections),
+                "total": len(calibrated),
+                "numbers": numbers,
+                "fitted_on": len(fitted),
+                "held_out": {"n": len(held), "divergence_before": was, "divergence_after": now},
+                "output": str(output),
+            }
+        )
+    else:
+        print_text(
+            f"{sum(c is not None for c in calibrated.corrections)} of {len(calibrated)} SE blocks calibrated on "
+            f"{len(fitted)} images, {numbers} numbers: {output}",
+            f"divergence from SE on {len(held)} other images: {was:.4g} before, {now:.4g} after",
+        )
+
+
+@app.command()
+def search(
+    model: Model,
+    data: Images,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    max_buffer: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--max-buffer", metavar="N", help="Elements that the gates may hold in all."),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--max-drop", metavar="D", help="Percentage points that may be lost on the images."),
+    ] = None,
+    tiles: Tiles = None,
+    uniform: Annotated[
+        str,
+        typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
+    ] = "7xW,7xW:running",
+    calibrate_on: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--calibrate", metavar="DIR", help="Calibrate the measured plans on these other images."
+        ),
+    ] = None,
+    few: Annotated[
+        int, typer.Option("--few", metavar="N", help="Images on which each block is measured alone.")
+    ] = 128,
+    plot: Plot = None,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
+    ] = None,
+    task: TaskName = "classify",
+    adapter: AdapterText = None,
+    images_dir: ImagesDir = None,
+    masks: Masks = None,
+    preprocess: Preprocess = "network",
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 16,
+    input: Input = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Choose a tile for each block under a budget: of buffer, or of accuracy."""
+    from ..choose.cache import Evaluations, default_folder
+    from ..choose.evaluation import Evaluator
+    from ..choose.network import network_of
+    from ..choose.search import search as choose
+    from ..report.choose import draw_front, front_table
+
+    for target in (output, plot):
+        if target is not None:
+            check_target(target, force)
+    if few < 1:
+        raise TiledSEError(f"expected --few of at least 1 image, got {few}")
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
+    opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
+    network = network_of(opened.subject)
+    kept = Evaluations(cache or default_folder())
+    evaluator = Evaluator(network, opened.task, kept, few=few, batch_size=batch_size)
+    fitted_on = None
+    if calibrate_on is not None:
+        if Path(calibrate_on).resolve() == Path(data).resolve():
+            raise TiledSEError(
+                "--calibrate and --data are the same images; calibrate on others, or leave it out"
+            )
+        images = open_measured(
+            model, input, weights, pretrained, _CPU, replace(setting, data=calibrate_on), labels=False
+        ).task
+        fitted_on = Evaluator(network, images, kept, batch_size=batch_size)
+    found = choose(
+        evaluator,
+        max_buffer=max_buffer,
+        max_drop=max_drop,
+        tiles=None if tiles is None else parse_tiles(tiles),
+        uniform=parse_tiles(uniform) if uniform else (),
+        fitted_on=fitted_on,
+        titled=progress_bar,
+    )
+    found.chosen.plan.save(output)
+    if plot is not None:
+        draw_front(found, plot)
+        say(f"wrote {plot}")
+    if opened.random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    if json:
+        print_json(found.to_dict())
+    else:
+        print_text(*front_table(found, opened.name))
+        say(f"wrote {output}")
+
+
+def _split(source: ListedImages, limit: int) -> tuple[list[int], list[int]]:
+    """Numbers of images to fit on and, a fifth, to check with; drawn with a fixed seed."""
+    drawn = np.random.default_rng(0).permutation(len(source.files))[:limit].tolist()
+    held = max(1, len(drawn) // 5)
+    return drawn[held:], drawn[:held]
+
+
+def _write(opened: Opened, network: Network, plan: Plan, output: Path, force: bool) -> None:
+    if output.suffix == ".json":
+        plan.save(output)
+    elif output.suffix == ".safetensors":
+        from ..networks.saving import save
+
+        save(network.run(plan), plan, output, opened.name)
+    else:
+        from .. import onnx as room
+
+        room.save(room.convert(network.model, plan), output, force=force)  # type: ignore[attr-defined]

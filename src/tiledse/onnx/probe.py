@@ -1,0 +1,223 @@
+"""Probe: one ONNX session in which the row strips of every SE block are inputs.
+
+Choosing tiles runs a network with hundreds of plans. Converting and opening it for each takes longer than running it,
+so here it is converted once, to ``1xW``, and the descriptors of rows are multiplied by a matrix (H, H) that is fed: row
+i of the matrix says which rows the gate of row i is computed from. Every strip of rows, ``running``, ``upper`` and
+``middle`` among them, and every correction, is such a matrix, and numbers beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from torch import Tensor, from_numpy, nn
+
+from ..correction import Correction
+from ..errors import TiledSEError, first_line
+from ..plan import Plan, SEBlock
+from ..tile import Tile
+from .converter import convert
+from .emit import Writer
+from .finder import locate
+from .model import OnnxModel
+from .runner import session
+
+Feeds = dict[str, np.ndarray]
+
+
+class Matrices(NamedTuple):
+    """What the gates of a block's rows are computed from, in units of row means.
+
+    ``descriptor of row i = scale[:, i] * (own[i] @ rows) + scale_seen[:, i] * (seen[i] @ rows) + offset[:, i]``
+
+    Args:
+        own: (H, H), rows of weights that sum to 1.
+        seen: (H, H), likewise.
+        scale: (C, H, 1).
+        scale_seen: (C, H, 1).
+        offset: (C, H, 1).
+    """
+
+    own: np.ndarray
+    seen: np.ndarray
+    scale: np.ndarray
+    scale_seen: np.ndarray
+    offset: np.ndarray
+
+
+def strip_means(tile: Tile, height: int) -> np.ndarray:
+    """(H, H): which rows of a map each row's descriptor is the mean of.
+
+    Raises:
+        TiledSEError: the tile is no strip of rows.
+
+    Example:
+        >>> strip_means(Tile.parse("2xW:running"), 3).tolist()
+        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
+    """
+    if tile.width is not None:
+        raise TiledSEError(
+            f"tile {tile}: expected strips of rows, kxW, or HxW; columns and patches hold whole rows"
+        )
+    weights = np.zeros((height, height), np.float32)
+    tall = tile.size(height, 1)[0]
+    for row in range(height):
+        start, stop = row // tall * tall, min((row // tall + 1) * tall, height)
+        if tile.single:
+            start, stop = tile.rows(height)
+        elif tile.squeeze == "running":
+            start = 0
+        weights[row, start:stop] = 1 / (stop - start)
+    return weights
+
+
+def matrices(block: SEBlock, tile: Tile, correction: Correction | None) -> Matrices:
+    """The matrices of one block's tile."""
+    seen, flat = strip_means(tile, block.height), (block.channels, block.height, 1)
+    ones, zeros = np.ones(flat, np.float32), np.zeros(flat, np.float32)
+    if correction is None:
+        return Matrices(seen, seen, ones, zeros, zeros)
+    tall = tile.size(block.height, 1)[0]
+    own = strip_means(Tile(tall, None), block.height)
+    strip = np.arange(block.height) // tall
+    running = zeros if correction.running is None else correction.running[:, strip, None]
+    return Matrices(own, seen, correction.own[:, strip, None], running, correction.offset[:, strip, None])
+
+
+class Probe:
+    """A network opened once for every plan of row strips.
+
+    Args:
+        model: The network.
+        plan: Its blocks, at the size of its images.
+        threads: Of ONNX Runtime.
+    """
+
+    def __init__(self, model: OnnxModel, plan: Plan, threads: int = 1) -> None:
+        probe = convert(model, plan.with_tile("1xW"), fix_size=True)
+        found = locate(probe, plan.input_size)
+        graph = probe.ir.graph
+        taken = set(ir.convenience.create_value_mapping(graph))
+        taken.update(node.name for node in graph.all_nodes() if node.name)
+        self.plan = plan
+        self.image = found.shapes.image
+        self.outputs = [value.name or "" for value in graph.outputs]
+        self.types: list[np.dtype] = []
+        for number, place in enumerate(found.places):
+            block, rows = plan.blocks[number], place.squeeze.descriptors
+            users = list(rows.uses())
+            writer = Writer(
+                probe.ir, users[0].node, f"probe/{number}", found.shapes.type(place.squeeze.source), taken
+            )
+            for node in graph:  # before the first of the users
+                if any(use.node is node for use in users):
+                    writer.before = node
+                    break
+            h, c = block.height, block.channels
+            own, seen = (self._input(graph, writer, number, what, (h, h)) for what in ("own", "seen"))
+            scale, scale_seen, offset = (
+                self._input(graph, writer, number, what, (c, h, 1))
+                for what in ("scale", "scale_seen", "offset")
+            )
+            first = writer.node("Mul", [writer.node("MatMul", [own, rows]), scale])
+            second = writer.node("Mul", [writer.node("MatMul", [seen, rows]), scale_seen])
+            total = writer.node("Add", [writer.node("Add", [first, second]), offset])
+            for use in users:
+                use.node.replace_input_with(use.idx, total)
+            shown = writer.node("Identity", [rows], "rows", dtype=rows.dtype)
+            shown.name, shown.shape = f"probe/{number}/rows", ir.Shape([None, c, h, 1])
+            shown.dtype = writer.dtype
+            graph.outputs.append(shown)
+            self.types.append(writer.dtype.numpy())
+        self.name = model.name
+        self._model, self._threads = probe, threads
+        self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
+        value = next(v for v in graph.inputs if v.name == self.image.name)
+        self.type = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        batch = value.shape[0] if value.shape is not None else None
+        self._step = batch if isinstance(batch, int) and batch > 0 else None
+
+    @staticmethod
+    def _input(graph: ir.Graph, writer: Writer, number: int, what: str, shape: tuple[int, ...]) -> ir.Value:
+        value = ir.Value(
+            name=f"probe/{number}/{what}", shape=ir.Shape(shape), type=ir.TensorType(writer.dtype)
+        )
+        graph.inputs.append(value)
+        return value
+
+    def feeds(self, plan: Plan) -> Feeds:
+        """The inputs that stand for the tiles and corrections of a plan."""
+        given = {}
+        for number, ((block, tile), correction) in enumerate(zip(plan, plan.corrections)):
+            for what, array in matrices(block, tile, correction)._asdict().items():
+                given[f"probe/{number}/{what}"] = array.astype(self.types[number])
+        return given
+
+    def run(self, images: np.ndarray, feeds: Feeds, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Named outputs; only what they need is run."""
+        opened = self._open(tuple(outputs))
+        images, step = images.astype(self.type), self._step or len(images)
+        taken = {i.name for i in opened.get_inputs()}
+        fed = {name: array for name, array in feeds.items() if name in taken}
+        try:
+            parts = [
+                opened.run(list(outputs), {self.image.name: images[at : at + step], **fed})
+                for at in range(0, len(images), step)
+            ]
+        except Exception as error:
+            raise TiledSEError(
+                f"{self.name} fails on a batch of {images.shape}: {first_line(error, 140)}"
+            ) from error
+        return [np.concatenate(each) for each in zip(*parts)]
+
+    def _open(self, outputs: tuple[str, ...]) -> ort.InferenceSession:
+        """A session of what some outputs need; ONNX Runtime runs all nodes of a session."""
+        if outputs not in self._sessions:
+            whole = self._model.clone()
+            values = ir.convenience.create_value_mapping(whole.ir.graph)
+            keep = [values[name] for name in outputs]
+            inputs = _needed(keep)
+            cut = ir.convenience.extract(
+                whole.ir.graph, [v for v in whole.ir.graph.inputs if v in inputs], list(outputs)
+            )
+            cut_model = ir.Model(
+                cut, ir_version=whole.ir.ir_version, functions=list(whole.ir.functions.values())
+            )
+            self._sessions[outputs] = session(OnnxModel(cut_model, self._model.path), threads=self._threads)
+        return self._sessions[outputs]
+
+    def rows(self, images: np.ndarray, feeds: Feeds, blocks: Sequence[int]) -> list[np.ndarray]:
+        """Row means (N, C, H) of the maps of some blocks."""
+        means = self.run(images, feeds, [f"probe/{number}/rows" for number in blocks])
+        return [each[..., 0].astype(np.float32) for each in means]
+
+
+def _needed(values: Sequence[ir.Value]) -> set[ir.Value]:
+    """All values that some values are computed from, and they themselves."""
+    seen, waiting = set(values), list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        for value in () if node is None else node.inputs:
+            if value is not None and value not in seen:
+                seen.add(value)
+                waiting.append(value)
+    return seen
+
+
+class ProbedModule(nn.Module):
+    """The network of a probe with the tiles of a plan, as a module."""
+
+    def __init__(self, probe: Probe, plan: Plan) -> None:
+        super().__init__()
+        self.probe, self.given = probe, probe.feeds(plan)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images (N, C, H, W) to what the network gives."""
+        given = tuple(
+            from_numpy(out) for out in self.probe.run(x.cpu().numpy(), self.given, self.probe.outputs)
+        )
+        return given[0] if len(given) == 1 else given
