@@ -35,21 +35,27 @@ __all__ = [
     "TiledSqueezeExcite",
     "calibrate",
     "convert",
+    "correlate",
     "cost",
     "evaluate",
     "find",
     "open_images",
     "register_dialect",
+    "sensitivity",
     "simulate",
     "stream",
+    "sweep",
     "tiled_squeeze_excite",
 ]
 
 # Verbs whose rooms load more than torch come when they are first asked for.
 _ON_DEMAND = {
     "calibrate": ".choose.calibration",
+    "correlate": ".measure.correlation",
     "evaluate": ".measure.accuracy",
     "open_images": ".measure.images",
+    "sensitivity": ".measure.sensitivity",
+    "sweep": ".measure.sweep",
 }
 
 

@@ -150,7 +150,7 @@ def test_what_is_wrong_in_one_process_is_said_once(arguments, photos, tmp_path):
         ({"--data": "no-{0..1}.tar"}, "no shard at no-0.tar (from no-{0..1}.tar)"),
         ({"--batch-size": "0"}, "expected batches of at least 1 image and at least 0 workers, got 0 and 0"),
         ({"--workers": "-1"}, "got 64 and -1"),
-        ({"--task": "detect"}, "--task detect: expected classify"),
+        ({"--task": "caption"}, "--task caption: expected classify, detect or segment"),
         ({"--preprocess": "middle"}, "expected 'network' or 'crop', got 'middle'"),
         ({"--device": "toaster"}, "device 'toaster' does not work here"),
         ({"--device": "meta"}, "expected the device cpu, cuda or cuda:N, got 'meta'"),

@@ -14,7 +14,8 @@ from ..measure.correlation import correlate as correlate_subject
 from ..measure.processes import own_device
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity import sensitivity as measure_sensitivity
-from ..measure.sweep import Entry, sweep as run_sweep
+from ..measure.sweep import Entry
+from ..measure.sweep import sweep as run_sweep
 from ..measure.sweep_file import SweepFile
 from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
@@ -41,7 +42,19 @@ from .measuring import (
     opened_together,
     parse_tiles,
 )
-from .options import Force, Input, Json, Model, PlanFile, Pretrained, TileText, Weights, check_target, choose_plan
+from .onnx import is_onnx
+from .options import (
+    Force,
+    Input,
+    Json,
+    Model,
+    PlanFile,
+    Pretrained,
+    TileText,
+    Weights,
+    check_target,
+    choose_plan,
+)
 from .progress import progress_bar
 
 
@@ -221,7 +234,7 @@ def sweep(
     def entry(number: int, speaks: bool) -> Entry:
         model, own = models[number], weights[number] if weights else None
         labels = {
-            "model": model,
+            "model": Path(model).name if is_onnx(model) else model,
             "weights": "pretrained" if pretrained else "" if own is None else own.name,
             "task": task,
             "data": Path(data).name,
@@ -257,7 +270,8 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    asked = [row for row in file.rows if row["model"] in models]
+    names = {Path(model).name if is_onnx(model) else model for model in models}
+    asked = [row for row in file.rows if row["model"] in names]
     if plot is not None:
         from ..report.plots import draw_sweep
 

@@ -49,7 +49,9 @@ AdapterText = Annotated[
 ]
 ImagesDir = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."),
+    typer.Option(
+        "--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."
+    ),
 ]
 Masks = Annotated[
     Optional[Path],  # noqa: UP045
@@ -65,7 +67,9 @@ Preprocess = Annotated[
 ]
 ClassMap = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."),
+    typer.Option(
+        "--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")]
 Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")]
@@ -112,7 +116,9 @@ class Setting:
             raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
         if self.task == "classify":
             if self.adapter or self.images_dir or self.masks:
-                raise TiledSEError("--adapter, --images-dir and --masks go with --task detect or segment; leave them out")
+                raise TiledSEError(
+                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
+                )
         elif self.mean or self.std or self.class_map or self.preprocess != "network":
             raise TiledSEError(
                 f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
@@ -124,7 +130,7 @@ class Setting:
 class Opened:
     """A network and what it is measured on."""
 
-    name: str
+    name: str  # MODEL, an ONNX file without its folder
     subject: Subject
     task: Task[Any]
     random: bool
@@ -198,7 +204,8 @@ def open_measured(
         raise TiledSEError(
             f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
         )
-    return Opened(model, subject, _task(model, subject.plan, module, setting, labels), random)
+    name = Path(model).name if is_onnx(model) else model
+    return Opened(name, subject, _task(model, subject.plan, module, setting, labels), random)
 
 
 def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:
@@ -229,7 +236,9 @@ def preprocessing(model: str, plan: Plan, module: nn.Module | None, setting: Set
         config = torchvision_config(name) if source == "torchvision" else None
         return Preprocessing.of(module, plan.input_size, kind, config)
     if len(said) < 2:
-        say(f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std")
+        say(
+            f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std"
+        )
     return Preprocessing.of(nn.Identity(), plan.input_size, kind, {**said, "input_size": plan.input_size})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,23 +145,3 @@ def _flat(output: Any) -> list[Any]:
     if isinstance(output, dict):
         output = list(output.values())
     return [t for item in output for t in _flat(item)] if isinstance(output, (list, tuple)) else [output]
-
-
-def open_pair(
-    model: str, tile: str | None, plan: Path | None, size: str | None, weights: Path | None, pretrained: bool,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-) -> tuple[Loaded, Plan, Callable[[Any], Any]]:  # fmt: skip
-    """An ONNX classifier and its converted form as modules, for ``eval``."""
-    source = open_onnx(model, weights, pretrained)
-    from .. import onnx as room
-
-    chosen = choose_plan(room.find(source, parse_size(size)), tile, plan)
-    se = room.module(source)
-    if mean is None or std is None:
-        say(
-            f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std"
-        )
-    said = {"mean": mean, "std": std, "input_size": chosen.input_size}
-    se.pretrained_cfg = {k: v for k, v in said.items() if v is not None}  # what Preprocessing reads
-    tse = room.module(room.convert(source, chosen))
-    return Loaded(se, model, chosen.input_size, False), chosen, tse

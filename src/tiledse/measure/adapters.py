@@ -91,7 +91,9 @@ def load_adapter(text: str, kind: type[Adapter], input_size: tuple[int, int, int
     except TiledSEError:
         raise
     except Exception as error:  # a stranger's code may raise anything
-        raise TiledSEError(f"the adapter {text} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise TiledSEError(
+            f"the adapter {text} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(adapter, kind):
         raise TiledSEError(
             f"the adapter {text} gave a {type(adapter).__name__}; expected a tiledse.measure.adapters.{kind.__name__}"
@@ -101,7 +103,9 @@ def load_adapter(text: str, kind: type[Adapter], input_size: tuple[int, int, int
 
 def resized(image: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """An image stretched to (H, W) by PIL's bilinear filter, its values in 0..1 normalised: (3, H, W)."""
-    pixels = np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
+    pixels = np.asarray(
+        image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32
+    )
     x = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
@@ -115,13 +119,15 @@ VOC = (
 
 
 def semantic(classes: Sequence[str], input_size: tuple[int, int, int]) -> Segmenter:
-    """For networks whose output is logits (N, classes, h, w), alone or as ``out`` (torchvision's LR-ASPP, DeepLab, FCN).
+    """For networks whose output is logits (N, classes, h, w), alone or as ``out``: torchvision's LR-ASPP and others.
 
     Images are stretched to the input size and normalised as ImageNet's; logits are resized to the true map.
     """
 
     def segment(output: Any, sizes: Sequence[Size]) -> list[Tensor]:
-        logits = output["out"] if isinstance(output, dict) else output[0] if isinstance(output, tuple) else output
+        logits = (
+            output["out"] if isinstance(output, dict) else output[0] if isinstance(output, tuple) else output
+        )
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise TiledSEError(
@@ -129,7 +135,9 @@ def semantic(classes: Sequence[str], input_size: tuple[int, int, int]) -> Segmen
                 "network's --adapter"
             )
         return [
-            nn.functional.interpolate(one[None].float(), size, mode="bilinear", align_corners=False)[0].argmax(0)
+            nn.functional.interpolate(one[None].float(), size, mode="bilinear", align_corners=False)[
+                0
+            ].argmax(0)
             for one, size in zip(logits, sizes)
         ]
 
@@ -159,7 +167,7 @@ def effdet_detector(model: nn.Module, input_size: tuple[int, int, int]) -> Detec
     from effdet.anchors import Anchors
     from effdet.bench import _batch_detection, _post_process
 
-    config = model.config
+    config: Any = model.config
     anchors = Anchors.from_config(config)
     height, width = input_size[1:]
     mean = tuple(round(255 * value) for value in IMAGENET_MEAN)

@@ -1,7 +1,7 @@
 """COCO's average precision for any weighting of the images, so that images can be drawn again and again.
 
-``pycocotools`` matches detections with true boxes and gives the numbers that are printed. Its matches are kept here, and
-AP is summed from them with each image counted as often as it was drawn: the same as evaluating the drawn set.
+``pycocotools`` matches detections with true boxes and gives the numbers that are printed. Its matches are kept here,
+and AP is summed from them with each image counted as often as it was drawn: the same as evaluating the drawn set.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Matches:
             scores = np.concatenate([e["dtScores"][:limit] for e in entries])
             right = np.concatenate([e["dtMatches"][:, :limit] > 0 for e in entries], 1)
             skipped = np.concatenate([e["dtIgnore"][:, :limit] > 0 for e in entries], 1)
-            image = np.concatenate([np.full(len(e["dtScores"][:limit]), order[e["image_id"]]) for e in entries])
+            image = np.concatenate(
+                [np.full(len(e["dtScores"][:limit]), order[e["image_id"]]) for e in entries]
+            )
             boxes = np.zeros(len(image_ids))
             for e in entries:
                 boxes[order[e["image_id"]]] += np.count_nonzero(np.asarray(e["gtIgnore"]) == 0)
@@ -90,7 +92,9 @@ class Matches:
                 there = true > 0
                 number[at : at + step] += there
                 if right.size and there.any():
-                    total[at : at + step][there] += self._category(right, wrong, w[there][:, image], true[there])
+                    total[at : at + step][there] += self._category(
+                        right, wrong, w[there][:, image], true[there]
+                    )
         with np.errstate(invalid="ignore"):
             return 100 * total / np.where(number > 0, number, np.nan)
 
@@ -107,7 +111,9 @@ class Matches:
         count = len(self._thresholds)
         reached = np.searchsorted(self._thresholds, recall.ravel(), side="right").reshape(-1, length)
         lift = (count + 1) * np.arange(samples * ious)[:, None]
-        place = np.searchsorted((reached + lift).ravel(), (np.arange(1, count + 1) + lift).ravel(), side="left")
+        place = np.searchsorted(
+            (reached + lift).ravel(), (np.arange(1, count + 1) + lift).ravel(), side="left"
+        )
         place = place.reshape(-1, count) - np.arange(samples * ious)[:, None] * length
         padded = np.concatenate([precision.reshape(-1, length), np.zeros((samples * ious, 1))], 1)
         read = np.take_along_axis(padded, np.minimum(place, length), 1)
@@ -119,7 +125,7 @@ def _results(truth: Any, image_ids: Sequence[int], detections: Sequence[np.ndarr
     from pycocotools.coco import COCO
 
     results = COCO()
-    entries = []
+    entries: list[dict[str, Any]] = []
     for image, rows in zip(image_ids, detections, strict=True):
         for x1, y1, x2, y2, score, category in np.asarray(rows, np.float64).tolist():
             wide, high = x2 - x1, y2 - y1

@@ -54,7 +54,10 @@ class TaskComparison:
         p = self.paired
         width = max(4, *map(len, self.se))
         lines = [f"{self.n} images, percent", f"{'':{width}}      SE     TSE"]
-        lines += [f"{key:{width}}  {value:6.2f}  {self.tse.get(key, float('nan')):6.2f}" for key, value in self.se.items()]
+        lines += [
+            f"{key:{width}}  {value:6.2f}  {self.tse.get(key, float('nan')):6.2f}"
+            for key, value in self.se.items()
+        ]
         lines += [
             f"alone, {p.agree} images score the same, {p.lost} lower with TSE and {p.gained} higher",
             f"drop of {self.metric} {p.drop:.2f} percentage points, 95 % interval {p.drop_ci95[0]:.2f} to "
@@ -95,7 +98,14 @@ def compare(
     """
     branches = subject.branches([plan])
     results = run(
-        task, branches, ["SE", "TSE"], batch_size=batch_size, workers=workers, device=device, amp=amp, progress=progress
+        task,
+        branches,
+        ["SE", "TSE"],
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        amp=amp,
+        progress=progress,
     )
     se, tse = results.networks
     return TaskComparison(

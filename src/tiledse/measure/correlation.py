@@ -210,7 +210,7 @@ class Correlation:
                 for e in self.blocks
                 if e.block.name == name and e.expected > 0 and e.delta > 0 and e.tile.squeeze == "tiles"
             ]
-            x = np.array(points).reshape(-1, 2)
+            x: np.ndarray = np.array(points).reshape(-1, 2)
             varied = len(x) > 1 and np.ptp(x[:, 0]) > 1e-9
             # log expected is half the log of (1/n - 1/N), but for sigma, which is the block's own.
             found[name] = float(np.polyfit(x[:, 0], x[:, 1], 1)[0] / 2) if varied else None
@@ -232,7 +232,9 @@ class Correlation:
         """
         with written_whole(path) as part_file, part_file.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["block", "tile", "channel", "squeeze", "excite", "squeeze_centre", "excite_centre"])
+            writer.writerow(
+                ["block", "tile", "channel", "squeeze", "excite", "squeeze_centre", "excite_centre"]
+            )
             for e in self.blocks:
                 columns = (
                     e.squeeze.channels,
@@ -284,8 +286,9 @@ def correlate(
 ) -> Correlation:
     """Correlate tiles with whole maps, in every SE block of a network, in one pass over the images.
 
-    Memory does not grow with the images: it is some numbers for each channel and tile, and the pairs drawn for figures.
-    Under torchrun each process takes its part; sums are then added in another order, so that the last digits may differ.
+    Memory does not grow with the images: it is some numbers for each channel and tile, and the pairs drawn for
+    figures. Under torchrun each process takes its part; sums are then added in another order, so that the last digits
+    may differ.
 
     Args:
         subject: The network.
@@ -330,7 +333,9 @@ def correlate(
             # Images that others have pushed out give their pairs back.
             drawn = chosen
 
-            def see(number: int, x: Tensor, names: Any = batch.names, keys: Any = keys, chosen: Any = chosen) -> None:
+            def see(
+                number: int, x: Tensor, names: Any = batch.names, keys: Any = keys, chosen: Any = chosen
+            ) -> None:
                 _look(subject, number, x, tiles[number], kept, names, keys, set(chosen))
 
             output = subject.observe(batch.inputs.to(device), see)
@@ -390,7 +395,12 @@ def _look(
                 rng = np.random.default_rng([5, *key[1]])
                 c = rng.integers(0, tiled.shape[1], PAIRS_AN_IMAGE)
                 j = rng.integers(0, tiled.shape[2], PAIRS_AN_IMAGE)
-                rows = [first[image, c, 0], tiled[image, c, j], first_gate[image, c, 0], tiled_gate[image, c, j]]
+                rows = [
+                    first[image, c, 0],
+                    tiled[image, c, j],
+                    first_gate[image, c, 0],
+                    tiled_gate[image, c, j],
+                ]
                 keyed = np.stack([*rows, centre[j], np.full(len(c), key[0])], 1)
                 new.pairs.append(keyed.astype(np.float64))
         into = kept[number, t]
@@ -405,7 +415,8 @@ def _cells(values: Tensor) -> np.ndarray:
 
 
 def _entry(block: SEBlock, tile: Tile, gathered: _Gathered, winners: set[float]) -> BlockCorrelation:
-    assert gathered.squeeze is not None and gathered.excite is not None
+    assert gathered.squeeze is not None
+    assert gathered.excite is not None
     centre = centre_tiles(tile, block.height, block.width)
     pairs = [rows[:, :5] for rows in gathered.pairs if rows[0, 5] in winners]
     n = gathered.number

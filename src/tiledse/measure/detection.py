@@ -30,8 +30,8 @@ class CocoImages(ListedImages):
         folder: What the file's ``file_name`` are relative to; left out, the file's own folder.
 
     Raises:
-        TiledSEError: no such file, no COCO annotations, no image, an image that is missing, an annotation of an image or
-            category that is not listed.
+        TiledSEError: no such file, no COCO annotations, no image, an image that is missing, an annotation of an image
+            or category that is not listed.
     """
 
     def __init__(self, path: str | Path, detector: Detector, folder: str | Path | None = None) -> None:
@@ -80,7 +80,9 @@ def _read(path: Path) -> Any:
         raise TiledSEError(f"cannot read annotations {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise TiledSEError(f"{path} is no COCO annotation file: {first_line(error)}") from error
-    lacking = [k for k in ("images", "annotations", "categories") if not isinstance(data, dict) or k not in data]
+    lacking = [
+        k for k in ("images", "annotations", "categories") if not isinstance(data, dict) or k not in data
+    ]
     if lacking:
         raise TiledSEError(f"{path} is no COCO annotation file: it has no '{lacking[0]}'")
     if not data["images"]:
@@ -92,17 +94,23 @@ def _read(path: Path) -> Any:
         categories = {category["id"] for category in data["categories"]}
         for entry in data["annotations"]:
             if entry["image_id"] not in images:
-                raise TiledSEError(f"{path}: annotation {entry['id']} is of image {entry['image_id']}, which is not listed")
+                raise TiledSEError(
+                    f"{path}: annotation {entry['id']} is of image {entry['image_id']}, which is not listed"
+                )
             if entry["category_id"] not in categories:
                 raise TiledSEError(
                     f"{path}: annotation {entry['id']} is of category {entry['category_id']}, which is not listed"
                 )
             if len(entry["bbox"]) != 4:
-                raise TiledSEError(f"{path}: the box of annotation {entry['id']} has {len(entry['bbox'])} numbers, not 4")
+                raise TiledSEError(
+                    f"{path}: the box of annotation {entry['id']} has {len(entry['bbox'])} numbers, not 4"
+                )
             entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
             entry.setdefault("iscrowd", 0)
     except (KeyError, TypeError) as error:
-        raise TiledSEError(f"{path} is no COCO annotation file: {type(error).__name__} {first_line(error)}") from error
+        raise TiledSEError(
+            f"{path} is no COCO annotation file: {type(error).__name__} {first_line(error)}"
+        ) from error
     truth = COCO()
     truth.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
+
+import onnx
 
 from .. import onnx as room
 from ..errors import TiledSEError, first_line
@@ -96,7 +97,9 @@ class _Graph:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime has many errors without a common class
-            raise TiledSEError(f"ONNX Runtime does not take a part of the network: {first_line(error)}") from error
+            raise TiledSEError(
+                f"ONNX Runtime does not take a part of the network: {first_line(error)}"
+            ) from error
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
         self.types = {value.name: value.type for value in self.session.get_outputs()}
@@ -133,7 +136,9 @@ def _excitation(place: Place, constants: Any, opset: int) -> onnx.ModelProto:
             array = constants.array(value)
             assert array is not None, "an excitation takes descriptors and constants only"
             weights[value.name or ""] = onnx.numpy_helper.from_array(np.asarray(array), value.name)
-    image = onnx.helper.make_tensor_value_info(start.name, onnx.TensorProto.FLOAT, ["n", None, "rows", "cols"])
+    image = onnx.helper.make_tensor_value_info(
+        start.name or "", onnx.TensorProto.FLOAT, ["n", None, "rows", "cols"]
+    )
     graph = onnx.helper.make_graph(
         nodes, "excitation", [image], [onnx.ValueInfoProto(name=gate.name)], list(weights.values())
     )

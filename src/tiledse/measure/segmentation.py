@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import TiledSEError, first_line
@@ -25,8 +24,8 @@ class MaskedImages(ListedImages):
     """Images with a mask each.
 
     Args:
-        data: A CSV file with the columns ``file,mask`` (relative to it), a folder with ``images`` and ``masks`` in it, or
-            a folder of images.
+        data: A CSV file with the columns ``file,mask`` (relative to it), a folder with ``images`` and ``masks`` in it,
+            or a folder of images.
         segmenter: Makes the inputs.
         masks: For a folder of images: the folder of their masks, PNG files of the same names.
 
@@ -76,15 +75,19 @@ def _folders(images: Path, masks: Path, root: Path) -> list[tuple[str, str]]:
     for folder in (images, masks):
         if not folder.is_dir():
             raise TiledSEError(f"no images at {folder}: there is no such folder")
-    pictures = {p.relative_to(images).with_suffix(""): p for p in sorted(images.rglob("*")) if p.suffix.lower() in SUFFIXES}
+    pictures = {
+        p.relative_to(images).with_suffix(""): p
+        for p in sorted(images.rglob("*"))
+        if p.suffix.lower() in SUFFIXES
+    }
     truths = {p.relative_to(masks).with_suffix(""): p for p in sorted(masks.rglob("*.png"))}
     if not pictures:
         raise TiledSEError(f"no image in {images}: the set is empty")
     alone = sorted(pictures.keys() ^ truths.keys())
     if alone:
-        what = "image" if alone[0] in pictures else "mask"
+        what, lacks = ("image", "mask") if alone[0] in pictures else ("mask", "image")
         raise TiledSEError(
-            f"{what} {alone[0]} has no {'mask' if what == 'image' else 'image'} ({len(alone)} of {len(pictures)} images "
+            f"{what} {alone[0]} has no {lacks} ({len(alone)} of {len(pictures)} images "
             f"and {len(truths)} masks are alone); list the pairs in a CSV file with the columns file,mask"
         )
     resolved = root.resolve()
@@ -156,7 +159,9 @@ class Segmentation(Task[np.ndarray]):
                     f"image {name}: the adapter gave a map of {tuple(predicted.shape)}, {predicted.dtype}; expected "
                     f"class indices of shape {tuple(truth.shape)}, as the mask"
                 )
-            if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < len(self.segmenter.classes):
+            if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < len(
+                self.segmenter.classes
+            ):
                 raise TiledSEError(
                     f"image {name}: the adapter gave class {int(predicted.max())}; the network has "
                     f"{len(self.segmenter.classes)} classes"
@@ -167,7 +172,11 @@ class Segmentation(Task[np.ndarray]):
     def _count(self, predicted: Tensor, truth: Tensor) -> np.ndarray:
         classes = len(self.segmenter.classes)
         matrix = _confusion()(
-            predicted.long(), truth.long(), num_classes=classes, ignore_index=self.segmenter.ignore, validate_args=False
+            predicted.long(),
+            truth.long(),
+            num_classes=classes,
+            ignore_index=self.segmenter.ignore,
+            validate_args=False,
         )
         return matrix.numpy().astype(np.int64)
 
@@ -192,7 +201,9 @@ class Segmentation(Task[np.ndarray]):
             "mIoU_image": float(np.nanmean(self.mean_iou(stacked))),
             "pixel_accuracy": float(100 * np.trace(whole) / max(1, whole.sum())),
         }
-        return scores | {f"IoU_{self.segmenter.classes[c]}": float(iou[c]) for c in self._scored() if np.isfinite(iou[c])}
+        return scores | {
+            f"IoU_{self.segmenter.classes[c]}": float(iou[c]) for c in self._scored() if np.isfinite(iou[c])
+        }
 
     def compare(self, se: Sequence[np.ndarray], tse: Sequence[np.ndarray]) -> Paired:
         """Interval and p-value from drawing images again; images are lost and gained by their own mean IoU."""

@@ -119,7 +119,10 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        kinds = {kind: [r.to_dict() for r in self.replacements if r.kind == kind] for kind in ("block", "stage", "all")}
+        kinds = {
+            kind: [r.to_dict() for r in self.replacements if r.kind == kind]
+            for kind in ("block", "stage", "all")
+        }
         return {
             "task": self.task,
             "metric": self.metric,
@@ -247,7 +250,10 @@ def _additivity(
             whole = next(i for i, w in enumerate(wanted) if w[0] == "all" and w[2] == tile)
             summed = sum(_drop(replacements[i]) for i in alone)
             together = _drop(replacements[whole])
-            shares = [task.shares(networks[0]), *(task.shares(networks[at[wanted[i][3]] + 1]) for i in [whole, *alone])]
+            shares = [
+                task.shares(networks[0]),
+                *(task.shares(networks[at[wanted[i][3]] + 1]) for i in [whole, *alone]),
+            ]
             interval = None
             if shares[0] is not None and len(shares[0]) > 1:
                 # The metric is a mean over images, so the excess is one too: its interval is that of a mean.

@@ -1,4 +1,4 @@
-"""Subject: a network under measurement, whatever it is made of: what it gives with tiles, and what its SE blocks see."""
+"""Subject: a network under measurement: what it gives with tiles, and what its SE blocks see."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TorchSubject(Subject):
 
     def network(self, plan: Plan) -> nn.Module:
         """See Subject; parameters and buffers are those of the model given."""
-        return convert_shared(self.model, plan).eval()
+        return convert_shared(self.model, plan, (self.plan, self._dialects)).eval()
 
     def module(self, block: int) -> nn.Module:
         """The SE block's module."""

@@ -42,8 +42,8 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Measure every network with every tile that the file does not have yet.
 
-    The SE network runs once a network; each tile is a pass of its own, and its row is written when the pass ends, so that
-    what was measured is never lost. Under torchrun all processes measure and the first one writes.
+    The SE network runs once a network; each tile is a pass of its own, and its row is written when the pass ends, so
+    that what was measured is never lost. Under torchrun all processes measure and the first one writes.
 
     Args:
         entries: The networks.
@@ -75,8 +75,9 @@ def sweep(
                 yield network(inputs)
 
             told = None if progress is None else progress(who)
-            options = {"batch_size": batch_size, "workers": workers, "device": device, "progress": told}
-            return run(task, alone, [who], **options).networks[0]
+            return run(
+                task, alone, [who], batch_size=batch_size, workers=workers, device=device, progress=told
+            ).networks[0]
 
         se = measure(subject.network(subject.plan), "SE")
         base = task.score(se)

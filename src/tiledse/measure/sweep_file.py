@@ -10,14 +10,16 @@ from ..errors import TiledSEError
 from ..files import written_whole
 
 COLUMNS = (
-    "model", "weights", "task", "data", "preprocess", "input", "tile", "n", "metric", "se", "tse", "drop", "drop_low", "drop_high",
-    "agree", "lost", "gained", "p_value", "se_buffer", "buffer", "buffer_row_order",
+    "model", "weights", "task", "data", "preprocess", "input", "tile", "n", "metric", "se", "tse", "drop",
+    "drop_low", "drop_high", "agree", "lost", "gained", "p_value", "se_buffer", "buffer", "buffer_row_order",
 )  # fmt: skip
 _KEY = COLUMNS[:7]
 
 
 class SweepFile:
     """A CSV file with one result a row, to which rows are added; what is in it need not be measured again.
+
+    Weights and data are known by the names of their files and folders: keep one file for each set of images.
 
     Args:
         path: The file; it need not exist.
@@ -38,7 +40,9 @@ class SweepFile:
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
         if not self.path.parent.is_dir():
-            raise TiledSEError(f"cannot write {self.path}: there is no folder {self.path.parent}; make it first")
+            raise TiledSEError(
+                f"cannot write {self.path}: there is no folder {self.path.parent}; make it first"
+            )
         if self.path.exists():
             try:
                 with self.path.open(newline="", encoding="utf-8") as file:

@@ -158,7 +158,10 @@ def run(
             targets = task.targets(batch)
             columns: list[list[R]] = []
             apart: list[list[float]] = []
-            with torch.no_grad(), torch.autocast(device.type, amp, enabled=amp is not None, cache_enabled=False):
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, amp, enabled=amp is not None, cache_enabled=False),
+            ):
                 for name, output in zip(who, branches(inputs), strict=True):
                     check_finite(output, batch.names, name)
                     columns.append(task.judge(batch, targets, output, name))
@@ -166,7 +169,9 @@ def run(
                         first = output
                     else:
                         apart.append(task.divergence(first, output).tolist())
-            rows = zip(batch.places.tolist(), batch.names, zip(*columns), zip(*apart) if apart else _nothing())
+            rows = zip(
+                batch.places.tolist(), batch.names, zip(*columns), zip(*apart) if apart else _nothing()
+            )
             found += [(tuple(place), image, list(results), list(far)) for place, image, results, far in rows]
             if progress is not None:
                 progress(len(found), total)

@@ -61,13 +61,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def convert_shared(model: nn.Module, plan: Plan) -> nn.Module:
+def convert_shared(
+    model: nn.Module, plan: Plan, found: tuple[Plan, tuple[Dialect, ...]] | None = None
+) -> nn.Module:
     """``convert`` without a copy of the weights: both networks hold the same parameters and buffers.
 
-    For running two networks side by side; training one changes the other.
+    For running two networks side by side; training one changes the other. ``found`` is what ``find_dialects`` gave on
+    this very network, for callers that convert it many times.
     """
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return _with_tiles(copy.deepcopy(model, memo=tensors), plan)
+    return _with_tiles(copy.deepcopy(model, memo=tensors), plan, found)
 
 
 def correctable(block: nn.Module, dialect: Dialect) -> bool:
@@ -75,13 +78,15 @@ def correctable(block: nn.Module, dialect: Dialect) -> bool:
     return not isinstance(block, TiledSqueezeExcite) and dialect.squeeze(block) is mean
 
 
-def _with_tiles(model: nn.Module, plan: Plan) -> nn.Module:
+def _with_tiles(
+    model: nn.Module, plan: Plan, known: tuple[Plan, tuple[Dialect, ...]] | None = None
+) -> nn.Module:
     """Put the tiles into this very network."""
     if not len(plan):
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
         )
-    found, dialects = find_dialects(model, plan.input_size)
+    found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
     new: dict[int, nn.Module] = {}
     if plan.calibrated:

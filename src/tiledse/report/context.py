@@ -30,16 +30,30 @@ def correlation_table(found: Correlation, model: str) -> Table:
     """One row a block and tile."""
     slopes = [slope for slope in found.exponents().values() if slope is not None]
     caption = [
-        "r: Pearson's correlation of global and tile values over all images, channels and tiles; centre: the centre half "
-        "of the tiles;",
+        "r: Pearson's correlation of global and tile values over all images, channels and tiles; centre: the centre "
+        "half of the tiles;",
         "channel: median over channels of the correlation within the channel; -: nothing varies",
         "delta: root mean square of tile mean - global mean; over chance: relative to what independent elements would "
         "give, sqrt(sigma^2 * (1/n - 1/N))",
     ]
     if slopes:
         mean = sum(slopes) / len(slopes)
-        caption.append(f"delta falls with the tile as (1/n - 1/N)^{mean:.2f}, mean over blocks; 0.5 were elements independent")
-    columns = ("block", "tile", "tiles", "squeeze r", "centre", "channel", "excite r", "centre", "channel", "delta", "over chance")
+        caption.append(
+            f"delta falls with the tile as (1/n - 1/N)^{mean:.2f}, mean over blocks; 0.5 were elements independent"
+        )
+    columns = (
+        "block",
+        "tile",
+        "tiles",
+        "squeeze r",
+        "centre",
+        "channel",
+        "excite r",
+        "centre",
+        "channel",
+        "delta",
+        "over chance",
+    )
     table = _table(f"{model}: {found.n} images", "\n".join(caption), columns, 2)
     for entry in found.blocks:
         s, e = entry.squeeze, entry.excite
@@ -59,7 +73,9 @@ def sensitivity_tables(found: Sensitivity, model: str) -> list[Table | str]:
     base = ", ".join(f"{key} {value:.2f} %" for key, value in list(found.se.items())[:2])
     caption = [f"divergence: {found.divergence_name}, mean over images"]
     if found.metric:
-        caption.insert(0, f"drop: of {found.metric}, in percentage points, with its 95 % interval; lost, gained: images")
+        caption.insert(
+            0, f"drop: of {found.metric}, in percentage points, with its 95 % interval; lost, gained: images"
+        )
     if found.whole:
         caption.append(f"run whole, nothing could be shared before: {', '.join(found.whole)}")
     columns = ("replaced", "blocks", "drop", "95 % interval", "lost", "gained", "divergence")
@@ -82,7 +98,8 @@ def sensitivity_tables(found: Sensitivity, model: str) -> list[Table | str]:
             table.add_row(name, f"{r.changed} of {r.blocks}", *cells, f"{r.divergence:.2g}")
         parts.append(table)
     for a in found.additivity:
-        text = f"{a.tile}: drops of single {a.kind}s sum to {a.summed:.2f}, all together {a.together:.2f}; excess {a.excess:.2f}"
+        text = f"{a.tile}: drops of single {a.kind}s sum to {a.summed:.2f}, all together {a.together:.2f}; "
+        text += f"excess {a.excess:.2f}"
         if a.excess_ci95 is not None:
             text += f" (95 % interval {a.excess_ci95[0]:.2f} to {a.excess_ci95[1]:.2f})"
         parts.append(text)
@@ -96,7 +113,19 @@ def sweep_table(rows: Sequence[dict[str, str]]) -> Table:
         f"SE, TSE: {metrics} in percent; drop in percentage points with its 95 % interval; "
         "buffer: elements in tile order"
     )
-    columns = ("model", "tile", "n", "SE", "TSE", "drop", "95 % interval", "lost", "gained", "SE buffer", "buffer")
+    columns = (
+        "model",
+        "tile",
+        "n",
+        "SE",
+        "TSE",
+        "drop",
+        "95 % interval",
+        "lost",
+        "gained",
+        "SE buffer",
+        "buffer",
+    )
     table = _table(f"{len(rows)} results", caption, columns, 2)
     for row in rows:
         table.add_row(
