@@ -31,7 +31,7 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
     plan.check_network(found)
     if plan.calibrated:
         raise TiledSEError(
-            "the plan is calibrated, and calibrated strips are not streamed yet; give the same tiles without calibration"
+            "the plan is calibrated, and calibrated strips are not streamed yet; give its tiles without calibration"
         )
     new: dict[int, nn.Module] = {}
     for (block, tile), dialect in zip(plan, dialects, strict=True):
