@@ -1,0 +1,390 @@
+"""Recipe: a training experiment as a frozen value, read from a short TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..errors import TiledSEError, first_line
+from ..tile import Tile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Task = Literal["classify", "segment", "detect", "distill"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How weights are moved; made by ``timm.optim``.
+
+    Args:
+        name: timm's name.
+        lr: Base rate, of the global batch that the recipe names.
+        momentum: Of SGD.
+        weight_decay: L2.
+        nesterov: Nesterov's momentum, as pycls and timm's ``sgd`` have it.
+        decay_all: Whether biases and normalisation decay too, as in pycls.
+        clip_norm: Largest norm of the gradient; 0 leaves it.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-5
+    nesterov: bool = True
+    decay_all: bool = True
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the rate moves, step by step; made by ``timm.scheduler``.
+
+    Args:
+        name: ``cosine``, ``poly`` or ``constant``.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_factor: The rate at its beginning, relative to the base rate.
+        power: Of ``poly``.
+        min_factor: The rate at the end, relative to the base rate.
+    """
+
+    name: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    warmup_factor: float = 0.1
+    power: float = 0.9
+    min_factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images vary.
+
+    Args:
+        crop_scale: Smallest and largest share of the image's area that a crop keeps; (1, 1) crops nothing.
+        crop_ratio: Smallest and largest aspect ratio of a crop.
+        flip: Probability of a horizontal flip.
+        resize_range: segment and detect: smallest and largest factor of the resize before the crop.
+        jitter: Strength of brightness, contrast and saturation changes; 0 for none.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.5
+    resize_range: tuple[float, float] = (1.0, 1.0)
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised.
+
+    Args:
+        smoothing: classify: label smoothing.
+        temperature: distill: of the teacher's and the student's softmax.
+    """
+
+    smoothing: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table: what stands where the network has SE blocks.
+
+    Args:
+        name: Of the row, in file names and results.
+        tile: ``HxW`` (SE), a tile, or ``none`` for the network without attention.
+        start: ``scratch``; ``weights`` (those given, such as ImageNet's, at the shapes that fit); or the name of
+            another variant whose trained weights it starts from (the paper's fine-tuning).
+        kernel: (along, across) the tiles, of the excitation's convolutions; the paper's C3x1 is [3, 1].
+        ratio: The paper's R; the width between the convolutions is that of the network's own SE times 4 / R.
+    """
+
+    name: str
+    tile: str = "HxW"
+    start: str = "scratch"
+    kernel: tuple[int, int] | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile != "none":
+            Tile.parse(self.tile)
+        if not self.name or any(mark in self.name for mark in "/\\ *"):
+            raise TiledSEError(f"no name of a variant: '{self.name}'; it names a folder")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a recipe, and what differs for it.
+
+    Args:
+        model: MODEL.
+        input: Its input, where it is not the recipe's.
+        batch_size: Its global batch, where it is not the recipe's.
+        lr: Its base rate, where it is not the recipe's.
+    """
+
+    model: str
+    input: str | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training experiment: networks times variants times seeds.
+
+    Args:
+        task: ``classify``, ``segment``, ``detect``, or ``distill`` (no labels: the SE network teaches).
+        about: What it is, and where in the paper.
+        network: The networks; empty where MODEL is given on the command line.
+        variant: The rows.
+        input: ``CxHxW``.
+        classes: Of the head.
+        epochs: Passes over the data.
+        steps_per_epoch: Optimizer steps that count as an epoch; 0 for the whole set.
+        batch_size: Images of one optimizer step, over all processes and accumulated steps.
+        seeds: One run each.
+        subset: Share of the training images that is used, drawn once by the first seed of all, 0.
+        as_is: Tiles that the trained SE networks are also measured with, weights as they are.
+        cache: Side in pixels that images are stretched to and kept decoded with, on the device, where they are also
+            varied; for sets that fit there. 0 reads them from disk each time.
+        ema: Decay of the moving average of weights; 0 for none.
+        freeze_norm: Normalisation keeps its statistics: for fine-tuning with small batches.
+        restore_norm: Normalisation that was folded away (mean 0, variance 1, as in weights from a deployed file) gets
+            the statistics of this many batches before the first step; the network's function stays. 0 leaves it.
+        channels_last: Memory layout.
+        backbone_stride: segment: output stride of the backbone.
+        optimizer: See Optimizer.
+        schedule: See Schedule.
+        augment: See Augment.
+        loss: See Loss.
+
+    Example:
+        >>> recipe = Recipe.parse('task = "classify"\\nclasses = 10\\nepochs = 2\\n[[variant]]\\nname = "se"')
+        >>> recipe.epochs, recipe.variant[0].tile, recipe.optimizer.name
+        (2, 'HxW', 'sgd')
+        >>> Recipe.parse("epoch = 2")
+        Traceback (most recent call last):
+        tiledse.errors.TiledSEError: recipe: no key 'epoch'; did you mean 'epochs'?
+    """
+
+    task: Task = "classify"
+    about: str = ""
+    network: tuple[Network, ...] = ()
+    variant: tuple[Variant, ...] = (Variant("se"),)
+    input: str = "3x224x224"
+    classes: int = 1000
+    epochs: int = 100
+    steps_per_epoch: int = 0
+    batch_size: int = 1024
+    seeds: tuple[int, ...] = (0,)
+    subset: float = 1.0
+    as_is: tuple[str, ...] = ()
+    cache: int = 0
+    ema: float = 0.0
+    freeze_norm: bool = False
+    restore_norm: int = 0
+    channels_last: bool = False
+    backbone_stride: int = 16
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+    loss: Loss = field(default_factory=Loss)
+
+    def __post_init__(self) -> None:
+        for tile in self.as_is:
+            Tile.parse(tile)
+        names = [variant.name for variant in self.variant]
+        for name in names:
+            if names.count(name) > 1:
+                raise TiledSEError(
+                    f"recipe: two variants are called '{name}'; their runs need names of their own"
+                )
+        for variant in self.variant:
+            if variant.start not in ("scratch", "weights", *names):
+                raise TiledSEError(
+                    f"recipe: variant '{variant.name}' starts from '{variant.start}'; expected scratch, weights or "
+                    f"another variant ({', '.join(names)})"
+                )
+        for key, least in (("epochs", 1), ("batch_size", 1), ("classes", 1), ("steps_per_epoch", 0)):
+            if getattr(self, key) < least:
+                raise TiledSEError(f"recipe: {key} = {getattr(self, key)}; expected at least {least}")
+        if not 0 < self.subset <= 1:
+            raise TiledSEError(f"recipe: subset = {self.subset}; expected a share above 0, at most 1")
+        if not self.variant or not self.seeds:
+            raise TiledSEError("recipe: expected at least one variant and one seed")
+
+    @classmethod
+    def parse(cls, text: str, changes: Mapping[str, Any] | None = None, scale: str | None = None) -> Recipe:
+        """A recipe from TOML.
+
+        Args:
+            text: The file's text.
+            changes: By dotted key, such as ``{"optimizer.lr": 0.1}``, in place of what the file says.
+            scale: The name of a table ``[scale.NAME]`` whose keys go in place of the file's.
+
+        Raises:
+            TiledSEError: no TOML, an unknown key or scale, a value of another type.
+        """
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise TiledSEError(f"recipe: no TOML: {first_line(error)}") from error
+        scales = data.pop("scale", {})
+        if scale is not None:
+            if scale not in scales:
+                raise TiledSEError(f"recipe: no scale '{scale}'; it has {', '.join(scales) or 'none'}")
+            data = _merged(data, scales[scale])
+        for key, value in (changes or {}).items():
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            data = _merged(data, nested)
+        recipe = _made(cls, data, "recipe")
+        for name in scales:  # a scale that nobody chose is checked too
+            _made(cls, _merged(data, scales[name]), f"recipe, [scale.{name}]")
+        return recipe
+
+    def for_network(self, network: Network) -> Recipe:
+        """The recipe of one of its networks alone."""
+        changed = {
+            key: getattr(network, key) for key in ("input", "batch_size") if getattr(network, key) is not None
+        }
+        if network.lr is not None:
+            changed["optimizer"] = dataclasses.replace(self.optimizer, lr=network.lr)
+        return dataclasses.replace(self, network=(Network(network.model),), **changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, each key with its value."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        try:
+            channels, height, width = (int(side) for side in self.input.split("x"))
+        except ValueError:
+            raise TiledSEError(f"recipe: input = '{self.input}'; expected CxHxW, such as 3x224x224") from None
+        return channels, height, width
+
+
+def read_recipe(
+    path: str | Path, changes: Mapping[str, Any] | None = None, scale: str | None = None
+) -> Recipe:
+    """A recipe from a file; see ``Recipe.parse``.
+
+    Raises:
+        TiledSEError: no such file, and what ``Recipe.parse`` refuses.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TiledSEError(
+            f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    try:
+        return Recipe.parse(text, changes, scale)
+    except TiledSEError as error:
+        raise TiledSEError(f"{path}: {error}") from error
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts of ``--set`` as changes; values as TOML writes them, bare words as text.
+
+    Example:
+        >>> parse_changes(["epochs=2", "optimizer.lr=0.1", "input=3x64x64"])
+        {'epochs': 2, 'optimizer.lr': 0.1, 'input': '3x64x64'}
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise TiledSEError(f"--set '{text}': expected key=value, such as epochs=2 or optimizer.lr=0.1")
+        try:
+            changes[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return changes
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two recipes' dictionaries differ, with both values."""
+    found = []
+    for key in dict.fromkeys((*mine, *other)):
+        a, b = mine.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} is {json.dumps(b)} there and {json.dumps(a)} here")
+    return found
+
+
+def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(data)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = (
+            _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
+    return result
+
+
+def _made(cls: type[T], data: Any, where: str) -> T:
+    """A dataclass from a table, with every key and type checked."""
+    if not isinstance(data, Mapping):
+        raise TiledSEError(f"{where}: expected a table of keys, got {data!r}")
+    hints = get_type_hints(cls)
+    entries = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [entry.name for entry in entries]
+    values = {}
+    for key, value in data.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}"
+            raise TiledSEError(f"{where}: no key '{key}'; {hint}")
+        values[key] = _value(hints[key], value, f"{where}: {key}")
+    needed = [e.name for e in entries if e.default is e.default_factory is dataclasses.MISSING]
+    for name in needed:
+        if name not in values:
+            raise TiledSEError(f"{where}: the key '{name}' is missing")
+    return cls(**values)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _value(next(one for one in inner if one is not type(None)), value, where)
+    if origin is Literal:
+        if value not in inner:
+            raise TiledSEError(f"{where} = {value!r}; expected {', '.join(map(str, inner))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
+            raise TiledSEError(
+                f"{where} = {value!r}; expected a list{'' if inner[-1] is ... else f' of {len(inner)}'}"
+            )
+        return tuple(_value(inner[0], one, where) for one in value)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _made(kind, value, where.replace(": ", ", ", 1))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TiledSEError(f"{where} = {value!r}; expected {_KINDS[kind]}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -1,0 +1,200 @@
+"""All runs of a recipe: networks times variants times seeds, each in its folder, with their results side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TiledSEError
+from ..files import written_whole
+from ..measure.costs import cost
+from ..networks.converter import convert_shared
+from ..networks.finder import find
+from .loop import Run, Say, Trained, _measure, train
+from .objective import Objective, Setting
+from .recipe import Recipe, Variant
+
+
+def objective_of(recipe: Recipe, setting: Setting) -> Objective:
+    """The task of a recipe."""
+    if recipe.task == "classify":
+        from .classification import Classification
+
+        return Classification(recipe, setting)
+    if recipe.task == "distill":
+        from .distillation import Distillation
+
+        return Distillation(recipe, setting)
+    if recipe.task == "segment":
+        from .segmentation import Segmentation
+
+        return Segmentation(recipe, setting)
+    from .detection import Detection
+
+    return Detection(recipe, setting)
+
+
+def accelerator(device: str | None, amp: str | None, accumulate: int) -> Any:
+    """Hugging Face's Accelerator: the processes that ``torchrun`` or ``accelerate launch`` started, or this one.
+
+    Args:
+        device: ``cpu``, or ``cuda``; None takes what there is.
+        amp: ``bfloat16`` or ``float16``; None trains in float32.
+        accumulate: Micro-batches of a step.
+
+    Raises:
+        TiledSEError: accelerate is not installed, or there is no such device.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise TiledSEError("training needs accelerate: pip install 'tiledse[train]'") from error
+    if device not in (None, "cpu", "cuda"):
+        raise TiledSEError(f"--device {device}: expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TiledSEError("--device cuda: no GPU that torch can use here; leave it out or take cpu")
+    if amp not in (None, "bfloat16", "float16"):
+        raise TiledSEError(f"--amp {amp}: expected bfloat16 or float16")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and amp == "float16":
+        raise TiledSEError("--amp float16 needs a GPU; take bfloat16 on a CPU")
+    if accumulate < 1:
+        raise TiledSEError(f"--accumulate {accumulate}: expected at least 1")
+    kinds = {None: "no", "bfloat16": "bf16", "float16": "fp16"}
+    return Accelerator(cpu=on_cpu, mixed_precision=kinds[amp], gradient_accumulation_steps=accumulate)
+
+
+def run_all(
+    recipe: Recipe, setting: Setting, folder: Path, engine: Any, *, variants: Sequence[str] = (),
+    seeds: Sequence[int] = (), networks: Sequence[str] = (), restart: bool = False, notes: dict[str, Any] | None = None,
+    say: Say = print,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train every run that is asked for and not done yet; write results.csv and results.json as they come.
+
+    Args:
+        recipe: The recipe.
+        setting: Data and device.
+        folder: Where each run has its folder.
+        engine: From ``accelerator``.
+        variants: Names; all where empty.
+        seeds: The recipe's where empty.
+        networks: MODELs of the recipe; all where empty.
+        restart: Begin again what was begun.
+        notes: What the results say of the recipe: its scale and changes.
+        say: Takes lines.
+
+    Returns:
+        One dictionary a run, as in results.json.
+
+    Raises:
+        TiledSEError: an unknown variant or network, and all that a run refuses.
+    """
+    chosen = _chosen(recipe, variants, networks)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for network in chosen[0]:
+        own = recipe.for_network(network)
+        objective = objective_of(own, setting)
+        base = folder / network.model.partition(":")[2].replace(":", "-").replace("/", "-")
+        for seed in seeds or own.seeds:
+            for variant in _in_order(chosen[1]):
+                run = Run(own, variant, seed, base / variant.name / f"seed{seed}")
+                run.folder.mkdir(parents=True, exist_ok=True)
+                start = _start(run, base)
+                trained = train(objective, run, engine, start=start, restart=restart, say=say)
+                result = _result(objective, run, trained, engine, notes or {})
+                if engine.is_main_process:
+                    _write_json(run.folder / "result.json", result)
+                results.append(result)
+    if engine.is_main_process:
+        write_results(folder)
+    return results
+
+
+def write_results(folder: Path) -> None:
+    """Gather the result.json of all runs under a folder into results.csv."""
+    rows = [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))]
+    flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
+    keys = list(dict.fromkeys(key for row in flat for key in row))
+    with written_whole(folder / "results.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def _chosen(
+    recipe: Recipe, variants: Sequence[str], networks: Sequence[str]
+) -> tuple[list[Any], list[Variant]]:
+    if not recipe.network:
+        raise TiledSEError("the recipe names no network; give one with --model MODEL")
+    known = {variant.name: variant for variant in recipe.variant}
+    models = {network.model: network for network in recipe.network}
+    for name in variants:
+        if name not in known:
+            raise TiledSEError(f"the recipe has no variant '{name}'; it has {', '.join(known)}")
+    for name in networks:
+        if name not in models:
+            raise TiledSEError(f"the recipe has no network '{name}'; it has {', '.join(models)}")
+    return [models[n] for n in networks or models], [known[n] for n in variants or known]
+
+
+def _in_order(variants: Sequence[Variant]) -> list[Variant]:
+    """Those that others start from first."""
+    return sorted(variants, key=lambda variant: variant.start not in ("scratch", "weights"))
+
+
+def _start(run: Run, base: Path) -> Path | None:
+    if run.variant.start in ("scratch", "weights"):
+        return None
+    path = base / run.variant.start / f"seed{run.seed}" / "best.safetensors"
+    if not path.is_file():
+        raise TiledSEError(
+            f"variant '{run.variant.name}' starts from '{run.variant.start}', which is not trained yet (no {path}); "
+            f"train it first: --variant {run.variant.start}"
+        )
+    return path
+
+
+def _result(
+    objective: Objective, run: Run, trained: Trained, engine: Any, notes: dict[str, Any]
+) -> dict[str, Any]:
+    last, metric = trained.history[-1], objective.metric
+    values = [row[metric] for row in trained.history]
+    best = (max if objective.higher else min)(values)
+    found = find(trained.model, run.recipe.input_size)
+    held = cost(found).tse.buffer if len(found) else 0
+    figures = {key: last[key] for key in last if key not in ("epoch", "lr", "seconds")}
+    return {
+        "network": run.recipe.network[0].model, "variant": run.variant.name, "tile": run.variant.tile, "seed": run.seed,
+        "epochs": len(trained.history), **figures, f"best_{metric}": best, "best_epoch": values.index(best) + 1,
+        "params": sum(p.numel() for p in trained.model.parameters()), "buffer": held,
+        "seconds": round(sum(row["seconds"] for row in trained.history), 1),
+        "as_is": _as_is(objective, run, trained.model, engine), **notes,
+        "machine": {
+            "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else platform.machine(),
+            "processes": engine.num_processes, "torch": torch.__version__, "precision": engine.mixed_precision,
+        },
+    }  # fmt: skip
+
+
+def _as_is(objective: Objective, run: Run, model: nn.Module, engine: Any) -> dict[str, dict[str, float]]:
+    """The trained SE network with tiles and no training: the paper's TSE^aw."""
+    if run.variant.tile != "HxW":
+        return {}
+    found = find(model, run.recipe.input_size)
+    return {
+        tile: _measure(objective, convert_shared(model, found.with_tile(tile)), engine)
+        for tile in run.recipe.as_is
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
