@@ -97,7 +97,6 @@ def run_all(
         TiledSEError: an unknown variant or network, and all that a run refuses.
     """
     chosen = _chosen(recipe, variants, networks)
-    folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for network in chosen[0]:
         own = recipe.for_network(network)
