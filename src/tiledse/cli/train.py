@@ -183,6 +183,8 @@ def _run(
 
     if recipe.task != "distill" and len(data) != 1:
         raise TiledSEError(f"--data was given {len(data)} times; only distillation takes several folders")
+    if workers < 0:
+        raise TiledSEError(f"--workers {workers}: expected at least 0")
     if weights is not None and not weights.is_file():
         raise TiledSEError(f"no weights file {weights}; expected .safetensors or a torch checkpoint")
     if out.exists() and not out.is_dir():

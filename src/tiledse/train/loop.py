@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
@@ -172,6 +173,8 @@ def train(
                 log.add(row)
             accelerator.wait_for_everyone()
             say(_line(run, row, recipe.epochs))
+            if interrupted():  # while it was measured or written
+                raise KeyboardInterrupt
     accelerator.free_memory()
     return Trained(history, plan, model if average is None else average.module)
 
@@ -225,9 +228,12 @@ def _epoch(
 def _check_finite(total: Tensor, run: Run, accelerator: Any) -> None:
     # All processes stop together, or those left would wait for ever.
     if not bool(torch.isfinite(accelerator.reduce(total, "sum"))):
+        kept = (run.folder / "checkpoint.pt").is_file()
+        stays = f"the last whole epoch's checkpoint stays in {run.folder}; " if kept else ""
+        again = ", and begin again with --restart" if kept else ""
         raise TiledSEError(
-            f"{run.name}: the loss is no number any more; the last whole epoch's checkpoint stays in {run.folder}; "
-            "lower optimizer.lr, set optimizer.clip_norm or leave --amp out (--set), and begin again with --restart"
+            f"{run.name}: the loss is no number any more; {stays}lower optimizer.lr, set optimizer.clip_norm or "
+            f"leave --amp out{again}"
         )
 
 
@@ -271,11 +277,15 @@ def _steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int]:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2, list_optimizers
 
     chosen = recipe.optimizer
     # timm's "sgd" is Nesterov's, its "momentum" is not.
     name = "momentum" if chosen.name == "sgd" and not chosen.nesterov else chosen.name
+    if name not in (known := list_optimizers()):
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
+        raise TiledSEError(f"recipe: no optimizer '{name}'; {hint}")
     return create_optimizer_v2(
         model, name, lr=chosen.lr, weight_decay=chosen.weight_decay, momentum=chosen.momentum,
         filter_bias_and_bn=not chosen.decay_all,
