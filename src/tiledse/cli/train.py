@@ -82,7 +82,7 @@ def train(
     """Train what a recipe says: networks, variants and seeds, each in its folder; resumes what was begun.
 
     Start it with torchrun or accelerate launch for several processes:
-    torchrun --nproc-per-node 8 -m tiledse train recipes/table4_regnety.toml --data imagenet -o runs --amp float16
+    torchrun --nproc-per-node 8 -m tiledse train recipes/table4_regnet.toml --data imagenet -o runs --amp float16
     """
     changes = parse_changes(change or [])
     chosen = read_recipe(recipe, changes, scale)
@@ -124,7 +124,9 @@ def finetune(
     ],
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--recipe", metavar="FILE", help="A recipe; recipes/finetune.toml is the paper's."),
+        typer.Option(
+            "--recipe", metavar="FILE", help="A recipe; recipes/table2_finetune.toml is the paper's."
+        ),
     ] = None,
     distill: Annotated[bool, typer.Option("--distill", help="No labels: the SE network teaches.")] = False,
     scale: Scale = None,
@@ -153,7 +155,9 @@ def finetune(
     if distill:
         chosen = dataclasses.replace(chosen, task="distill")
     row = Variant(tile.replace(":", "-"), tile, "weights")
-    chosen = dataclasses.replace(chosen, network=(Network(model),), variant=(row,))
+    # A recipe that lists the network knows its input and rate.
+    network = next((one for one in chosen.network if one.model == model), Network(model))
+    chosen = dataclasses.replace(chosen, network=(network,), variant=(row,))
     changed = [
         line
         for line in differences(chosen.to_dict(), plain.to_dict())
