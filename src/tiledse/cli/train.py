@@ -83,7 +83,7 @@ def train(
     """Train what a recipe says: networks, variants and seeds, each in its folder; resumes what was begun.
 
     Start it with torchrun or accelerate launch for several processes:
-    torchrun --nproc-per-node 8 -m tiledse train recipes/table4_regnety.toml --data imagenet -o runs --amp float16
+    torchrun --nproc-per-node 8 -m tiledse train recipes/table4_regnet.toml --data imagenet -o runs --amp float16
     """
     changes = parse_changes(change or [])
     chosen = read_recipe(recipe, changes, scale)
@@ -125,7 +125,9 @@ def finetune(
     ],
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--recipe", metavar="FILE", help="A recipe; recipes/finetune.toml is the paper's."),
+        typer.Option(
+            "--recipe", metavar="FILE", help="A recipe; recipes/table2_finetune.toml is the paper's."
+        ),
     ] = None,
     distill: Annotated[bool, typer.Option("--distill", help="No labels: the SE network teaches.")] = False,
     scale: Scale = None,
@@ -154,7 +156,9 @@ def finetune(
     if distill:
         chosen = dataclasses.replace(chosen, task="distill")
     row = Variant(tile.replace(":", "-"), tile, "weights")
-    chosen = dataclasses.replace(chosen, network=(Network(model),), variant=(row,))
+    # A recipe that lists the network knows its input and rate.
+    network = next((one for one in chosen.network if one.model == model), Network(model))
+    chosen = dataclasses.replace(chosen, network=(network,), variant=(row,))
     unsaid = {"network": None, "variant": None}  # the command line says them, not the recipe
     changed = _changes({**chosen.to_dict(), **unsaid}, {**plain.to_dict(), **unsaid})
     notes = {"recipe": recipe.name if recipe else "finetune", "scale": scale or "", "changed": changed}
@@ -188,6 +192,8 @@ def _run(
 
     if recipe.task != "distill" and len(data) != 1:
         raise TiledSEError(f"--data was given {len(data)} times; only distillation takes several folders")
+    if workers < 0:
+        raise TiledSEError(f"--workers {workers}: expected at least 0")
     if weights is not None and not weights.is_file():
         raise TiledSEError(f"no weights file {weights}; expected .safetensors or a torch checkpoint")
     if out.exists() and not out.is_dir():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
 
-FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, package.module:factory or FILE.onnx"
+FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def load(
     """Load a network by name.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, ``effdet:NAME`` or ``package.module:factory``, a callable
-            without arguments that gives an ``nn.Module`` (the working folder is searched too).
+        name: ``timm:NAME``, ``torchvision:NAME``, ``effdet:NAME``, ``zoo:NAME`` (trained, with its tiles in place) or
+            ``package.module:factory``, a callable without arguments that gives an ``nn.Module`` (the working folder is
+            searched too).
         weights: A state dict, as safetensors or a torch checkpoint. Checkpoints are read without running any
             code that they may hold.
         pretrained: Take the library's own weights, from its hub.
@@ -71,7 +72,8 @@ def load(
     model, own_size = build(name if build is _from_factory else rest, pretrained, input_size)
     if weights is not None:
         load_weights(model, Path(weights))
-    return Loaded(model.eval(), name, input_size or own_size, not pretrained and weights is None)
+    random = source != "zoo" and not pretrained and weights is None
+    return Loaded(model.eval(), name, input_size or own_size, random)
 
 
 Size = tuple[int, int, int]
@@ -137,6 +139,17 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
     return model, (3, *config.image_size)
 
 
+def _from_zoo(name: str, pretrained: bool, size: Size | None) -> Built:
+    from .zoo import open_network
+
+    model, _, entry = open_network(name)
+    if pretrained:
+        raise TiledSEError(f"zoo:{name} comes with its weights; leave --pretrained out")
+    if size is not None and size[0] != entry.input_size[0]:
+        raise TiledSEError(f"zoo:{name} takes images of {entry.input_size[0]} channels, not {size[0]}")
+    return model, entry.input_size
+
+
 def _from_factory(name: str, pretrained: bool, size: Size | None) -> Built:
     path, _, attribute = name.partition(":")
     if pretrained:
@@ -163,6 +176,7 @@ _SOURCES: dict[str, Callable[[str, bool, Size | None], Built]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
     "effdet": _from_effdet,
+    "zoo": _from_zoo,
 }
 
 

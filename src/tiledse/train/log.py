@@ -21,6 +21,8 @@ class Log:
     def __init__(self, folder: Path, history: list[dict[str, float]], writes: bool) -> None:
         self._path, self._rows, self._board = folder / "summary.csv", list(history), None
         if writes:
+            if self._rows:  # a run killed after its checkpoint and before its line here
+                self._write()
             self._board = _board(folder / "tensorboard", len(history))
 
     def __enter__(self) -> Log:
@@ -37,14 +39,17 @@ class Log:
             TiledSEError: it cannot be written.
         """
         self._rows.append(row)
-        with written_whole(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self._rows[-1]), extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self._rows)
+        self._write()
         if self._board is not None:
             for key, value in row.items():
                 if key != "epoch":
                     self._board.add_scalar(key, value, int(row["epoch"]))
+
+    def _write(self) -> None:
+        with written_whole(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self._rows[-1]), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self._rows)
 
 
 def _board(folder: Path, done: int) -> Any:

@@ -180,6 +180,8 @@ def train(
                 log.add(row)
             accelerator.wait_for_everyone()
             say(_line(run, row, recipe.epochs))
+            if interrupted():  # while it was measured or written
+                raise KeyboardInterrupt
     accelerator.free_memory()
     return Trained(history, plan, model if average is None else average.module, before)
 
@@ -233,9 +235,12 @@ def _epoch(
 def _check_finite(total: Tensor, run: Run, accelerator: Any) -> None:
     # All processes stop together, or those left would wait for ever.
     if not bool(torch.isfinite(accelerator.reduce(total, "sum"))):
+        kept = (run.folder / "checkpoint.pt").is_file()
+        stays = f"the last whole epoch's checkpoint stays in {run.folder}; " if kept else ""
+        again = ", and begin again with --restart" if kept else ""
         raise TiledSEError(
-            f"{run.name}: the loss is no number any more; the last whole epoch's checkpoint stays in {run.folder}; "
-            "lower optimizer.lr, set optimizer.clip_norm or leave --amp out (--set), and begin again with --restart"
+            f"{run.name}: the loss is no number any more; {stays}lower optimizer.lr, set optimizer.clip_norm or "
+            f"leave --amp out{again}"
         )
 
 

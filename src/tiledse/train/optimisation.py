@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,11 +33,15 @@ def count_steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """timm's optimizer; biases and normalisation decay where the recipe says so."""
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2, list_optimizers
 
     chosen = recipe.optimizer
     # timm's "sgd" is Nesterov's, its "momentum" is not.
     name = "momentum" if chosen.name == "sgd" and not chosen.nesterov else chosen.name
+    if name not in (known := list_optimizers()):
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
+        raise TiledSEError(f"recipe: no optimizer '{name}'; {hint}")
     return create_optimizer_v2(
         model, name, lr=chosen.lr, weight_decay=chosen.weight_decay, momentum=chosen.momentum,
         filter_bias_and_bn=not chosen.decay_all,

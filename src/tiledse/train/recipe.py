@@ -204,6 +204,9 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
+        for size in (self.input, *(network.input for network in self.network)):
+            if size is not None:
+                _size(size)
         for tile in self.as_is:
             Tile.parse(tile)
         names = [variant.name for variant in self.variant]
@@ -273,11 +276,7 @@ class Recipe:
     @property
     def input_size(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        try:
-            channels, height, width = (int(side) for side in self.input.split("x"))
-        except ValueError:
-            raise TiledSEError(f"recipe: input = '{self.input}'; expected CxHxW, such as 3x224x224") from None
-        return channels, height, width
+        return _size(self.input)
 
 
 def read_recipe(
@@ -337,6 +336,14 @@ def differences(
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise TiledSEError(f"recipe: input = '{text}'; expected CxHxW, such as 3x224x224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

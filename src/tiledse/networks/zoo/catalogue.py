@@ -1,0 +1,149 @@
+"""The list of the zoo: what each network is, how it was trained, and how well it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import TiledSEError, first_line
+from ...files import written_whole
+
+FORMAT = "tiledse.zoo/1"
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network.
+
+    Args:
+        name: Of the network, as in ``zoo:NAME``.
+        task: ``classify``, ``segment`` or ``detect``.
+        model: MODEL that it is built from.
+        classes: Of its head.
+        input: ``CxHxW``.
+        tile: Its tile; ``HxW`` is SE, ``none`` no attention. The plan with each block's tile is in the file.
+        recipe: The recipe that trained it.
+        scale: The recipe's scale; "" for the recipe as it stands.
+        changed: What was changed in the recipe, in words.
+        data: What it was trained on.
+        metric: What ``accuracy`` is: top1, mIoU, AP.
+        accuracy: In percent, of the weights as they are in the file.
+        n: Images that the accuracy was measured on.
+        figures: All that was measured.
+        epochs: That it was trained.
+        seed: Of its run.
+        licence: Of the weights, and what is known of the data's.
+        params: Parameters.
+        file: The weights: safetensors, float16 but for biases, normalisation and corrections.
+        sha256: Of the file.
+        stride: segment: output stride of the backbone.
+        kernel: (along, across) of its excitation's convolutions, where it is not the network's own.
+        ratio: The paper's R, likewise.
+    """
+
+    name: str
+    task: str
+    model: str
+    classes: int
+    input: str
+    tile: str
+    recipe: str
+    scale: str
+    changed: tuple[str, ...]
+    data: str
+    metric: str
+    accuracy: float
+    n: int
+    figures: dict[str, float]
+    epochs: int
+    seed: int
+    licence: str
+    params: int
+    file: str
+    sha256: str
+    stride: int | None = None
+    kernel: tuple[int, int] | None = None
+    ratio: float | None = None
+    folder: Path = field(default=FOLDER, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are."""
+        return self.folder / self.file
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = map(int, self.input.split("x"))
+        return channels, height, width
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, without what is not set."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "folder"}
+        return json.loads(json.dumps(values))
+
+
+def entries(folder: Path | None = None) -> list[Entry]:
+    """All networks of the zoo, in the order in which they were added.
+
+    Args:
+        folder: Where index.json and the weights are; the package's own by default.
+
+    Raises:
+        TiledSEError: the index is missing or damaged.
+
+    Example:
+        >>> all(entry.n > 0 for entry in entries())
+        True
+    """
+    folder = FOLDER if folder is None else folder
+    path = folder / "index.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data["format"] != FORMAT:
+            raise TiledSEError(
+                f"{path} has the format '{data['format']}'; expected {FORMAT}, install tiledse again"
+            )
+        return [_entry(values, folder) for values in data["networks"]]
+    except OSError as error:
+        raise TiledSEError(
+            f"the zoo has no index: {error.strerror}: {path}; install tiledse again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TiledSEError(
+            f"the zoo's index {path} is damaged: {first_line(error)}; install tiledse again"
+        ) from error
+
+
+def find_entry(name: str, folder: Path | None = None) -> Entry:
+    """One network by its name.
+
+    Raises:
+        TiledSEError: there is none; says which are near.
+    """
+    known = {entry.name: entry for entry in entries(folder)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known) or 'none yet'}"
+        raise TiledSEError(f"the zoo has no network '{name}'; {hint}")
+    return known[name]
+
+
+def write_index(listed: list[Entry], folder: Path) -> None:
+    """Write index.json, whole."""
+    data = {"format": FORMAT, "networks": [entry.to_dict() for entry in listed]}
+    with written_whole(folder / "index.json") as part:
+        part.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+
+
+def _entry(values: dict[str, Any], folder: Path) -> Entry:
+    values = dict(values)
+    values["changed"] = tuple(values["changed"])
+    if "kernel" in values:
+        values["kernel"] = tuple(values["kernel"])
+    return Entry(**values, folder=folder)
