@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..choose.budget import gate_buffer
 from ..choose.search import Found, Point
 from ..errors import TiledSEError
 from ..files import written_whole
@@ -14,14 +15,18 @@ def front_table(found: Found, name: str) -> list[Any]:
     """Tables of the points and of the chosen plan."""
     from rich.table import Table
 
-    labelled = bool(found.metric)
+    labelled, whole = bool(found.metric), found.order == "pipeline"
+    counted = "pipeline: elements of all FIFOs at their smallest; gates" if whole else "buffer"
     table = Table(
         title=f"{name}: {found.choices} choices that no other beats, measured on {found.n} images",
-        caption="buffer in elements (section 3.2); divergence: from plain SE, mean over the images"
+        caption=f"{counted}: elements that the gates hold (section 3.2); "
+        "divergence: from plain SE, mean over the images"
         + (f"; drop of {found.metric} in percentage points with its 95 % interval" if labelled else ""),
     )
     table.add_column("")
-    table.add_column("buffer", justify="right")
+    table.add_column("pipeline" if whole else "buffer", justify="right")
+    if whole:
+        table.add_column("gates", justify="right")
     table.add_column("divergence", justify="right")
     if labelled:
         table.add_column("drop", justify="right")
@@ -32,6 +37,7 @@ def front_table(found: Found, name: str) -> list[Any]:
         row = [
             "chosen" if point.plan == found.chosen.plan and point.kind == found.chosen.kind else point.kind,
             f"{point.buffer:,}",
+            *([f"{gate_buffer(point.plan):,}"] if whole else []),
             f"{m.divergence:.4g}",
         ]
         if labelled:
@@ -89,7 +95,7 @@ def draw_front(found: Found, path: str | Path) -> None:
         [found.chosen.buffer], [height(found.chosen)], "*", color="black", markersize=14, label="chosen"
     )
     axes.set_xscale("log")
-    axes.set_xlabel("gate buffer, elements")
+    axes.set_xlabel(f"{'pipeline' if found.order == 'pipeline' else 'gate'} buffer, elements")
     axes.set_ylabel(f"drop of {found.metric}, percentage points" if labelled else "divergence from SE")
     axes.grid(alpha=0.3)
     axes.legend()
