@@ -259,7 +259,7 @@ def search(
     )
     found.chosen.plan.save(output)
     if plot is not None:
-        draw_front(found, plot)
+        draw_front(found, plot, Path(opened.name).name)
         say(f"wrote {plot}")
     if opened.random:
         say("the weights are random: give --weights FILE or --pretrained for real ones")
