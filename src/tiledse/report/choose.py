@@ -103,11 +103,13 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,g}k"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if not labelled and min(level(p) for p in found.points) >= 0:
+    if not labelled:
         # Divergences span orders of magnitude; 0, the whole map, stays in sight.
-        axes.set_yscale("symlog", linthresh=max(level(p) for p in found.points) / 100 or 1)
+        small = max(level(p) for p in found.points) / 100 or 1
+        axes.set_yscale("symlog", linthresh=small)
+        axes.set_ylim(bottom=-small / 4)
     axes.set_xlabel(f"{'pipeline' if found.order == 'pipeline' else 'gate'} buffer, elements")
     axes.set_ylabel(
         f"drop of {found.metric}, percentage points (bands: 95 %)" if labelled else "divergence from SE"
