@@ -43,10 +43,15 @@ class Counted(TorchNetwork):
     """Counts the plans that were run."""
 
     runs = 0
+    looks = 0
 
     def run(self, plan):
         self.runs += 1
         return super().run(plan)
+
+    def rows(self, plan, blocks):
+        self.looks += len(blocks) < len(plan)  # all blocks at once: each alone, which is one pass
+        return super().rows(plan, blocks)
 
 
 def evaluator(folder, network=None, data: ImageSet | None = None) -> Evaluator:
@@ -144,6 +149,24 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     for file in tmp_path.iterdir():
         file.write_text("{")
     assert search(evaluator(tmp_path, network), max_buffer=10**6, tiles=TILES).to_dict() == first.to_dict()
+
+
+def test_what_was_calibrated_is_not_calibrated_again(tmp_path):
+    network = Counted(small(), SIZE)
+
+    def found():
+        other = evaluator(tmp_path, network, Drawn(images(64, seed=2)))
+        return search(evaluator(tmp_path, network), max_buffer=2000, tiles=TILES, fitted_on=other)
+
+    first, looks = found().to_dict(), network.looks
+    assert looks > 4
+    assert found().to_dict() == first
+    assert network.looks == looks
+    for file in tmp_path.iterdir():
+        if '"corrections"' in file.read_text():
+            file.write_text(file.read_text().replace('"own": "', '"own": "A'))
+    assert found().to_dict() == first
+    assert network.looks == 2 * looks
 
 
 def test_wrong_use(tmp_path):

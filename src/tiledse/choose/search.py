@@ -14,7 +14,7 @@ from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .budget import GATES, Order, fitting, gate_buffer, shares, with_tiles
-from .calibration import calibrate, calibrate_alone
+from .calibration import calibrate_alone
 from .evaluation import Evaluated, Evaluator
 from .exact import Choice, best_choices
 
@@ -252,7 +252,7 @@ class _Measure:
             with self.titled(f"calibrating {title}") as progress:
                 for number, plan in enumerate(tiled):
                     progress(number, len(tiled))
-                    plans.append(calibrate(self.evaluator.network, plan, self.fitted_on.inputs))
+                    plans.append(self.fitted_on.calibrated(plan))
         with self.titled(title) as progress:
             measured = self.evaluator.evaluate(plans, progress)
         return [Point(kind, p, self.order.of(p), m) for p, m in zip(plans, measured, strict=True)]
