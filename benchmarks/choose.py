@@ -27,12 +27,13 @@ import numpy as np
 import torch
 
 from tiledse import Tile
+from tiledse.choose.budget import gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate, calibrate_alone
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.exact import best_choices
 from tiledse.choose.network import OnnxNetwork
-from tiledse.choose.search import buffer_of, only, options_of
+from tiledse.choose.search import only, options_of
 from tiledse.correction import Correction
 from tiledse.files import written_whole
 from tiledse.measure.classification import Classification
@@ -137,7 +138,7 @@ def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, 
             )
         )
         divergences[kind] = [[next(flat) for _ in own] for own in options]
-    seven = buffer_of(plan.with_tile("7xW"))
+    seven = gate_buffer(plan.with_tile("7xW"))
     budgets = {"at 7xW's buffer": seven, "at a seventh": seven // 7, "at half": seven // 2}
     forms = {"gates of the mean descriptor": no_attention(network, inputs)}
     for text in ("1xW", "3xW", "7xW", "1xW:running", "3xW:running", "7xW:running", "7xW:upper", "7xW:middle"):
@@ -294,7 +295,7 @@ def write(args, network, task, chosen, results, choice_divergence):
                 "form": name,
                 "buffer": ""
                 if "TLC" in name
-                else "/".join(str(b) for b in dict.fromkeys(map(buffer_of, plans))),
+                else "/".join(str(b) for b in dict.fromkeys(map(gate_buffer, plans))),
                 "numbers": "/".join(str(sum(c.numbers for c in p.corrections if c)) for p in plans[:1]),
                 task.metric: round(task.score(rows)[task.metric], 3),
                 "drop": round(paired.drop, 3),

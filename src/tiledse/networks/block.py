@@ -60,6 +60,11 @@ class TiledBlock(nn.Module):
             block._non_persistent_buffers_set.discard(name)
         return block
 
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Of a corrected block: what ``correct`` takes, each (C, strips, 1)."""
+        return self._own, self._running, self._offset  # type: ignore[return-value]
+
     def excite(self, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape, by the layers of the block."""
         return self.dialect.excite(self, descriptors)
@@ -84,7 +89,7 @@ class TiledBlock(nn.Module):
             )
         own = squeeze(x, Tile(self.tile.height, None))
         tall, _ = self.tile.size(correction.height, 1)
-        return correct(own, correction.height, tall, (self._own, self._running, self._offset))  # type: ignore[arg-type]
+        return correct(own, correction.height, tall, self.numbers)
 
     def extra_repr(self) -> str:
         """Tile and dialect, for print(model)."""
