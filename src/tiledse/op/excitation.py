@@ -37,7 +37,7 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
         True
     """
     few = descriptors.dim() != 4 or descriptors.numel() < _FEW
-    if few or not _is_pointwise(layer) or not is_eager(descriptors):
+    if few or not is_pointwise(layer) or not is_eager(descriptors):
         return layer(descriptors)
     n, channels, rows, cols = descriptors.shape
     flat = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, channels)
@@ -45,7 +45,8 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
     return out.view(n, rows, cols, layer.out_channels).permute(0, 3, 1, 2)
 
 
-def _is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is a 1x1 convolution and no more than its weights."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size == (1, 1)

@@ -170,6 +170,13 @@ def tiled_squeeze_excite(
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
+    if reduce is mean and x.dim() == 4 and fast.kernels_are_on(x) and is_eager(x):
+        from . import fused
+
+        layers = fused.layers_of(excite)
+        geometry = None if layers is None else fused.geometry_of(x, tile, layers)
+        if layers is not None and geometry is not None:
+            return fused.run(x, layers, geometry, tile, inplace)
     if torch.is_grad_enabled() and x.nbytes >= SMALL_BYTES and reduce is mean and is_eager(x):
         _check_map(x)
         link = Link()

@@ -1,0 +1,282 @@
+"""The whole operator in one kernel of fused_kernels.py: for which maps and excitations, and its gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..tile import Tile
+from . import functional
+from .grids import is_batched, is_channels_last
+
+_ACTS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+_GATES = {nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hardsigmoid"}
+
+
+class TwoLayers(NamedTuple):
+    """An excitation that kernels can compute: two 1x1 convolutions, an activation and a gate function."""
+
+    first: nn.Conv2d
+    act: str
+    second: nn.Conv2d
+    gate: str
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a tile is cut for programs: channels, threads, and programs a tile."""
+
+    channels: int
+    warps: int
+    programs: int
+
+
+class Geometry(NamedTuple):
+    """Map, tile and excitation, as the kernels take them."""
+
+    channels: int
+    reduced: int
+    height: int
+    width: int
+    tall: int
+    wide: int
+    strides: tuple[int, int, int]
+    act: str
+    gate: str
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one image."""
+        return -(-self.height // self.tall) * -(-self.width // self.wide)
+
+
+def blocks(geometry: Geometry, elements: int, warps: int) -> Blocks:
+    """As many channels as make about ``elements`` of the padded tile."""
+    padded = _power(geometry.tall * geometry.wide)
+    channels = min(max(1, elements // padded), _power(geometry.channels))
+    return Blocks(channels, warps, -(-geometry.channels // channels))
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def forward(
+    x: Tensor, out: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], geometry: Geometry,
+    saved: tuple[Tensor, Tensor, Tensor] | None, cut: Blocks, launches: int | None = None,
+) -> Tensor:  # fmt: skip
+    """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, float32."""
+    from .fused_kernels import forward_kernel
+
+    tiles = x.shape[0] * geometry.tiles
+    launches = launches or _launches(x, cut)
+    partial, ready = _exchange(x, tiles, geometry, cut, launches)
+    descriptors, hidden, gates = saved if saved is not None else (partial, partial, partial)
+    for phase in (0,) if launches == 1 else (1, 2):
+        forward_kernel[(tiles * cut.programs,)](
+            x, out, *weights, partial, ready, descriptors, hidden, gates, x.stride(0),
+            **_constants(geometry, cut), SAVE=saved is not None, PHASE=phase, num_warps=cut.warps,
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    x: Tensor, grad: Tensor, weights: tuple[Tensor, Tensor], hidden: Tensor, gates: Tensor, geometry: Geometry,
+    cut: Blocks, launches: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
+    from .fused_kernels import backward_kernel
+
+    tiles = x.shape[0] * geometry.tiles
+    launches = launches or _launches(x, cut)
+    partial, ready = _exchange(x, tiles, geometry, cut, launches)
+    out = torch.empty_like(x)
+    grad_a1, grad_a2 = torch.empty_like(hidden), torch.empty_like(gates)
+    for phase in (0,) if launches == 1 else (1, 2):
+        backward_kernel[(tiles * cut.programs,)](
+            x, grad, out, *weights, partial, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
+            **_constants(geometry, cut), PHASE=phase, num_warps=cut.warps,
+        )  # fmt: skip
+    return out, grad_a1, grad_a2
+
+
+def _launches(x: Tensor, cut: Blocks) -> int:
+    """One, unless the programs of a tile might not run all at once; Triton's interpreter runs one at a time."""
+    if cut.programs == 1:
+        return 1
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return 2
+    return 1 if cut.programs <= torch.cuda.get_device_properties(x.device).multi_processor_count else 2
+
+
+def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Blocks, launches: int) -> tuple[Tensor, Tensor]:
+    partial = torch.empty(tiles * cut.programs * g.reduced, dtype=torch.float32, device=x.device)
+    counted = cut.programs > 1 and launches == 1
+    return partial, torch.zeros(tiles if counted else 0, dtype=torch.int32, device=x.device)
+
+
+def _constants(g: Geometry, cut: Blocks) -> dict[str, Any]:
+    # 4096 numbers of a weight at a time: what a program has beside the tile in its registers.
+    block_r = min(_power(g.reduced), 64, max(8, 4096 // cut.channels))
+    return {
+        "C": g.channels, "R": g.reduced, "HEIGHT": g.height, "WIDTH": g.width, "TALL": g.tall, "WIDE": g.wide,
+        "SC": g.strides[0], "SH": g.strides[1], "SW": g.strides[2], "ACT": g.act, "GATE": g.gate,
+        "G": cut.programs, "BLOCK_C": cut.channels, "BLOCK_P": _power(g.tall * g.wide), "BLOCK_R": block_r,
+        "BLOCK_G": _power(cut.programs),
+    }  # fmt: skip
+
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Fused(torch.autograd.Function):
+    """(x, weights and biases) to y, in one launch; back in one launch and three products of small matrices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, geometry: Geometry, tile: Tile
+    ) -> Tensor:
+        """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
+        tiles = x.shape[0] * geometry.tiles
+        saved = tuple(
+            torch.empty((tiles, width), dtype=torch.float32, device=x.device)
+            for width in (geometry.channels, geometry.reduced, geometry.channels)
+        )
+        ctx.geometry, ctx.tile = geometry, tile
+        ctx.save_for_backward(x, w1, b1, w2, b2, *saved)
+        return forward(x, torch.empty_like(x), (w1, b1, w2, b2), geometry, saved, cut_forward(geometry, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """The gradients of all five, where asked for."""
+        x, w1, b1, w2, b2, descriptors, hidden, gates = ctx.saved_tensors
+        geometry, wanted = ctx.geometry, ctx.needs_input_grad
+        if torch.is_grad_enabled() or is_batched(grad):
+            return *_of_formula((x, w1, b1, w2, b2), grad, wanted, geometry, ctx.tile), None, None
+        grad = grad.contiguous(
+            memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        )
+        cut = cut_backward(geometry, x.dtype)
+        dx, da1, da2 = backward(x, grad, (w1, w2), hidden, gates, geometry, cut)
+        given = (
+            dx if wanted[0] else None,
+            (da1.t() @ descriptors).to(w1.dtype) if wanted[1] else None,
+            da1.sum(0).to(b1.dtype) if wanted[2] else None,
+            (da2.t() @ _FUNCTIONS[geometry.act](hidden)).to(w2.dtype) if wanted[3] else None,
+            da2.sum(0).to(b2.dtype) if wanted[4] else None,
+        )
+        return *given, None, None
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "silu": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid,
+}  # fmt: skip
+
+
+def _of_formula(
+    inputs: tuple[Tensor, ...], grad: Tensor, wanted: Sequence[bool], geometry: Geometry, tile: Tile
+) -> list[Tensor | None]:
+    """Gradients by torch's own, where a graph of them is asked for, or many at once."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not graph:
+            inputs = tuple(value.detach().requires_grad_(asked) for value, asked in zip(inputs, wanted))
+        x, w1, b1, w2, b2 = inputs
+        z = functional._squeeze(x, tile, functional.mean)
+        h = _FUNCTIONS[geometry.act](F.conv2d(z, w1[:, :, None, None], b1))
+        y = functional._scale(x, _FUNCTIONS[geometry.gate](F.conv2d(h, w2[:, :, None, None], b2)), tile)
+        asked = [value for value, want in zip(inputs, wanted) if want]
+        given = iter(torch.autograd.grad(y, asked, grad, create_graph=graph))
+    return [next(given) if want else None for want in wanted[:5]]
+
+
+def layers_of(excite: object) -> TwoLayers | None:
+    """The two layers of an excitation, where it says what its layers are (``layers()``) and kernels know them."""
+    owner = getattr(excite, "__self__", None)
+    layers = owner.layers() if owner is not None and hasattr(owner, "layers") else None
+    return None if layers is None else _two_layers(tuple(layers))
+
+
+def _two_layers(layers: tuple[nn.Module, ...]) -> TwoLayers | None:
+    from .excitation import is_pointwise
+
+    layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
+    if len(layers) != 4:
+        return None
+    first, act, second, gate = layers
+    if not (is_pointwise(first) and is_pointwise(second)) or first.bias is None or second.bias is None:
+        return None
+    names = _name(act, _ACTS), _name(gate, _GATES)
+    if names[0] is None or names[1] is None:
+        return None
+    return TwoLayers(first, names[0], second, names[1])
+
+
+def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return None
+    for cls, name in known.items():
+        if type(layer) is cls:
+            return name
+        if type(layer).__module__ == "timm.layers.activations" and type(layer).__name__.lower() == name:
+            return name
+    return None
+
+
+def geometry_of(x: Tensor, tile: Tile, layers: TwoLayers) -> Geometry | None:
+    """What the kernels are to do, or None where they cannot: other squeezes, types, strides, or tiles too large."""
+    height, width = x.shape[2:]
+    weights = (layers.first.weight, layers.first.bias, layers.second.weight, layers.second.bias)
+    if tile.single or tile.squeeze == "running" or x.numel() == 0 or x.dtype == torch.float64:
+        return None
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    same = all(w.dtype == x.dtype and w.device == x.device for w in weights if w is not None)
+    if not same or layers.first.in_channels != x.shape[1] or layers.second.out_channels != x.shape[1]:
+        return None
+    tall, wide = tile.size(height, width)
+    if _power(tall * wide) > _LARGEST_TILE:
+        return None
+    return Geometry(
+        x.shape[1], layers.first.out_channels, height, width, tall, wide, x.stride()[1:], layers.act, layers.gate
+    )
+
+
+def weights_of(layers: TwoLayers) -> Weights:
+    """Weights and biases as matrices and vectors."""
+    first, second = layers.first, layers.second
+    assert first.bias is not None and second.bias is not None
+    return first.weight.flatten(1), first.bias, second.weight.flatten(1), second.bias
+
+
+def run(x: Tensor, layers: TwoLayers, geometry: Geometry, tile: Tile, inplace: bool) -> Tensor:
+    """The operator."""
+    weights = weights_of(layers)
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+        return Fused.apply(x, *weights, geometry, tile)
+    return forward(
+        x, x if inplace else torch.empty_like(x), weights, geometry, None, cut_forward(geometry, x.dtype)
+    )
+
+
+# Elements of a padded tile that one program can hold.
+_LARGEST_TILE = 1 << 14
+
+
+@lru_cache(maxsize=256)
+def cut_forward(geometry: Geometry, dtype: torch.dtype) -> Blocks:
+    """How the forward kernel cuts a tile."""
+    return blocks(geometry, 1 << 13, 4)
+
+
+@lru_cache(maxsize=256)
+def cut_backward(geometry: Geometry, dtype: torch.dtype) -> Blocks:
+    """How the backward kernel does, which holds two maps for a while."""
+    return blocks(geometry, 1 << 13, 8)
