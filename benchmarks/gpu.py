@@ -363,31 +363,53 @@ def memory(clock: Clock, report: Report) -> None:
 
 # --- tuning ------------------------------------------------------------------------------------------------
 
-CUTS = ((1 << 12, 4), (1 << 13, 4), (1 << 13, 8), (1 << 14, 8), (1 << 14, 16), (1 << 15, 16))
+# Channels, pixels and warps of a program, by map and layout.
+def cuts_of(m: tuple, layout: str) -> list[tuple[int, int, int]]:
+    _, channels, reduced, height, width = m
+    tile = min(7, height) * width
+    padded = 1 << (tile - 1).bit_length()
+    found = []
+    sizes = ((4096, 4), (8192, 4), (8192, 8), (16384, 8), (16384, 16))
+    if reduced > 32:  # as many threads as hold the weights
+        sizes = ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16), (16384, 8), (16384, 16))
+    for elements, warps in sizes:
+        for pixels in (padded, padded // 4):
+            wide = elements // pixels
+            programs = -(-channels // max(1, wide)) * -(-tile // pixels)
+            if 1 <= wide < 2 * channels and programs <= 132 and (layout == "NCHW" or wide >= 8) and pixels >= 32:
+                found.append((wide, pixels, warps))
+    return found
 
 
 def tuning_jobs() -> list[tuple]:
     return [
-        (m, layout, dtype, backward, elements, warps)
-        for m in (*MAPS[:4], MAPS[6], MAPS[7])
-        for layout, dtype in (("NCHW", "float32"), ("channels_last", "float32"), ("NCHW", "float16"))
+        (m, layout, dtype, backward, cut)
         for backward in (False, True)
-        for elements, warps in CUTS
+        for layout, dtype in (("NCHW", "float32"), ("channels_last", "float32"), ("NCHW", "float16"),
+                              ("channels_last", "float16"))
+        for m in (MAPS[3], MAPS[2], MAPS[7], MAPS[1], MAPS[0], MAPS[6])
+        for cut in cuts_of(m, layout)
     ]
 
 
-def tune_call(job: tuple, batch: int, sets: int, launches: int = 1) -> tuple[list[Callable[[int], Any]], fused.Blocks]:
-    (network, channels, reduced, height, width), layout, dtype, backward, elements, warps = job
+def tune_call(job: tuple, batch: int, sets: int, launches: int = 1) -> tuple[list[Callable[[int], Any]], fused.Cut]:
+    (network, channels, reduced, height, width), layout, dtype, backward, wanted = job
     shape = Shape(network, batch, channels, reduced, height, width)
     xs = maps(shape, layout, dtype, sets)
     tile = ts.Tile.parse("7xW")
     block = ts.TiledSqueezeExcite(channels, reduced, tile).to(DEVICE).to(DTYPES[dtype])
     layers = fused.layers_of(block.excite)
     geometry = fused.geometry_of(xs[0], tile, layers)
-    weights = tuple(w.detach() for w in fused.weights_of(layers))
-    cut = fused.blocks(geometry, elements, warps)
+    block.requires_grad_(False)
+    weights = fused.weights_of(layers)
+    cut = fused.cut(geometry, *wanted)
     copy = lambda k: torch.empty_like(xs[k]).copy_(xs[k])  # noqa: E731
     if not backward:
+        with torch.no_grad(), triton_kernels("0"):
+            expected = block(xs[0]).double()
+        wrong = error(fused.forward(xs[0], torch.full_like(xs[0], torch.nan), weights, geometry, None, cut, launches), expected)
+        if not wrong < 2 * TOLERANCES[dtype]:
+            raise AssertionError(f"wrong by {wrong}")
         return [lambda k: fused.forward(xs[k], torch.empty_like(xs[k]), weights, geometry, None, cut, launches), copy], cut
     tiles = batch * geometry.tiles
     hidden = torch.randn(tiles, reduced, device=DEVICE)
@@ -403,27 +425,26 @@ def tune(clock: Clock, report: Report, batch: int) -> None:
         if clock.left() < 4:
             report.say("tune: stopped by the time limit")
             break
-        (network, channels, reduced, height, width), layout, dtype, backward, elements, warps = job
+        (network, channels, reduced, height, width), layout, dtype, backward, wanted = job
         size = batch * channels * height * width * DTYPES[dtype].itemsize
         sets = max(2, sets_of(size) // (2 if backward else 1))
-        for launches in (1, 2) if (elements, warps) == (1 << 13, 8) else (1,):
+        for launches in (1,):
             try:
                 (call, copy), cut = tune_call(job, batch, sets, launches)
                 if cut.programs > 132:
                     continue
-                result = timed({"copy": copy, "call": call}, sets, 5, clock, eager=False)
+                result = timed({"copy": copy, "call": call}, sets, 7, clock, eager=False)
             except Exception as fault:
                 result = {"call": {"failed": str(fault)[:100]}}
             row = result["call"].get("to_copy", [99.0])[0]
             report.add("tune", {"map": [channels, reduced, height, width], "batch": batch, "layout": layout,
-                "dtype": dtype, "backward": backward, "elements": elements, "warps": warps, "launches": launches,
-                "programs": cut.programs, "channels": cut.channels, **result["call"], "copy_us": result.get("copy", {}).get("us")})  # fmt: skip
+                "dtype": dtype, "backward": backward, "cut": wanted, "launches": launches, "programs": cut.programs, **result["call"], "copy_us": result.get("copy", {}).get("us")})  # fmt: skip
             key = (channels, height, layout, dtype, backward)
-            best.setdefault(key, []).append((row, elements, warps, launches, cut.programs))
+            best.setdefault(key, []).append((row, wanted))
             del call, copy
         free()
     for key, rows in best.items():
-        told = ", ".join(f"{e >> 10}K/{w}w{'/2' if n == 2 else ''} {r:.2f}" for r, e, w, n, _ in rows)
+        told = ", ".join(f"{'x'.join(map(str, cut))} {r:.2f}" for r, cut in rows)
         report.say(f"tune b{batch} {key}: {told}")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..tile import Tile
 from . import functional
+from .counters import counters
 from .grids import is_batched, is_channels_last
 
 _ACTS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
@@ -30,12 +31,27 @@ class TwoLayers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """How a tile is cut for programs: channels, threads, and programs a tile."""
+class Cut:
+    """How a tile is cut for programs.
+
+    Attributes:
+        channels: Of a program; a power of two.
+        pixels: Of a program; a power of two.
+        warps: Of a program.
+        across: Programs beside each other in the channels of a tile.
+        parts: In its pixels.
+    """
 
     channels: int
+    pixels: int
     warps: int
-    programs: int
+    across: int
+    parts: int
+
+    @property
+    def programs(self) -> int:
+        """Of a tile."""
+        return self.across * self.parts
 
 
 class Geometry(NamedTuple):
@@ -57,11 +73,12 @@ class Geometry(NamedTuple):
         return -(-self.height // self.tall) * -(-self.width // self.wide)
 
 
-def blocks(geometry: Geometry, elements: int, warps: int) -> Blocks:
-    """As many channels as make about ``elements`` of the padded tile."""
-    padded = _power(geometry.tall * geometry.wide)
-    channels = min(max(1, elements // padded), _power(geometry.channels))
-    return Blocks(channels, warps, -(-geometry.channels // channels))
+def cut(geometry: Geometry, channels: int, pixels: int, warps: int) -> Cut:
+    """A tile by channels and pixels of a program, no more than it has."""
+    channels, pixels = min(channels, _power(geometry.channels)), min(pixels, _power(geometry.tall * geometry.wide))
+    return Cut(
+        channels, pixels, warps, -(-geometry.channels // channels), -(-geometry.tall * geometry.wide // pixels)
+    )
 
 
 def _power(n: int) -> int:
@@ -70,44 +87,44 @@ def _power(n: int) -> int:
 
 def forward(
     x: Tensor, out: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], geometry: Geometry,
-    saved: tuple[Tensor, Tensor, Tensor] | None, cut: Blocks, launches: int | None = None,
+    saved: tuple[Tensor, Tensor, Tensor] | None, cut: Cut, launches: int | None = None,
 ) -> Tensor:  # fmt: skip
     """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, float32."""
     from .fused_kernels import forward_kernel
 
     tiles = x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
-    partial, ready = _exchange(x, tiles, geometry, cut, launches)
-    descriptors, hidden, gates = saved if saved is not None else (partial, partial, partial)
+    partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
+    descriptors, hidden, gates = saved if saved is not None else (sums, sums, sums)
     for phase in (0,) if launches == 1 else (1, 2):
         forward_kernel[(tiles * cut.programs,)](
-            x, out, *weights, partial, ready, descriptors, hidden, gates, x.stride(0),
-            **_constants(geometry, cut), SAVE=saved is not None, PHASE=phase, num_warps=cut.warps,
+            x, out, *weights, partial, sums, ready, descriptors, hidden, gates, x.stride(0),
+            **_constants(geometry, cut, launches), SAVE=saved is not None, PHASE=phase,
         )  # fmt: skip
     return out
 
 
 def backward(
     x: Tensor, grad: Tensor, weights: tuple[Tensor, Tensor], hidden: Tensor, gates: Tensor, geometry: Geometry,
-    cut: Blocks, launches: int | None = None,
+    cut: Cut, launches: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
     from .fused_kernels import backward_kernel
 
     tiles = x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
-    partial, ready = _exchange(x, tiles, geometry, cut, launches)
+    partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
     out = torch.empty_like(x)
-    grad_a1, grad_a2 = torch.empty_like(hidden), torch.empty_like(gates)
+    grad_a1, grad_a2 = torch.empty_like(hidden), gates.new_empty((tiles, cut.parts, geometry.channels))
     for phase in (0,) if launches == 1 else (1, 2):
         backward_kernel[(tiles * cut.programs,)](
-            x, grad, out, *weights, partial, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
-            **_constants(geometry, cut), PHASE=phase, num_warps=cut.warps,
+            x, grad, out, *weights, partial, sums, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
+            **_constants(geometry, cut, launches), PHASE=phase,
         )  # fmt: skip
-    return out, grad_a1, grad_a2
+    return out, grad_a1, grad_a2.sum(1) if cut.parts > 1 else grad_a2[:, 0]
 
 
-def _launches(x: Tensor, cut: Blocks) -> int:
+def _launches(x: Tensor, cut: Cut) -> int:
     """One, unless the programs of a tile might not run all at once; Triton's interpreter runs one at a time."""
     if cut.programs == 1:
         return 1
@@ -116,21 +133,27 @@ def _launches(x: Tensor, cut: Blocks) -> int:
     return 1 if cut.programs <= torch.cuda.get_device_properties(x.device).multi_processor_count else 2
 
 
-def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Blocks, launches: int) -> tuple[Tensor, Tensor]:
-    partial = torch.empty(tiles * cut.programs * g.reduced, dtype=torch.float32, device=x.device)
-    counted = cut.programs > 1 and launches == 1
-    return partial, torch.zeros(tiles if counted else 0, dtype=torch.int32, device=x.device)
+def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Cut, launches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what programs give, for their sums, and for the count of those that have given."""
+    room = torch.empty(tiles * (cut.programs + 1), g.reduced, dtype=torch.float32, device=x.device)
+    ready = counters(2 * tiles, x.device) if launches == 1 else room
+    return room[tiles:], room[:tiles], ready
 
 
-def _constants(g: Geometry, cut: Blocks) -> dict[str, Any]:
-    # 4096 numbers of a weight at a time: what a program has beside the tile in its registers.
-    block_r = min(_power(g.reduced), 64, max(8, 4096 // cut.channels))
+def _constants(g: Geometry, cut: Cut, launches: int) -> dict[str, Any]:
+    # A weight's block is held beside the tile: at most 32 numbers a thread.
+    block_r = min(_power(g.reduced), max(16, 1024 * cut.warps // cut.channels))
     return {
         "C": g.channels, "R": g.reduced, "HEIGHT": g.height, "WIDTH": g.width, "TALL": g.tall, "WIDE": g.wide,
         "SC": g.strides[0], "SH": g.strides[1], "SW": g.strides[2], "ACT": g.act, "GATE": g.gate,
-        "G": cut.programs, "BLOCK_C": cut.channels, "BLOCK_P": _power(g.tall * g.wide), "BLOCK_R": block_r,
-        "BLOCK_G": _power(cut.programs),
+        "ACROSS": cut.across, "PARTS": cut.parts, "BLOCK_C": cut.channels, "BLOCK_P": cut.pixels,
+        "BLOCK_R": block_r, "BLOCK_G": _power(cut.programs),
+        "ONCE": int(launches == 1 and cut.programs * g.reduced > _MANY), "num_warps": cut.warps,
     }  # fmt: skip
+
+
+# Numbers given by a tile's programs, above which one of them sums for all.
+_MANY = 2048
 
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -145,13 +168,18 @@ class Fused(torch.autograd.Function):
     ) -> Tensor:
         """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
         tiles = x.shape[0] * geometry.tiles
-        saved = tuple(
-            torch.empty((tiles, width), dtype=torch.float32, device=x.device)
-            for width in (geometry.channels, geometry.reduced, geometry.channels)
-        )
+        cut = cut_forward(geometry, x.dtype)
+        descriptors, hidden, gates = saved = tuple(
+            torch.empty(shape, dtype=torch.float32, device=x.device)
+            for shape in (
+                (tiles, cut.parts, geometry.channels), (tiles, geometry.reduced), (tiles, geometry.channels)
+            )
+        )  # fmt: skip
+        out = forward(x, torch.empty_like(x), (w1, b1, w2, b2), geometry, saved, cut)
+        descriptors = descriptors.sum(1) if cut.parts > 1 else descriptors[:, 0]
         ctx.geometry, ctx.tile = geometry, tile
-        ctx.save_for_backward(x, w1, b1, w2, b2, *saved)
-        return forward(x, torch.empty_like(x), (w1, b1, w2, b2), geometry, saved, cut_forward(geometry, x.dtype))
+        ctx.save_for_backward(x, w1, b1, w2, b2, descriptors, hidden, gates)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -271,12 +299,17 @@ _LARGEST_TILE = 1 << 14
 
 
 @lru_cache(maxsize=256)
-def cut_forward(geometry: Geometry, dtype: torch.dtype) -> Blocks:
+def cut_forward(geometry: Geometry, dtype: torch.dtype) -> Cut:
     """How the forward kernel cuts a tile."""
-    return blocks(geometry, 1 << 13, 4)
+    return _cut(geometry, dtype, 1 << 13, 4)
 
 
 @lru_cache(maxsize=256)
-def cut_backward(geometry: Geometry, dtype: torch.dtype) -> Blocks:
+def cut_backward(geometry: Geometry, dtype: torch.dtype) -> Cut:
     """How the backward kernel does, which holds two maps for a while."""
-    return blocks(geometry, 1 << 13, 8)
+    return _cut(geometry, dtype, 1 << 13, 8)
+
+
+def _cut(g: Geometry, dtype: torch.dtype, elements: int, warps: int) -> Cut:
+    pixels = _power(g.tall * g.wide)
+    return cut(g, max(1, elements // pixels), pixels, warps)
