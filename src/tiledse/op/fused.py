@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,20 +125,22 @@ def backward(
 
 def _launches(x: Tensor, cut: Cut) -> int:
     """One, unless the programs of a tile might not run all at once; Triton's interpreter runs one at a time."""
-    if cut.programs == 1:
-        return 1
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return 2
-    return 1 if cut.programs <= torch.cuda.get_device_properties(x.device).multi_processor_count else 2
+    return 1 if cut.programs <= _multiprocessors(x.device) else 2
+
+
+@lru_cache(maxsize=64)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Cut, launches: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for what programs give, for their sums, and for the count of those that have given."""
     room = torch.empty(tiles * (cut.programs + 1), g.reduced, dtype=torch.float32, device=x.device)
-    ready = counters(2 * tiles, x.device) if launches == 1 else room
+    ready = counters(tiles, x.device) if launches == 1 else room
     return room[tiles:], room[:tiles], ready
 
 
+@lru_cache(maxsize=1024)
 def _constants(g: Geometry, cut: Cut, launches: int) -> dict[str, Any]:
     # A weight's block is held beside the tile: at most 32 numbers a thread.
     block_r = min(_power(g.reduced), max(16, 1024 * cut.warps // cut.channels))
@@ -168,7 +169,7 @@ class Fused(torch.autograd.Function):
     ) -> Tensor:
         """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
         tiles = x.shape[0] * geometry.tiles
-        cut = cut_forward(geometry, x.dtype)
+        cut = cut_of(geometry, x.dtype)
         descriptors, hidden, gates = saved = tuple(
             torch.empty(shape, dtype=torch.float32, device=x.device)
             for shape in (
@@ -191,7 +192,7 @@ class Fused(torch.autograd.Function):
         grad = grad.contiguous(
             memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format
         )
-        cut = cut_backward(geometry, x.dtype)
+        cut = cut_of(geometry, x.dtype)
         dx, da1, da2 = backward(x, grad, (w1, w2), hidden, gates, geometry, cut)
         given = (
             dx if wanted[0] else None,
@@ -270,11 +271,10 @@ def geometry_of(x: Tensor, tile: Tile, layers: TwoLayers) -> Geometry | None:
     if not same or layers.first.in_channels != x.shape[1] or layers.second.out_channels != x.shape[1]:
         return None
     tall, wide = tile.size(height, width)
-    if _power(tall * wide) > _LARGEST_TILE:
-        return None
-    return Geometry(
+    geometry = Geometry(
         x.shape[1], layers.first.out_channels, height, width, tall, wide, x.stride()[1:], layers.act, layers.gate
     )
+    return geometry if cut_of(geometry, x.dtype).programs <= _MOST_PROGRAMS else None
 
 
 def weights_of(layers: TwoLayers) -> Weights:
@@ -290,26 +290,26 @@ def run(x: Tensor, layers: TwoLayers, geometry: Geometry, tile: Tile, inplace: b
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
         return Fused.apply(x, *weights, geometry, tile)
     return forward(
-        x, x if inplace else torch.empty_like(x), weights, geometry, None, cut_forward(geometry, x.dtype)
+        x, x if inplace else torch.empty_like(x), weights, geometry, None, cut_of(geometry, x.dtype)
     )
 
 
-# Elements of a padded tile that one program can hold.
-_LARGEST_TILE = 1 << 14
+@lru_cache(maxsize=512)
+def cut_of(geometry: Geometry, dtype: torch.dtype) -> Cut:
+    """How a tile is cut, forward and backward: what was fastest on an H100 of the cuts in benchmarks/gpu.py.
+
+    Programs of 4 warps that hold 32 or 64 elements a thread, so that several run on a multiprocessor: while one waits
+    for the others of its tile, the next one reads. Where channels lie side by side, runs of at least 64 bytes.
+    """
+    last = geometry.strides[0] == 1
+    wide_weights = geometry.reduced > 128  # 8 warps hold them
+    pixels = min(_power(geometry.tall * geometry.wide), 512 if last else 1024 if wide_weights else 2048)
+    elements = 1 << 14 if wide_weights else 1 << 13 if pixels >= 512 else 1 << 12
+    channels = max(elements // pixels, (32 if dtype.itemsize == 2 else 16) if last else 1)
+    while cut(geometry, channels, pixels, 4).programs > _MOST_PROGRAMS and channels < geometry.channels:
+        channels *= 2
+    return cut(geometry, channels, pixels, 8 if channels * pixels > 1 << 13 else 4)
 
 
-@lru_cache(maxsize=256)
-def cut_forward(geometry: Geometry, dtype: torch.dtype) -> Cut:
-    """How the forward kernel cuts a tile."""
-    return _cut(geometry, dtype, 1 << 13, 4)
-
-
-@lru_cache(maxsize=256)
-def cut_backward(geometry: Geometry, dtype: torch.dtype) -> Cut:
-    """How the backward kernel does, which holds two maps for a while."""
-    return _cut(geometry, dtype, 1 << 13, 8)
-
-
-def _cut(g: Geometry, dtype: torch.dtype, elements: int, warps: int) -> Cut:
-    pixels = _power(g.tall * g.wide)
-    return cut(g, max(1, elements // pixels), pixels, warps)
+# All programs of a tile run at once on a GPU of as many multiprocessors.
+_MOST_PROGRAMS = 128
