@@ -30,6 +30,7 @@ import tiledse as ts
 from tiledse.measure.operator import LAYOUTS, SHAPES, PaperBlock, Shape
 from tiledse.op import fused
 from tiledse.op.functional import _scale, _squeeze, mean
+from tiledse.op.two_layers import two_layers
 
 DEVICE = "cuda"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -398,10 +399,9 @@ def tune_call(job: tuple, batch: int, sets: int, launches: int = 1) -> tuple[lis
     xs = maps(shape, layout, dtype, sets)
     tile = ts.Tile.parse("7xW")
     block = ts.TiledSqueezeExcite(channels, reduced, tile).to(DEVICE).to(DTYPES[dtype])
-    layers = fused.layers_of(block.excite)
-    geometry = fused.geometry_of(xs[0], tile, layers)
     block.requires_grad_(False)
-    weights = fused.weights_of(layers)
+    *weights, act, gate = two_layers(block.excite)
+    geometry = fused.geometry(xs[0], tile, reduced, act, gate)
     cut = fused.cut(geometry, *wanted)
     copy = lambda k: torch.empty_like(xs[k]).copy_(xs[k])  # noqa: E731
     if not backward:

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,19 @@ def kernels_are_on(x: Tensor) -> bool:
     if os.environ.get("TILEDSE_TRITON") != "1" or x.numel() == 0:
         return False
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def fused_is_on(x: Tensor) -> bool:
+    """Whether fused.py may run on x: on a GPU with Triton unless TILEDSE_TRITON=0, interpreted if that is 1."""
+    if x.is_cuda:
+        return os.environ.get("TILEDSE_TRITON") != "0" and has_triton(x.device)
+    return kernels_are_on(x)
+
+
+@lru_cache(maxsize=64)
+def has_triton(device: torch.device) -> bool:
+    """Whether there is Triton, and a GPU that it compiles for."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:

@@ -18,6 +18,7 @@ a squeeze that is no mean                                 the formula's squeeze,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -26,8 +27,10 @@ from torch import Tensor
 from ..errors import TiledSEError
 from ..tile import Tile
 from . import fast
+from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_eager, running, spans
+from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
 # fast.squeeze and fast.scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
@@ -170,13 +173,10 @@ def tiled_squeeze_excite(
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
-    if reduce is mean and x.dim() == 4 and fast.kernels_are_on(x) and is_eager(x):
-        from . import fused
-
-        layers = fused.layers_of(excite)
-        geometry = None if layers is None else fused.geometry_of(x, tile, layers)
-        if layers is not None and geometry is not None:
-            return fused.run(x, layers, geometry, tile, inplace)
+    if reduce is mean and x.dim() == 4:
+        done = _as_one(x, excite, tile, inplace)
+        if done is not None:
+            return done
     if torch.is_grad_enabled() and x.nbytes >= SMALL_BYTES and reduce is mean and is_eager(x):
         _check_map(x)
         link = Link()
@@ -191,6 +191,43 @@ def tiled_squeeze_excite(
         descriptors = squeeze(x, tile, reduce)
         gates = excite(descriptors)
     return scale(x, gates, tile, inplace=inplace)
+
+
+def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | None:
+    """The operator with its excitation inside, where that is the way to take (see the table above)."""
+    traced = torch.compiler.is_compiling()
+    if traced:
+        if not library_is_on(x):
+            return None
+    elif not (fast.fused_is_on(x) and is_eager(x)):
+        return None
+    layers = two_layers(excite)
+    if layers is None or not x.shape[2] or not x.shape[3]:
+        return None
+    fits = layers.w1.shape[1] == layers.w2.shape[0] == x.shape[1] and layers.w1.shape[0] == layers.w2.shape[1]
+    if not fits or any(w.dtype != x.dtype or w.device != x.device for w in layers.weights):
+        return None
+    if traced:
+        return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
+    from . import fused
+
+    geometry = fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
+    if geometry is None:
+        return None
+    _check_inplace(inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
+    return fused.run(x, layers, geometry, tile, inplace)
+
+
+def library_is_on(x: Tensor) -> bool:
+    """Whether compilers and exporters get the operator by name: if TILEDSE_LIBRARY=1 asks for it.
+
+    torch.compile gets it on a GPU, too, where the operator's kernel reads the map once and compiled formulas twice.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return False  # which types its layers get is autocast's choice
+    if os.environ.get("TILEDSE_LIBRARY") == "1":
+        return True
+    return not torch.compiler.is_exporting() and fast.fused_is_on(x)
 
 
 def _check_map(x: Tensor) -> None:
