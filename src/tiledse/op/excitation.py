@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .grids import is_eager
 
@@ -53,7 +55,7 @@ def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.stride == (1, 1)
         and layer.padding == (0, 0)
         and layer.groups == 1
-        and type(layer.weight) in (nn.Parameter, Tensor)
+        and _is_plain(layer.weight)
         and "forward" not in vars(layer)
         and not (
             layer._forward_hooks
@@ -63,3 +65,10 @@ def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
             or hooks._has_any_global_hook()
         )
     )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Numbers, or what stands for them while a compiler or exporter traces; not a quantised weight, say."""
+    if torch.compiler.is_compiling():
+        return not is_traceable_wrapper_subclass(weight)
+    return type(weight) in (nn.Parameter, Tensor)

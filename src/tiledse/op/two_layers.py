@@ -1,7 +1,8 @@
-"""Excitations that can be computed without calling their layers: two 1x1 convolutions, an activation, a gate function."""
+"""Excitations that need no call of their layers: two 1x1 convolutions, an activation and a gate function."""
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -42,8 +43,10 @@ def two_layers(excite: object) -> TwoLayers | None:
         ('relu', 'sigmoid', torch.Size([4, 8]))
         >>> two_layers(nn.Sequential())
     """
-    owner = getattr(excite, "__self__", None)
-    layers = owner.layers() if owner is not None and hasattr(owner, "layers") else None
+    # Not getattr(excite, "__self__", None): torch.compile takes that for absent.
+    if not isinstance(excite, MethodType) or not hasattr(excite.__self__, "layers"):
+        return None
+    layers = excite.__self__.layers()
     if layers is None:
         return None
     layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
