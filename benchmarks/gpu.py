@@ -235,7 +235,9 @@ def modules_of(shape: Shape, layout: str, dtype: str, tile: str = "7xW") -> dict
     block = ts.TiledSqueezeExcite(shape.channels, shape.reduced, tile)
     made: dict[str, nn.Module] = {
         "SE (timm)": SEModule(shape.channels, rd_channels=shape.reduced),
-        "paper": PaperBlock(shape.channels, shape.reduced, ts.Tile.parse(tile).size(shape.height, shape.width)),
+        "paper": PaperBlock(
+            shape.channels, shape.reduced, ts.Tile.parse(tile).size(shape.height, shape.width)
+        ),
         "plain": With(block, "0"),
         "parts": With(Opaque(block), "1"),
         "fused": With(block, "1"),
@@ -278,7 +280,12 @@ def compare(clock: Clock, report: Report, repeats: int) -> None:
     """Every map, batch, type and layout, the most wanted first."""
     work = [
         (dtype, layout, batch, training, m)
-        for dtype, batches in (("float32", (32, 128)), ("float16", (32, 128)), ("float32", (8, 1)), ("float16", (8, 1)))
+        for dtype, batches in (
+            ("float32", (32, 128)),
+            ("float16", (32, 128)),
+            ("float32", (8, 1)),
+            ("float16", (8, 1)),
+        )
         for batch in batches
         for layout in LAYOUTS
         for training in (False, True)
@@ -364,6 +371,7 @@ def memory(clock: Clock, report: Report) -> None:
 
 # --- tuning ------------------------------------------------------------------------------------------------
 
+
 # Channels, pixels and warps of a program, by map and layout.
 def cuts_of(m: tuple, layout: str) -> list[tuple[int, int, int]]:
     _, channels, reduced, height, width = m
@@ -377,7 +385,12 @@ def cuts_of(m: tuple, layout: str) -> list[tuple[int, int, int]]:
         for pixels in (padded, padded // 4):
             wide = elements // pixels
             programs = -(-channels // max(1, wide)) * -(-tile // pixels)
-            if 1 <= wide < 2 * channels and programs <= 132 and (layout == "NCHW" or wide >= 8) and pixels >= 32:
+            if (
+                1 <= wide < 2 * channels
+                and programs <= 132
+                and (layout == "NCHW" or wide >= 8)
+                and pixels >= 32
+            ):
                 found.append((wide, pixels, warps))
     return found
 
@@ -386,14 +399,20 @@ def tuning_jobs() -> list[tuple]:
     return [
         (m, layout, dtype, backward, cut)
         for backward in (False, True)
-        for layout, dtype in (("NCHW", "float32"), ("channels_last", "float32"), ("NCHW", "float16"),
-                              ("channels_last", "float16"))
+        for layout, dtype in (
+            ("NCHW", "float32"),
+            ("channels_last", "float32"),
+            ("NCHW", "float16"),
+            ("channels_last", "float16"),
+        )
         for m in (MAPS[3], MAPS[2], MAPS[7], MAPS[1], MAPS[0], MAPS[6])
         for cut in cuts_of(m, layout)
     ]
 
 
-def tune_call(job: tuple, batch: int, sets: int, launches: int = 1) -> tuple[list[Callable[[int], Any]], fused.Cut]:
+def tune_call(
+    job: tuple, batch: int, sets: int, launches: int = 1
+) -> tuple[list[Callable[[int], Any]], fused.Cut]:
     (network, channels, reduced, height, width), layout, dtype, backward, wanted = job
     shape = Shape(network, batch, channels, reduced, height, width)
     xs = maps(shape, layout, dtype, sets)
@@ -407,10 +426,16 @@ def tune_call(job: tuple, batch: int, sets: int, launches: int = 1) -> tuple[lis
     if not backward:
         with torch.no_grad(), triton_kernels("0"):
             expected = block(xs[0]).double()
-        wrong = error(fused.forward(xs[0], torch.full_like(xs[0], torch.nan), weights, geometry, None, cut, launches), expected)
+        wrong = error(
+            fused.forward(xs[0], torch.full_like(xs[0], torch.nan), weights, geometry, None, cut, launches),
+            expected,
+        )
         if not wrong < 2 * TOLERANCES[dtype]:
             raise AssertionError(f"wrong by {wrong}")
-        return [lambda k: fused.forward(xs[k], torch.empty_like(xs[k]), weights, geometry, None, cut, launches), copy], cut
+        return [
+            lambda k: fused.forward(xs[k], torch.empty_like(xs[k]), weights, geometry, None, cut, launches),
+            copy,
+        ], cut
     tiles = batch * geometry.tiles
     hidden = torch.randn(tiles, reduced, device=DEVICE)
     gates = torch.rand(tiles, channels, device=DEVICE)
@@ -476,7 +501,12 @@ def precompile(parts: list[str], processes: int) -> None:
     if "tune" in parts:
         jobs += [("tune", job) for job in tuning_jobs()]
     if "compare" in parts:
-        jobs += [("fused", (m, layout, dtype)) for dtype in ("float32", "float16") for layout in LAYOUTS for m in MAPS]
+        jobs += [
+            ("fused", (m, layout, dtype))
+            for dtype in ("float32", "float16")
+            for layout in LAYOUTS
+            for m in MAPS
+        ]
     if not jobs or processes < 2:
         return
     context = multiprocessing.get_context("spawn")
@@ -527,7 +557,9 @@ class Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds")
     parser.add_argument("--parts", default="check,compare,memory,compile")

@@ -7,8 +7,10 @@ code is followed: rows are repeated and cropped, so row i belongs to tile i // h
 The public functions take it, or the same numbers faster:
 
 =======================================================  =====================================================
-while torch.compile, torch.export or torch.jit traces,    the formula
-under torch.func, for a subclass of Tensor
+while torch.compile traces, two layers as excitation      the operator by name where that is faster: library.py
+while torch.export or torch.jit traces, and torch.compile the formula
+otherwise; under torch.func, for a subclass of Tensor
+on a GPU with Triton, two layers as excitation            fused.py: one kernel, which reads the map once
 no gradient is recorded                                   fast.squeeze, fast.scale: by layout and tile
 gradients, maps of half a megabyte and up                 autograd.Squeeze, autograd.Scale about the excitation
 gradients, smaller maps, or squeeze and scale alone       the fast ones; the formula's scale for ragged strips
@@ -29,7 +31,7 @@ from ..tile import Tile
 from . import fast
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
-from .grids import Span, is_eager, running, spans
+from .grids import Span, is_channels_last, is_eager, running, spans
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
@@ -219,15 +221,24 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
 
 
 def library_is_on(x: Tensor) -> bool:
-    """Whether compilers and exporters get the operator by name: if TILEDSE_LIBRARY=1 asks for it.
+    """Whether a compiler or exporter gets the operator by name (library.py), not the formula.
 
-    torch.compile gets it on a GPU, too, where the operator's kernel reads the map once and compiled formulas twice.
+    TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it where that is faster: on a GPU, where the
+    operator's kernel reads the map once and compiled formulas twice; on a CPU for gradients, which take 4.7 to 5.5
+    copies by the operator and 9 to 10.5 compiled, and in channels_last, 1.7 and 3.9 (RegNetY-800MF's first maps, one
+    thread; in NCHW without gradients the compiled formula has 1.6 and the operator 1.8). An exported program is the
+    formula, which runs where tiledse is not installed.
     """
     if torch.is_autocast_enabled(x.device.type):
         return False  # which types its layers get is autocast's choice
-    if os.environ.get("TILEDSE_LIBRARY") == "1":
-        return True
-    return not torch.compiler.is_exporting() and fast.fused_is_on(x)
+    asked = os.environ.get("TILEDSE_LIBRARY")
+    if asked in ("0", "1"):
+        return asked == "1"
+    if torch.compiler.is_exporting():
+        return False
+    if x.is_cuda:
+        return os.environ.get("TILEDSE_TRITON") != "0"
+    return x.nbytes >= SMALL_BYTES and (torch.is_grad_enabled() or is_channels_last(x))
 
 
 def _check_map(x: Tensor) -> None:

@@ -130,7 +130,7 @@ def forward(
     for phase in (0,) if launches == 1 else (1, 2):
         forward_kernel[(tiles * cut.programs,)](
             x, out, *weights, partial, sums, ready, descriptors, hidden, gates, x.stride(0),
-            **_constants(geometry, cut, launches), SAVE=saved is not None, PHASE=phase,
+            **constants(geometry, cut, launches), SAVE=saved is not None, PHASE=phase,
         )  # fmt: skip
     return out
 
@@ -145,12 +145,12 @@ def backward(
     tiles = x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
     partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
-    out = torch.empty_like(x)
+    out = library.like(x)
     grad_a1, grad_a2 = torch.empty_like(hidden), gates.new_empty((tiles, cut.parts, geometry.channels))
     for phase in (0,) if launches == 1 else (1, 2):
         backward_kernel[(tiles * cut.programs,)](
             x, grad, out, *weights, partial, sums, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
-            **_constants(geometry, cut, launches), PHASE=phase,
+            **constants(geometry, cut, launches), PHASE=phase,
         )  # fmt: skip
     return out, grad_a1, grad_a2.sum(1) if cut.parts > 1 else grad_a2[:, 0]
 
@@ -173,7 +173,8 @@ def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Cut, launches: int) -> tu
 
 
 @lru_cache(maxsize=1024)
-def _constants(g: Geometry, cut: Cut, launches: int) -> dict[str, Any]:
+def constants(g: Geometry, cut: Cut, launches: int) -> dict[str, Any]:
+    """What a kernel is compiled for."""
     # A weight's block is held beside the tile: at most 32 numbers a thread.
     block_r = min(_power(g.reduced), max(16, 1024 * cut.warps // cut.channels))
     return {
@@ -197,7 +198,7 @@ def forward_saving(
     c, r = geometry.channels, geometry.reduced
     shapes = ((tiles, cut.parts, c), (tiles, r), (tiles, c))
     descriptors, hidden, gates = (torch.empty(s, dtype=torch.float32, device=x.device) for s in shapes)
-    out = forward(x, torch.empty_like(x), weights, geometry, (descriptors, hidden, gates), cut)
+    out = forward(x, library.like(x), weights, geometry, (descriptors, hidden, gates), cut)
     return out, descriptors.sum(1) if cut.parts > 1 else descriptors.view(tiles, c), hidden, gates
 
 

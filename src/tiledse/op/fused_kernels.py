@@ -9,9 +9,9 @@ hidden layer's gradient, and writes the map's gradient. Sums are taken in one or
              programs in order, and a tile has no more programs than the GPU has multiprocessors.
     PHASE 1, 2: two launches, the first up to the exchange, the second from there on. The map is read twice.
 
-With one program a tile nothing is exchanged. Where many programs give many numbers (ONCE), the last to come sums them for
-all. Weights are asked for before they are needed (WHOLE: all R rows of them at once), or else the wait for them adds
-to the wait for the map. Numbers between the map and the gates are float32 for every map.
+With one program a tile nothing is exchanged. Where many programs give many numbers (ONCE), the last to come sums them
+for all. Weights are asked for before they are needed (WHOLE: all R rows of them at once), or else the wait for them
+adds to the wait for the map. Numbers between the map and the gates are float32 for every map.
 """
 
 from __future__ import annotations

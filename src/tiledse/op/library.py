@@ -53,10 +53,10 @@ def squeeze_excite(
     geometry = fused.geometry(x, wanted, w1.shape[0], act, gate) if fast.fused_is_on(x) else None
     if geometry is not None:
         return fused.forward_saving(x, (w1, b1, w2, b2), geometry)
-    z = _flat(fast.squeeze(x, wanted))
+    z = _flat(fast.squeeze(x, wanted)).contiguous()
     hidden = torch.addmm(b1, z, w1.t())
     gates = GATES[gate](torch.addmm(b2, ACTS[act](hidden), w2.t()))
-    y = fast.scale(x, _grid(gates, x, wanted), wanted)
+    y = fast.scale_into(like(x), x, _grid(gates, x, wanted).to(x.dtype), wanted)
     kept = accumulation_type(x.dtype)
     return y, z.to(kept), hidden.to(kept), gates.to(kept)
 
@@ -69,7 +69,7 @@ def _(
     tiles = x.shape[0] * rows * cols
     kept = accumulation_type(x.dtype)
     wide = [x.new_empty((tiles, n), dtype=kept) for n in (x.shape[1], w1.shape[0], x.shape[1])]
-    return torch.empty_like(x), wide[0], wide[1], wide[2]
+    return like(x), wide[0], wide[1], wide[2]
 
 
 @torch.library.custom_op("tiledse::squeeze_excite_backward", mutates_args=())
@@ -98,7 +98,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     b1, b2 = w1.new_empty(w1.shape[0]), w1.new_empty(w1.shape[1])
     shape1, shape2 = w1.new_empty(w1.shape), w1.new_empty(w2.shape)
-    return torch.empty_like(x), shape1, b1, shape2, b2
+    return like(x), shape1, b1, shape2, b2
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,6 +139,13 @@ def of_weights(
         to_a1.sum(0).to(dtype),
         (to_a2.t() @ ACTS[act](hidden)).to(dtype),
         to_a2.sum(0).to(dtype),
+    )
+
+
+def like(x: Tensor) -> Tensor:
+    """Room for a map in the layout of x, with the strides that a compiler expects."""
+    return torch.empty_like(
+        x, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format
     )
 
 
