@@ -11,6 +11,7 @@ while torch.compile traces, two layers as excitation      the operator by name w
 while torch.export or torch.jit traces, and torch.compile the formula
 otherwise; under torch.func, for a subclass of Tensor
 on a GPU with Triton, two layers as excitation            fused.py: one kernel, which reads the map once
+on a CPU with TILEDSE_CPP=1, row strips, two layers       compiled.py: the same, built by a C++ compiler
 no gradient is recorded                                   fast.squeeze, fast.scale: by layout and tile
 gradients, maps of half a megabyte and up                 autograd.Squeeze, autograd.Scale about the excitation
 gradients, smaller maps, or squeeze and scale alone       the fast ones; the formula's scale for ragged strips
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import fast
+from . import compiled, fast, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_channels_last, is_eager, running, spans
@@ -201,7 +202,7 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
     if traced:
         if not library_is_on(x):
             return None
-    elif not (fast.fused_is_on(x) and is_eager(x)):
+    elif not (fast.fused_is_on(x) or compiled.takes(x, tile)) or not is_eager(x):
         return None
     layers = two_layers(excite)
     if layers is None or not x.shape[2] or not x.shape[3]:
@@ -211,13 +212,10 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
         return None
     if traced:
         return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
-    from . import fused
-
-    geometry = fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
-    if geometry is None:
+    if not whole.takes(x, tile, layers):
         return None
     _check_inplace(inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
-    return fused.run(x, layers, geometry, tile, inplace)
+    return whole.run(x, layers, tile, inplace)
 
 
 def library_is_on(x: Tensor) -> bool:

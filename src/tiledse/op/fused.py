@@ -1,23 +1,20 @@
-"""The whole operator in one Triton kernel of fused_kernels.py: for which maps, how tiles are cut, and its gradients."""
+"""The whole operator in one Triton kernel of fused_kernels.py: for which maps, and how tiles are cut."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
-from . import functional, library
 from .counters import counters
-from .grids import is_batched, is_channels_last
-from .two_layers import TwoLayers
+from .grids import layout, like
 
 Three = tuple[Tensor, Tensor, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,8 @@ def geometry(x: Tensor, tile: Tile, reduced: int, act: str, gate: str) -> Geomet
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         return None
     height, width = x.shape[2:]
-    found = Geometry(
-        x.shape[1], reduced, height, width, *tile.size(height, width), x.stride()[1:], act, gate
-    )  # fmt: skip
+    strides = (x.stride(1), x.stride(2), x.stride(3))
+    found = Geometry(x.shape[1], reduced, height, width, *tile.size(height, width), strides, act, gate)
     return found if cut_of(found, x.dtype).programs <= _MOST_PROGRAMS else None
 
 
@@ -117,8 +113,8 @@ def _power(n: int) -> int:
 
 
 def forward(
-    x: Tensor, out: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], geometry: Geometry,
-    saved: tuple[Tensor, Tensor, Tensor] | None, cut: Cut, launches: int | None = None,
+    x: Tensor, out: Tensor, weights: Four, geometry: Geometry,
+    saved: Three | None, cut: Cut, launches: int | None = None,
 ) -> Tensor:  # fmt: skip
     """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, float32."""
     from .fused_kernels import forward_kernel
@@ -145,7 +141,8 @@ def backward(
     tiles = x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
     partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
-    out = library.like(x)
+    grad = grad.contiguous(memory_format=layout(x))
+    out = like(x)
     grad_a1, grad_a2 = torch.empty_like(hidden), gates.new_empty((tiles, cut.parts, geometry.channels))
     for phase in (0,) if launches == 1 else (1, 2):
         backward_kernel[(tiles * cut.programs,)](
@@ -190,74 +187,11 @@ def constants(g: Geometry, cut: Cut, launches: int) -> dict[str, Any]:
 _MANY = 2048
 
 
-def forward_saving(
-    x: Tensor, weights: tuple[Tensor, ...], geometry: Geometry
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_saving(x: Tensor, weights: Four, geometry: Geometry) -> Four:
     """The scaled map, descriptors, hidden layer and gates; see library.squeeze_excite."""
     tiles, cut = x.shape[0] * geometry.tiles, cut_of(geometry, x.dtype)
     c, r = geometry.channels, geometry.reduced
     shapes = ((tiles, cut.parts, c), (tiles, r), (tiles, c))
     descriptors, hidden, gates = (torch.empty(s, dtype=torch.float32, device=x.device) for s in shapes)
-    out = forward(x, library.like(x), weights, geometry, (descriptors, hidden, gates), cut)
+    out = forward(x, like(x), weights, geometry, (descriptors, hidden, gates), cut)
     return out, descriptors.sum(1) if cut.parts > 1 else descriptors.view(tiles, c), hidden, gates
-
-
-def gradients(
-    x: Tensor, grad: Tensor, weights: tuple[Tensor, Tensor], saved: Three, geometry: Geometry
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of x, w1, b1, w2 and b2; see library.squeeze_excite_backward."""
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    descriptors, hidden, gates = saved
-    grad = grad.contiguous(memory_format=layout)
-    dx, to_a1, to_a2 = backward(x, grad, weights, hidden, gates, geometry, cut_of(geometry, x.dtype))
-    return dx, *library.of_weights(to_a1, to_a2, descriptors, hidden, geometry.act, x.dtype)
-
-
-class Fused(torch.autograd.Function):
-    """(x, weights and biases) to y, in one launch; back in one launch and four sums over tiles."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, geometry: Geometry, tile: Tile
-    ) -> Tensor:
-        """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
-        out, *saved = forward_saving(x, (w1, b1, w2, b2), geometry)
-        ctx.geometry, ctx.tile = geometry, tile
-        ctx.save_for_backward(x, w1, b1, w2, b2, *saved)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """The gradients of all five, where asked for."""
-        x, w1, b1, w2, b2, *saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled() or is_batched(grad):
-            found = _of_formula((x, w1, b1, w2, b2), grad, wanted, ctx.geometry, ctx.tile)
-        else:
-            found = gradients(x, grad, (w1, w2), tuple(saved), ctx.geometry)
-        return *(g if asked else None for g, asked in zip(found, wanted)), None, None
-
-
-def _of_formula(
-    inputs: tuple[Tensor, ...], grad: Tensor, wanted: Sequence[bool], geometry: Geometry, tile: Tile
-) -> list[Tensor | None]:
-    """Gradients by torch's own, where a graph of them is asked for, or many at once."""
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not graph:
-            inputs = tuple(value.detach().requires_grad_(asked) for value, asked in zip(inputs, wanted))
-        x, w1, b1, w2, b2 = inputs
-        z = functional._squeeze(x, tile, functional.mean)
-        h = library.ACTS[geometry.act](F.conv2d(z, w1[:, :, None, None], b1))
-        y = functional._scale(x, library.GATES[geometry.gate](F.conv2d(h, w2[:, :, None, None], b2)), tile)
-        asked = [value for value, want in zip(inputs, wanted) if want]
-        given = iter(torch.autograd.grad(y, asked, grad, create_graph=graph))
-    return [next(given) if want else None for want in wanted[:5]]
-
-
-def run(x: Tensor, layers: TwoLayers, geometry: Geometry, tile: Tile, inplace: bool) -> Tensor:
-    """The operator; gradients are recorded where something asks for them."""
-    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):
-        return Fused.apply(x, *layers.weights, geometry, tile)
-    out = x if inplace else torch.empty_like(x)
-    return forward(x, out, layers.weights, geometry, None, cut_of(geometry, x.dtype))

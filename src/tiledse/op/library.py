@@ -10,15 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
-from . import fast
-from .grids import accumulation_type, is_channels_last
-
-ACTS = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
-GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
+from . import fast, whole
+from .grids import accumulation_type, is_channels_last, like
+from .two_layers import TwoLayers
 
 
 @torch.library.custom_op("tiledse::squeeze_excite", mutates_args=())
@@ -47,15 +44,12 @@ def squeeze_excite(
         >>> y.flatten().tolist()[0]
         0.666...
     """
-    from . import fused
-
-    wanted = Tile.parse(tile)
-    geometry = fused.geometry(x, wanted, w1.shape[0], act, gate) if fast.fused_is_on(x) else None
-    if geometry is not None:
-        return fused.forward_saving(x, (w1, b1, w2, b2), geometry)
+    wanted, layers = Tile.parse(tile), TwoLayers(w1, b1, w2, b2, act, gate)
+    if whole.takes(x, wanted, layers):
+        return whole.forward_saving(x, layers, wanted)
     z = _flat(fast.squeeze(x, wanted)).contiguous()
     hidden = torch.addmm(b1, z, w1.t())
-    gates = GATES[gate](torch.addmm(b2, ACTS[act](hidden), w2.t()))
+    gates = whole.GATES[gate](torch.addmm(b2, whole.ACTS[act](hidden), w2.t()))
     y = fast.scale_into(like(x), x, _grid(gates, x, wanted).to(x.dtype), wanted)
     kept = accumulation_type(x.dtype)
     return y, z.to(kept), hidden.to(kept), gates.to(kept)
@@ -78,17 +72,15 @@ def squeeze_excite_backward(
     tile: str, act: str, gate: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2 and b2, from that of the scaled map and what ``squeeze_excite`` kept."""
-    from . import fused
-
     wanted = Tile.parse(tile)
-    geometry = fused.geometry(x, wanted, w1.shape[0], act, gate) if fast.fused_is_on(x) else None
-    if geometry is not None:
-        return fused.gradients(x, grad, (w1, w2), (descriptors, hidden, gates), geometry)
+    layers = TwoLayers(w1, w1, w2, w2, act, gate)  # biases have no part in it
+    if whole.takes(x, wanted, layers):
+        return whole.gradients(x, grad, layers, (descriptors, hidden, gates), wanted)
     to_a2 = gate_slope(gate, gates) * _flat(fast.dot(grad, x, wanted))
     to_a1 = (to_a2.to(w2.dtype) @ w2).to(hidden.dtype) * act_slope(act, hidden)
     to_z = _grid((to_a1.to(w1.dtype) @ w1).to(x.dtype), x, wanted)
     dx = fast.spread(grad, _grid(gates.to(x.dtype), x, wanted), to_z, wanted, is_channels_last(x))
-    return dx, *of_weights(to_a1, to_a2, descriptors, hidden, act, w1.dtype)
+    return dx, *whole.of_weights(to_a1, to_a2, descriptors, hidden, act, w1.dtype)
 
 
 @squeeze_excite_backward.register_fake
@@ -128,25 +120,6 @@ def act_slope(act: str, a: Tensor) -> Tensor:
 def gate_slope(gate: str, g: Tensor) -> Tensor:
     """The slope of a gate function where its value is g."""
     return g * (1 - g) if gate == "sigmoid" else ((g > 0) & (g < 1)).to(g.dtype) / 6
-
-
-def of_weights(
-    to_a1: Tensor, to_a2: Tensor, descriptors: Tensor, hidden: Tensor, act: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w1, b1, w2 and b2 from those of both layers' sums."""
-    return (
-        (to_a1.t() @ descriptors).to(dtype),
-        to_a1.sum(0).to(dtype),
-        (to_a2.t() @ ACTS[act](hidden)).to(dtype),
-        to_a2.sum(0).to(dtype),
-    )
-
-
-def like(x: Tensor) -> Tensor:
-    """Room for a map in the layout of x, with the strides that a compiler expects."""
-    return torch.empty_like(
-        x, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    )
 
 
 def _flat(grid: Tensor) -> Tensor:
