@@ -13,7 +13,7 @@ from ..op.correction import correct
 from ..op.functional import scale, squeeze, tiled_squeeze_excite
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
-from .dialects import Dialect
+from .dialects import Dialect, Layers
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -68,6 +68,13 @@ class TiledBlock(nn.Module):
     def excite(self, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape, by the layers of the block."""
         return self.dialect.excite(self, descriptors)
+
+    def layers(self) -> tuple[nn.Module, ...] | None:
+        """What ``excite`` calls, in order, where it is layers in a row on channels in the second axis."""
+        named = self.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last:
+            return None
+        return tuple(getattr(self, name) for name in named.names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""

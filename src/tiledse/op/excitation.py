@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .grids import is_eager
 
@@ -37,7 +39,7 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
         True
     """
     few = descriptors.dim() != 4 or descriptors.numel() < _FEW
-    if few or not _is_pointwise(layer) or not is_eager(descriptors):
+    if few or not is_pointwise(layer) or not is_eager(descriptors):
         return layer(descriptors)
     n, channels, rows, cols = descriptors.shape
     flat = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, channels)
@@ -45,14 +47,15 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
     return out.view(n, rows, cols, layer.out_channels).permute(0, 3, 1, 2)
 
 
-def _is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is a 1x1 convolution and no more than its weights."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size == (1, 1)
         and layer.stride == (1, 1)
         and layer.padding == (0, 0)
         and layer.groups == 1
-        and type(layer.weight) in (nn.Parameter, Tensor)
+        and _is_plain(layer.weight)
         and "forward" not in vars(layer)
         and not (
             layer._forward_hooks
@@ -62,3 +65,10 @@ def _is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
             or hooks._has_any_global_hook()
         )
     )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Numbers, or what stands for them while a compiler or exporter traces; not a quantised weight, say."""
+    if torch.compiler.is_compiling():
+        return not is_traceable_wrapper_subclass(weight)
+    return type(weight) in (nn.Parameter, Tensor)

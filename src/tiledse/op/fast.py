@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,8 @@ from torch import Tensor
 
 from ..tile import Tile
 from .grids import Span, accumulation_type, elements, is_channels_last, running, spans
+
+_TRITON = find_spec("triton") is not None
 
 # Pooling adds one element after the other, which loses digits: 2e-5 for the mean of 700 x 400 numbers near 100.
 # Longer sums are pooled by rows first and then averaged by mean, which adds in pairs: 2e-7.
@@ -56,6 +60,19 @@ def kernels_are_on(x: Tensor) -> bool:
     if os.environ.get("TILEDSE_TRITON") != "1" or x.numel() == 0:
         return False
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def fused_is_on(x: Tensor) -> bool:
+    """Whether fused.py may run on x: on a GPU with Triton unless TILEDSE_TRITON=0, interpreted if that is 1."""
+    if x.is_cuda:
+        return os.environ.get("TILEDSE_TRITON") != "0" and _TRITON and capability(x.device) >= (8, 0)
+    return kernels_are_on(x)
+
+
+@lru_cache(maxsize=64)
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU; asking torch each time takes microseconds."""
+    return torch.cuda.get_device_capability(device)
 
 
 def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
@@ -140,7 +157,11 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
     if not inplace and fills_strips(tile, x):
         ((rows, gate),) = _along_rows(gates, tile, x)
         return (_strips(x, rows) * gate).view(x.shape)
-    out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
+    return scale_into(x if inplace else torch.empty_like(x, dtype=gates.dtype), x, gates, tile)
+
+
+def scale_into(out: Tensor, x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
+    """``out`` = each tile times its gate; x itself may be ``out``."""
     for rows, gate in _along_rows(gates, tile, x):
         torch.mul(_strips(x, rows), gate, out=_strips(out, rows))
     return out

@@ -85,6 +85,16 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last or contiguous, as x has it."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def like(x: Tensor) -> Tensor:
+    """Room for a map in the layout of x, with the strides that a compiler expects."""
+    return torch.empty_like(x, memory_format=layout(x))
+
+
 def is_batched(x: Tensor) -> bool:
     """Whether x stands for many tensors under a vmap, the one in torch.func or autograd's own older one."""
     return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
