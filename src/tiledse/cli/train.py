@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json as _json
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -90,7 +91,7 @@ def train(
     notes = {
         "recipe": recipe.name,
         "scale": scale or "",
-        "changed": differences(chosen.to_dict(), plain.to_dict()),
+        "changed": _changes(chosen.to_dict(), plain.to_dict()),
     }
     names = list(model or [])
     if not chosen.network and names:
@@ -158,13 +159,17 @@ def finetune(
     # A recipe that lists the network knows its input and rate.
     network = next((one for one in chosen.network if one.model == model), Network(model))
     chosen = dataclasses.replace(chosen, network=(network,), variant=(row,))
-    changed = [
-        line
-        for line in differences(chosen.to_dict(), plain.to_dict())
-        if not line.startswith(("network", "var"))
-    ]
+    unsaid = {"network": None, "variant": None}  # the command line says them, not the recipe
+    changed = _changes({**chosen.to_dict(), **unsaid}, {**plain.to_dict(), **unsaid})
     notes = {"recipe": recipe.name if recipe else "finetune", "scale": scale or "", "changed": changed}
     _run(chosen, data, out, [], None, seed, weights, workers, device, amp, accumulate, restart, notes, json)
+
+
+def _changes(chosen: dict[str, Any], plain: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} = {_json.dumps(now)} (recipe: {_json.dumps(was)})"
+        for key, now, was in differences(chosen, plain)
+    ]
 
 
 _FINETUNE = """
@@ -196,7 +201,7 @@ def _run(
     engine = accelerator(device, amp, accumulate)
     speaks = engine.is_main_process
     if speaks and notes["changed"]:
-        say(f"scaled: {'; '.join(notes['changed'])}")
+        say(f"not the recipe's own size: {'; '.join(notes['changed'])}")
     setting = Setting(tuple(data), engine.device, workers, start=weights)
     try:
         results = run_all(

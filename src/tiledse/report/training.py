@@ -47,5 +47,5 @@ def results_table(results: Sequence[dict[str, Any]]) -> tuple[Table, str]:
         "buffer: elements held by the gates; as is: tiles on the trained SE weights, no training"
     )
     if last.get("changed"):
-        footer += f"\nscaled, not the recipe's own size: {'; '.join(last['changed'])}"
+        footer += f"\nnot the recipe's own size: {'; '.join(last['changed'])}"
     return table, footer

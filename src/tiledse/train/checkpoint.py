@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         raise TiledSEError(f"{path} is no checkpoint of this version of tiledse; {again}")
     if apart := differences(identity, state["identity"]):
         more = f" (and {len(apart) - 1} more)" if len(apart) > 1 else ""
-        raise TiledSEError(f"{path} is of another recipe: {apart[0]}{more}; {again}")
+        key, here, there = apart[0]
+        values = f"{key} is {json.dumps(there)} there and {json.dumps(here)} here{more}"
+        raise TiledSEError(f"{path} is of another recipe: {values}; {again}")
     return state

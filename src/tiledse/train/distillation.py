@@ -6,6 +6,7 @@ with the same weights at the start, and only the tiles stand between them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -53,6 +54,7 @@ class Distillation(Objective):
         if recipe.channels_last:
             self._teacher.to(memory_format=torch.channels_last)
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept_held: list[Tensor] = []
 
     def build(self) -> nn.Module:
         """See Objective."""
@@ -79,11 +81,7 @@ class Distillation(Objective):
         number, processes = part()
         far = same = 0.0
         seen = 0
-        for start in range(number, len(self._held), processes * self.setting.evaluation_batch):
-            stop = start + processes * self.setting.evaluation_batch
-            indices = range(start, min(stop, len(self._held)), processes)
-            inputs = torch.stack([self._prepare(self._held.read(index)) for index in indices])
-            inputs = inputs.to(self.setting.device)
+        for inputs in self._held_batches(number, processes):
             taught, learnt = self._teacher(inputs), model(inputs)
             far += float(divergence(taught, learnt)) * len(inputs)
             if isinstance(taught, Tensor) and taught.ndim == 2:
@@ -91,6 +89,20 @@ class Distillation(Objective):
             seen += len(inputs)
         sums = [sum(column) for column in zip(*gather((far, same, seen)))]
         return {"divergence": sums[0] / sums[2], "agree": 100 * sums[1] / sums[2]}
+
+    def _held_batches(self, number: int, processes: int) -> Iterator[Tensor]:
+        """Inputs of this process's part of the images held out; read once where images are kept."""
+        if self._kept_held:
+            yield from self._kept_held
+            return
+        size = self.setting.evaluation_batch
+        indices = range(number, len(self._held), processes)
+        for start in range(0, len(indices), size):
+            inputs = torch.stack([self._prepare(self._held.read(i)) for i in indices[start : start + size]])
+            inputs = inputs.to(self.setting.device)
+            if self.recipe.cache:
+                self._kept_held.append(inputs)
+            yield inputs
 
 
 def divergence(teacher: Any, student: Any, temperature: float = 1.0) -> Tensor:

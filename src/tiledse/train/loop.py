@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from .images import Epochs, mix
 from .log import Log
 from .normalisation import restore_statistics
 from .objective import Objective
+from .optimisation import count_steps, make_average, make_optimizer, make_schedule
 from .recipe import Recipe, Variant
 from .variants import with_variant
 
@@ -71,11 +71,13 @@ class Trained:
         history: One dictionary an epoch: epoch, lr, train_loss, the figures of validation, seconds.
         plan: Of the network.
         model: The network with the weights of the last epoch (their moving average where there is one).
+        before: The figures of validation before the first step, where the run began from weights.
     """
 
     history: list[dict[str, float]]
     plan: Plan
     model: nn.Module
+    before: dict[str, float]
 
 
 def start_network(objective: Objective, run: Run, trained: Path | None) -> tuple[nn.Module, Plan]:
@@ -125,16 +127,16 @@ def train(
     model.to(accelerator.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
-    average = _average(model, recipe)
+    average = make_average(model, recipe)
     images = objective.images(mix(run.seed, 3))
-    steps, accumulated = _steps(len(images), recipe, accelerator)
+    steps, accumulated = count_steps(len(images), recipe, accelerator)
     order = Epochs(
         len(images), recipe.batch_size // (accelerator.num_processes * accumulated),
         steps * accelerator.num_processes * accumulated, mix(run.seed, 4),
     )  # fmt: skip
     loader = images.loader(order, objective.setting.workers, accelerator.device.type == "cuda")
-    optimizer = _optimizer(model, recipe)
-    schedule = _schedule(optimizer, recipe, steps)
+    optimizer = make_optimizer(model, recipe)
+    schedule = make_schedule(optimizer, recipe, steps)
     network, optimizer, loader = accelerator.prepare(objective.trained(model), optimizer, loader)
 
     path = run.folder / "checkpoint.pt"
@@ -142,10 +144,17 @@ def train(
     begun = path.is_file() and not restart
     if recipe.restore_norm and not begun:
         _restore_norm(model, images, loader, recipe, accelerator)
+        if average is not None:  # it was made of the network as it was
+            average.set(model)
+    before: dict[str, float] = {}
     if begun:
-        history = _restore(read_checkpoint(path, run.identity), model, average, optimizer, accelerator)
+        state = read_checkpoint(path, run.identity)
+        history, before = _restore(state, model, average, optimizer, accelerator), state["before"]
         if len(history) < recipe.epochs:
             say(f"{run.name}: going on after epoch {len(history)}")
+    elif run.variant.start != "scratch":
+        before = _measure(objective, model, accelerator)
+        say(f"{run.name}  before training  {_figures(before)}")
     log = Log(run.folder, history, accelerator.is_main_process)
     best = _best(objective, history)
     with _interrupt_after_step() as interrupted, log:
@@ -169,14 +178,14 @@ def train(
                 kept = model if average is None else average.module
                 if better:
                     save(kept, plan, run.folder / "best.safetensors", recipe.network[0].model)
-                write_checkpoint(path, _state(run, history, model, average, optimizer, accelerator))
+                write_checkpoint(path, _state(run, history, before, model, average, optimizer, accelerator))
                 log.add(row)
             accelerator.wait_for_everyone()
             say(_line(run, row, recipe.epochs))
             if interrupted():  # while it was measured or written
                 raise KeyboardInterrupt
     accelerator.free_memory()
-    return Trained(history, plan, model if average is None else average.module)
+    return Trained(history, plan, model if average is None else average.module, before)
 
 
 def _restore_norm(model: nn.Module, images: Any, loader: Any, recipe: Recipe, accelerator: Any) -> None:
@@ -258,76 +267,14 @@ def _measure(objective: Objective, model: nn.Module, accelerator: Any) -> dict[s
     return measured
 
 
-def _steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int]:
-    """Optimizer steps of an epoch, and micro-batches of a step in each process."""
-    accumulated = accelerator.gradient_accumulation_steps
-    shares = accelerator.num_processes * accumulated
-    if recipe.batch_size % shares:
-        raise TiledSEError(
-            f"a batch of {recipe.batch_size} does not split into {accelerator.num_processes} processes times "
-            f"{accumulated} accumulated steps; change batch_size or --accumulate"
-        )
-    steps = recipe.steps_per_epoch or images // recipe.batch_size
-    if not steps:
-        raise TiledSEError(
-            f"{images} training images are fewer than one batch of {recipe.batch_size}; lower batch_size or set "
-            "steps_per_epoch"
-        )
-    return steps, accumulated
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    chosen = recipe.optimizer
-    # timm's "sgd" is Nesterov's, its "momentum" is not.
-    name = "momentum" if chosen.name == "sgd" and not chosen.nesterov else chosen.name
-    if name not in (known := list_optimizers()):
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
-        raise TiledSEError(f"recipe: no optimizer '{name}'; {hint}")
-    return create_optimizer_v2(
-        model, name, lr=chosen.lr, weight_decay=chosen.weight_decay, momentum=chosen.momentum,
-        filter_bias_and_bn=not chosen.decay_all,
-    )  # fmt: skip
-
-
-def _schedule(optimizer: Any, recipe: Recipe, steps: int) -> Callable[[int], None]:
-    """Sets the rate of a step; a function of the step alone, so that resuming needs no state."""
-    from timm.scheduler import CosineLRScheduler, PolyLRScheduler
-
-    plan, total = recipe.schedule, recipe.epochs * steps
-    if plan.name == "constant":
-        return lambda step: None
-    kind = {"cosine": CosineLRScheduler, "poly": PolyLRScheduler}[plan.name]
-    extra = {"power": plan.power} if plan.name == "poly" else {}
-    lr = recipe.optimizer.lr
-    scheduler = kind(
-        optimizer, t_initial=total, lr_min=lr * plan.min_factor, warmup_t=round(plan.warmup_epochs * steps),
-        warmup_lr_init=lr * plan.warmup_factor, t_in_epochs=False, **extra,
-    )  # fmt: skip
-    return scheduler.step_update
-
-
-def _average(model: nn.Module, recipe: Recipe) -> Any:
-    if not recipe.ema:
-        return None
-    from timm.utils import ModelEmaV3
-
-    return ModelEmaV3(model, decay=recipe.ema)
-
-
 def _state(
-    run: Run,
-    history: list[dict[str, float]],
-    model: nn.Module,
-    average: Any,
-    optimizer: Any,
-    accelerator: Any,
-) -> dict[str, Any]:
+    run: Run, history: list[dict[str, float]], before: dict[str, float], model: nn.Module, average: Any,
+    optimizer: Any, accelerator: Any,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "identity": run.identity,
         "history": history,
+        "before": before,
         "model": model.state_dict(),
         "average": None if average is None else average.module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -360,8 +307,12 @@ def _better(objective: Objective, measured: dict[str, float], best: float) -> bo
 
 def _line(run: Run, row: dict[str, float], epochs: int) -> str:
     shown = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
-    figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-    return f"{run.name}  epoch {row['epoch']:.0f}/{epochs}  lr {row['lr']:.3g}  {figures}  {row['seconds']:.1f} s"
+    epoch = f"epoch {row['epoch']:.0f}/{epochs}  lr {row['lr']:.3g}"
+    return f"{run.name}  {epoch}  {_figures(shown)}  {row['seconds']:.1f} s"
+
+
+def _figures(row: dict[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4g}" for key, value in row.items())
 
 
 @contextmanager

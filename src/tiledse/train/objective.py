@@ -30,7 +30,7 @@ class Setting:
     data: tuple[Path, ...]
     device: torch.device
     workers: int = 0
-    evaluation_batch: int = 128
+    evaluation_batch: int = 64
     start: Path | None = None
 
 

@@ -319,15 +319,22 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two recipes' dictionaries differ, with both values."""
-    found = []
+def differences(
+    mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(dotted key, mine, the other's) of each key in which two recipes' dictionaries differ.
+
+    Example:
+        >>> differences({"epochs": 2, "loss": {"smoothing": 0.1}}, {"epochs": 2, "loss": {"smoothing": 0.0}})
+        [('loss.smoothing', 0.1, 0.0)]
+    """
+    found: list[tuple[str, Any, Any]] = []
     for key in dict.fromkeys((*mine, *other)):
         a, b = mine.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} is {json.dumps(b)} there and {json.dumps(a)} here")
+            found.append((f"{prefix}{key}", a, b))
     return found
 
 

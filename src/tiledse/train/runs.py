@@ -97,7 +97,6 @@ def run_all(
         TiledSEError: an unknown variant or network, and all that a run refuses.
     """
     chosen = _chosen(recipe, variants, networks)
-    folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for network in chosen[0]:
         own = recipe.for_network(network)
@@ -176,7 +175,7 @@ def _result(
         "epochs": len(trained.history), **figures, f"best_{metric}": best, "best_epoch": values.index(best) + 1,
         "params": sum(p.numel() for p in trained.model.parameters()), "buffer": held,
         "seconds": round(sum(row["seconds"] for row in trained.history), 1),
-        "as_is": _as_is(objective, run, trained.model, engine), **notes,
+        "before": trained.before, "as_is": _as_is(objective, run, trained.model, engine), **notes,
         "machine": {
             "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else platform.machine(),
             "processes": engine.num_processes, "torch": torch.__version__, "precision": engine.mixed_precision,

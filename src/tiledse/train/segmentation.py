@@ -82,9 +82,13 @@ class Segmentation(Objective):
         number, processes = part()
         classes = self.recipe.classes
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.setting.device)
-        for index in range(number, len(held.pairs), processes):
-            image, mask = (tensor[None] for tensor in self._pair(held, index))
-            inputs = (image.float() - self._mean) / self._std
+        indices = range(number, len(held.pairs), processes)
+        together = (
+            self.setting.evaluation_batch if self.recipe.cache else 1
+        )  # sizes may differ where nothing is kept
+        for start in range(0, len(indices), together):
+            images, mask = self._stacked(held, indices[start : start + together])
+            inputs = (images.float() - self._mean) / self._std
             size = self.recipe.input_size[1:]
             if inputs.shape[2:] != size:
                 inputs = F.interpolate(inputs, size, mode="bilinear", align_corners=False, antialias=True)
@@ -102,12 +106,16 @@ class Segmentation(Objective):
             ("pixel_accuracy", 100 * float(whole.trace() / whole.sum())),
         ]
 
-    def _pair(self, held: Masked, index: int) -> tuple[Tensor, Tensor]:
-        if not self.recipe.cache:
-            image, mask = held.read(index)
-            return image.to(self.setting.device), mask.to(self.setting.device)
-        images, masks = self._keep(held)
-        return images[index], masks[index]
+    def _stacked(self, held: Masked, indices: range) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, H, W) and masks (n, H, W) on the device."""
+        if self.recipe.cache:
+            images, masks = self._keep(held)
+            return images[indices.start : indices.stop : indices.step], masks[
+                indices.start : indices.stop : indices.step
+            ]
+        pairs = [held.read(index) for index in indices]
+        images, masks = (torch.stack([pair[i] for pair in pairs]).to(self.setting.device) for i in (0, 1))
+        return images, masks
 
     def _keep(self, held: Masked) -> tuple[Tensor, Tensor]:
         if id(held) not in self._kept:
