@@ -219,7 +219,7 @@ def test_wrong_use(few, tmp_path, change, parts):
     recipe.write_text(RECIPE)
     done = tiledse("train", recipe, "--data", few, "-o", tmp_path / "runs", "--device", "cpu", *change)
     assert done.code == 2
-    lines = [line for line in done.err.splitlines() if not line.startswith("scaled: ")]
+    lines = [line for line in done.err.splitlines() if not line.startswith("not the recipe's own size: ")]
     assert len(lines) == 1, done.err
     for part in parts:
         assert part in lines[0], lines[0]

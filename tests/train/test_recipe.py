@@ -61,10 +61,7 @@ def test_scale_and_changes():
     assert (plain.epochs, plain.optimizer.lr) == (100, 0.8)
     assert (small.epochs, small.optimizer.lr, small.optimizer.momentum) == (2, 0.1, 0.8)
     assert (both.epochs, both.optimizer.lr, both.optimizer.nesterov) == (3, 0.1, False)
-    assert differences(small.to_dict(), plain.to_dict()) == [
-        "epochs is 100 there and 2 here",
-        "optimizer.lr is 0.8 there and 0.1 here",
-    ]
+    assert differences(small.to_dict(), plain.to_dict()) == [("epochs", 2, 100), ("optimizer.lr", 0.1, 0.8)]
     with pytest.raises(TiledSEError, match="no scale 'tiny'; it has small"):
         Recipe.parse(text, scale="tiny")
     with pytest.raises(TiledSEError, match="no scale 'tiny'; it has none"):

@@ -153,7 +153,13 @@ def _build(recipe):
     return build_classifier(model, recipe.classes, size)
 
 
-@pytest.mark.parametrize("name", ["table4_efficientnet", "table6_lraspp", "tableB1_excitation"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tableB1_excitation",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table4_efficientnet", "table6_lraspp")),
+    ],
+)
 def test_networks_at_full_size(name):
     """On shapes alone: the largest network with its last variant, and the parameters that Table B1 prints of each."""
     recipe = read(name)
@@ -179,6 +185,7 @@ def test_networks_at_full_size(name):
                 assert Fraction(params * 10**places // 10**6, 10**places) == Fraction(text), variant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPERS)
 def test_networks_at_small_scale_train(name):
     """The first and the last variant give a loss with a gradient in each parameter that it has."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import tiledse as ts
 from tests.cli.running import assert_refused, tiledse
 from tests.train.sets import class_folders, listed, shards
-from tiledse.train import loop
+from tiledse.train.optimisation import make_schedule
 
 SE = ("--variant", "se", "--device", "cpu")
 RUN = Path("test_efficientnet", "se", "seed0")
@@ -283,7 +283,7 @@ def test_other_layouts_train_too(recipe, tmp_path, layout):
     done = tiledse("train", recipe, "--data", data, "-o", tmp_path / "runs", *SE, "--set", "epochs=1")
     assert done.code == 0, done.err
     assert "top-1 %" in done.out
-    assert "scaled, not the recipe's own size: epochs is 3 there and 1 here" in done.out
+    assert "not the recipe's own size: epochs = 1 (recipe: 3)" in done.out
 
 
 def test_variants_start_from_each_other(recipe, folders, tmp_path):
@@ -339,7 +339,7 @@ def test_wrong_use(recipe, folders, tmp_path, change, parts):
     given = ("train", recipe, "--data", folders, "-o", tmp_path / "runs", "--device", "cpu", *se)
     done = tiledse(*given, *change)
     assert done.code == 2, done
-    lines = [line for line in done.err.splitlines() if not line.startswith("scaled: ")]
+    lines = [line for line in done.err.splitlines() if not line.startswith("not the recipe's own size: ")]
     assert len(lines) == 1, done.err
     for part in parts:
         assert part in lines[0], lines[0]
@@ -392,7 +392,7 @@ def test_finetune(whole, tmp_path):
 
 
 def assert_refused_after_scaling(done, *parts):
-    lines = [line for line in done.err.splitlines() if not line.startswith("scaled: ")]
+    lines = [line for line in done.err.splitlines() if not line.startswith("not the recipe's own size: ")]
     assert done.code == 2
     assert len(lines) == 1, done.err
     for part in parts:
@@ -411,7 +411,7 @@ def test_schedules():
         ("poly", lambda t: 0.008 + 0.792 * (1 - t) ** 0.9),
     ):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.8)
-        schedule = loop._schedule(optimizer, Recipe.parse(text.format(name)), 5)
+        schedule = make_schedule(optimizer, Recipe.parse(text.format(name)), 5)
         for step in range(50):
             schedule(step)
             expected = 0.08 + step * 0.72 / 10 if step < 10 else rate(step / 50)

@@ -26,7 +26,8 @@ def zoo_table(listed: Sequence[Entry]) -> tuple[Table, str]:
         )  # fmt: skip
     footer = (
         "accuracy: of the weights as they are in the package, on the n validation images that the best epoch was "
-        "chosen by; bytes: of the file, float16\n`tiledse zoo NAME` says more; `zoo:NAME` is a MODEL for the other verbs"
+        "chosen by; bytes: of the file, float16\n"
+        "`tiledse zoo NAME` says more; `zoo:NAME` is a MODEL for the other verbs"
     )
     return table, footer
 

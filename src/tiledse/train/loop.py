@@ -144,6 +144,8 @@ def train(
     begun = path.is_file() and not restart
     if recipe.restore_norm and not begun:
         _restore_norm(model, images, loader, recipe, accelerator)
+        if average is not None:  # it was made of the network as it was
+            average.set(model)
     before: dict[str, float] = {}
     if begun:
         state = read_checkpoint(path, run.identity)

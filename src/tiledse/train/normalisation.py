@@ -57,7 +57,7 @@ def restore_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
         count, total, squares = sums[layer]
         if not count:
             continue
-        assert layer.running_mean is not None  # see _untouched
+        assert layer.running_mean is not None  # _untouched has seen both
         assert layer.running_var is not None
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)

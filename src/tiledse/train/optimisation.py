@@ -32,7 +32,11 @@ def count_steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """timm's optimizer; biases and normalisation decay where the recipe says so."""
+    """timm's optimizer; biases and normalisation decay where the recipe says so.
+
+    Raises:
+        TiledSEError: timm has none of that name.
+    """
     from timm.optim import create_optimizer_v2, list_optimizers
 
     chosen = recipe.optimizer
