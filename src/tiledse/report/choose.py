@@ -103,7 +103,7 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,g}k"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     if not labelled:
         # Divergences span orders of magnitude; 0, the whole map, stays in sight.
@@ -119,6 +119,10 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
     axes.legend(fontsize=8)
     with written_whole(path) as part:
         figure.savefig(part)
+
+
+def _short(elements: float) -> str:
+    return f"{elements / 1e6:g}M" if elements >= 1e6 else f"{elements / 1e3:g}k"
 
 
 # Points of a kind, calibrated or not: mark, colour and name.
