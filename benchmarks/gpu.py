@@ -1,6 +1,6 @@
-"""The operator on one GPU: are the Triton kernels right, and how long do they take beside a copy, SE and the paper's code?
+"""The operator on one GPU: are its kernels right, and how long do they take beside a copy, SE and the paper's code?
 
-    python benchmarks/gpu.py --out DIR --limit SECONDS [--parts check,compare,memory,compile] [--processes 12]
+    python benchmarks/gpu.py --out DIR --limit SECONDS [--parts check,stress,memory,compare,compile] [--processes 12]
 
 Runs by itself inside the time limit and writes what it has as it goes: ``gpu.json`` and ``gpu.txt``.
 
@@ -75,17 +75,6 @@ class With(nn.Module):
             return self.module(x)
 
 
-class Opaque(nn.Module):
-    """The block with an excitation that nobody can look into: kernels for its parts only."""
-
-    def __init__(self, block: ts.TiledSqueezeExcite) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ts.tiled_squeeze_excite(x, lambda z: self.block.excite(z), self.block.tile)
-
-
 def error(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
@@ -93,33 +82,51 @@ def error(ours: Tensor, exact: Tensor) -> float:
 # --- check -------------------------------------------------------------------------------------------------
 
 
-def check(clock: Clock, report: Report) -> None:
+CHECKED = [
+    (tile, size, channels, reduced, layout, dtype)
+    for dtype in DTYPES
+    for layout in LAYOUTS
+    for tile in ("HxW", "7xW", "Hx7", "7x7", "3xW", "7xW:running", "7xW:upper", "7xW:middle")
+    for size, channels, reduced in (((28, 28), 72, 12), ((25, 19), 40, 12), ((14, 64), 200, 150))
+]
+
+
+def check(clock: Clock, report: Report, processes: int) -> None:
     """Forward and backward against the formula in float64, for tiles, layouts, types and ragged maps."""
+    runs = [(list(range(i, len(CHECKED), processes)), clock.left() - 5) for i in range(processes)]
+    if processes == 1:
+        found = [_check(*runs[0])]
+    else:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            found = pool.starmap(_check, runs)
+    done = sum(number for number, _, _ in found)
+    failures = [failure for _, _, failures in found for failure in failures]
+    worst = {name: max(w.get(name, 0.0) for _, w, _ in found) for name in found[0][1]}
+    report.add("check", {"cases": done, "of": len(CHECKED), "worst": worst, "failures": failures})
+    report.say(f"check: {done} of {len(CHECKED)} cases, {len(failures)} failures")
+    for failure in failures[:20]:
+        report.say(f"  FAILED {failure}")
+    report.say("  worst errors: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()))
+
+
+def _check(numbers: list[int], limit: float) -> tuple[int, dict[str, float], list]:
+    clock, done = Clock(limit), 0
     worst: dict[str, float] = {}
-    failures = []
-    cases = [
-        (tile, size, channels, layout, dtype)
-        for dtype in DTYPES
-        for layout in LAYOUTS
-        for tile in ("HxW", "7xW", "Hx7", "7x7", "3xW", "7xW:running", "7xW:upper", "7xW:middle")
-        for size, channels in (((28, 28), 72), ((25, 19), 40))
-    ]
-    done = 0
-    for tile, size, channels, layout, dtype in cases:
-        if clock.left() < 5:
+    failures: list = []
+    for number in numbers:
+        if clock.left() < 0:
             break
-        torch.manual_seed(done)
-        block = ts.TiledSqueezeExcite(channels, 12, tile, act=(nn.ReLU, nn.SiLU, nn.Hardswish)[done % 3],
-                                      gate=(nn.Sigmoid, nn.Hardsigmoid)[done % 2])  # fmt: skip
+        tile, size, channels, reduced, layout, dtype = CHECKED[number]
+        torch.manual_seed(number)
+        act, gate = (nn.ReLU, nn.SiLU, nn.Hardswish)[number % 3], (nn.Sigmoid, nn.Hardsigmoid)[number % 2]
+        block = ts.TiledSqueezeExcite(channels, reduced, tile, act=act, gate=gate)
         block = block.to(DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
         x = torch.randn(3, channels, *size, device=DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
         found = gradients(With(block, "1"), block, x)
         plain = gradients(With(block, "0"), block, x)
-        exact_block = ts.TiledSqueezeExcite(channels, 12, tile).to(DEVICE).double()
+        exact_block = ts.TiledSqueezeExcite(channels, reduced, tile, act=act, gate=gate).to(DEVICE).double()
         exact_block.load_state_dict(block.state_dict())
-        exact_block.act, exact_block.gate = block.act, block.gate
-        exact = gradients(lambda z: _scale(z, exact_block.excite(_squeeze(z, exact_block.tile, mean)),
-                                           exact_block.tile), exact_block, x.double())  # fmt: skip
+        exact = gradients(Formula(exact_block), exact_block, x.double())
         with torch.no_grad(), triton_kernels("1"):
             inplace = x.clone(memory_format=torch.preserve_format)
             ts.tiled_squeeze_excite(inplace, block.excite, tile, inplace=True)
@@ -134,11 +141,45 @@ def check(clock: Clock, report: Report) -> None:
         if found["x"].stride() != x.stride() or found["y"].stride() != x.stride():
             failures.append([tile, list(size), layout, dtype, "strides", 0, 0])
         done += 1
-    report.add("check", {"cases": done, "of": len(cases), "worst": worst, "failures": failures})
-    report.say(f"check: {done} of {len(cases)} cases, {len(failures)} failures")
-    for failure in failures[:20]:
-        report.say(f"  FAILED {failure}")
-    report.say("  worst errors: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()))
+    return done, worst, failures
+
+
+class Formula(nn.Module):
+    """The paper's formula with the layers of a block."""
+
+    def __init__(self, block: ts.TiledSqueezeExcite) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _scale(x, self.block.excite(_squeeze(x, self.block.tile, mean)), self.block.tile)
+
+
+def stress(clock: Clock, report: Report) -> None:
+    """Many launches, from two streams at once and from a graph, must give the same bits."""
+    wrong = launches = 0
+    for m in (MAPS[0], MAPS[3], MAPS[7]):
+        shape = Shape(m[0], 16, *m[1:])
+        (x,), (up,) = maps(shape, "NCHW", "float32", 1), maps(shape, "channels_last", "float32", 1)
+        module = modules_of(shape, "NCHW", "float32")["fused"]
+        with torch.no_grad():
+            first = [module(x), module(up)]
+            streams = [torch.cuda.Stream() for _ in range(2)]
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                from_graph = module(x)
+            for _ in range(40):
+                found = []
+                for stream, given in zip(streams, (x, up)):
+                    with torch.cuda.stream(stream):
+                        found.append(module(given))
+                graph.replay()
+                torch.cuda.synchronize()
+                wrong += sum(not torch.equal(a, b) for a, b in zip((*found, from_graph), (*first, first[0])))
+                launches += 3
+    report.add("stress", {"launches": launches, "different": wrong})
+    report.say(f"stress: {launches} launches, {wrong} with other bits")
 
 
 def gradients(function: Callable[[Tensor], Tensor], block: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -195,7 +236,7 @@ def timed(
             stop.synchronize()
             if turn:
                 turns[name].append(start.elapsed_time(stop) * 1e3 / sets)
-            if eager and turn and turn <= 5:
+            if eager and turn and turn <= 3:
                 torch.cuda.synchronize()
                 began = time.perf_counter()
                 for k in range(sets):
@@ -239,7 +280,6 @@ def modules_of(shape: Shape, layout: str, dtype: str, tile: str = "7xW") -> dict
             shape.channels, shape.reduced, ts.Tile.parse(tile).size(shape.height, shape.width)
         ),
         "plain": With(block, "0"),
-        "parts": With(Opaque(block), "1"),
         "fused": With(block, "1"),
     }
     return {n: m.to(DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout]) for n, m in made.items()}
@@ -280,17 +320,14 @@ def compare(clock: Clock, report: Report, repeats: int) -> None:
     """Every map, batch, type and layout, the most wanted first."""
     work = [
         (dtype, layout, batch, training, m)
-        for dtype, batches in (
-            ("float32", (32, 128)),
-            ("float16", (32, 128)),
-            ("float32", (8, 1)),
-            ("float16", (8, 1)),
+        for dtype, training, batches in (
+            ("float32", False, (32, 128)), ("float16", False, (32, 128)), ("float32", True, (32, 128)),
+            ("float32", False, (1, 8)), ("float16", True, (32, 128)), ("float32", True, (1, 8)),
         )
         for batch in batches
         for layout in LAYOUTS
-        for training in (False, True)
         for m in MAPS
-    ]
+    ]  # fmt: skip
     for dtype, layout, batch, training, (network, channels, reduced, height, width) in work:
         shape = Shape(network, batch, channels, reduced, height, width)
         size = shape.map_bytes * DTYPES[dtype].itemsize // 4
@@ -312,7 +349,8 @@ def compare_one(
     free()
     report.add(part, {
         "network": shape.network, "shape": [shape.batch, shape.channels, shape.height, shape.width],
-        "reduced": shape.reduced, "layout": layout, "dtype": dtype, "training": training, "calls": sets, "cases": result,
+        "reduced": shape.reduced, "layout": layout, "dtype": dtype, "training": training, "calls": sets,
+        "cases": result,
     })  # fmt: skip
     report.line(shape, layout, dtype, training, result)
 
@@ -325,24 +363,37 @@ def free() -> None:
 # --- compile -----------------------------------------------------------------------------------------------
 
 
+COMPILED = [(MAPS[0], 128, "NCHW", False), (MAPS[0], 128, "NCHW", True), (MAPS[0], 128, "channels_last", False),
+            (MAPS[2], 128, "NCHW", False)]  # fmt: skip
+
+
+def compiled_modules(shape: Shape, layout: str) -> dict[str, nn.Module]:
+    """torch.compile of all, ours as the formula and by name."""
+    torch._dynamo.reset()
+    made = {}
+    for name, module in modules_of(shape, layout, "float32").items():
+        inner = module.module if isinstance(module, With) else module
+        outer = torch.compile(inner, fullgraph=True)
+        made[f"compile {name}"] = With(outer, module.value) if isinstance(module, With) else outer
+    # One block serves both of ours, and a compiled function is kept by its code: compile a second one.
+    other = (
+        ts.TiledSqueezeExcite(shape.channels, shape.reduced, "7xW")
+        .to(DEVICE)
+        .to(memory_format=LAYOUTS[layout])
+    )
+    made["compile fused"] = With(torch.compile(other, fullgraph=True), "1")
+    return made
+
+
 def compiled(clock: Clock, report: Report, repeats: int) -> None:
-    """torch.compile of SE, of the paper's code and of the plain formula, for a few maps."""
-    network, *_ = MAPS[0]
-    for (network, channels, reduced, height, width), batch, training in [
-        (MAPS[1], 128, False), (MAPS[0], 128, True), (MAPS[0], 32, False), (MAPS[6], 32, False),
-    ]:  # fmt: skip
-        for layout in LAYOUTS:
-            if clock.left() < 35:
-                report.say("compile: stopped by the time limit")
-                return
-            shape = Shape(network, batch, channels, reduced, height, width)
-            torch._dynamo.reset()
-            extra = {}
-            for name, module in modules_of(shape, layout, "float32").items():
-                if name not in ("fused", "parts"):
-                    inner = module.module if isinstance(module, With) else module
-                    extra[f"compile {name}"] = torch.compile(inner, fullgraph=True)
-            compare_one(shape, layout, "float32", training, clock, report, repeats, extra, "compile")
+    """torch.compile of SE, of the paper's code and of ours, for a few maps."""
+    for m, batch, layout, training in COMPILED:
+        if clock.left() < 12:
+            report.say("compile: stopped by the time limit")
+            return
+        shape = Shape(m[0], batch, *m[1:])
+        extra = compiled_modules(shape, layout)
+        compare_one(shape, layout, "float32", training, clock, report, repeats, extra, "compile")
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -450,7 +501,7 @@ def tune(clock: Clock, report: Report, batch: int) -> None:
         if clock.left() < 4:
             report.say("tune: stopped by the time limit")
             break
-        (network, channels, reduced, height, width), layout, dtype, backward, wanted = job
+        (_, channels, reduced, height, width), layout, dtype, backward, wanted = job
         size = batch * channels * height * width * DTYPES[dtype].itemsize
         sets = max(2, sets_of(size) // (2 if backward else 1))
         for launches in (1,):
@@ -463,7 +514,8 @@ def tune(clock: Clock, report: Report, batch: int) -> None:
                 result = {"call": {"failed": str(fault)[:100]}}
             row = result["call"].get("to_copy", [99.0])[0]
             report.add("tune", {"map": [channels, reduced, height, width], "batch": batch, "layout": layout,
-                "dtype": dtype, "backward": backward, "cut": wanted, "launches": launches, "programs": cut.programs, **result["call"], "copy_us": result.get("copy", {}).get("us")})  # fmt: skip
+                "dtype": dtype, "backward": backward, "cut": wanted, "launches": launches, "programs": cut.programs,
+                **result["call"], "copy_us": result.get("copy", {}).get("us")})  # fmt: skip
             key = (channels, height, layout, dtype, backward)
             best.setdefault(key, []).append((row, wanted))
             del call, copy
@@ -483,6 +535,16 @@ def _precompile(jobs: list[tuple[str, tuple]]) -> None:
                 (call, _), cut = tune_call(job, 1, 1)
                 if cut.programs <= 132:
                     call(0)
+            elif kind == "compile":
+                m, batch, layout, training, name = job
+                shape = Shape(m[0], batch, *m[1:])
+                (x,) = maps(shape, layout, "float32", 1)
+                module = compiled_modules(shape, layout)[name]
+                if training:
+                    module(x.requires_grad_()).sum().backward()
+                else:
+                    with torch.no_grad():
+                        module(x)
             else:
                 m, layout, dtype = job
                 shape = Shape(m[0], 1, *m[1:])
@@ -507,6 +569,9 @@ def precompile(parts: list[str], processes: int) -> None:
             for layout in LAYOUTS
             for m in MAPS
         ]
+    if "compile" in parts:
+        names = ("compile SE (timm)", "compile paper", "compile plain", "compile fused")
+        jobs += [("compile", (*job, name)) for job in COMPILED for name in names]
     if not jobs or processes < 2:
         return
     context = multiprocessing.get_context("spawn")
@@ -562,7 +627,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds")
-    parser.add_argument("--parts", default="check,compare,memory,compile")
+    parser.add_argument("--parts", default="check,stress,memory,compare,compile")
     parser.add_argument("--processes", type=int, default=1, help="that compile kernels beforehand")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batch", type=int, default=64, help="of --parts tune")
@@ -581,7 +646,9 @@ def main() -> None:
     for part in parts:
         try:
             if part == "check":
-                check(clock, report)
+                check(clock, report, args.processes)
+            elif part == "stress":
+                stress(clock, report)
             elif part == "compare":
                 compare(clock, report, args.repeats)
             elif part == "compile":

@@ -68,7 +68,7 @@ def check_fused() -> int:
     import torch
 
     import tiledse as ts
-    from tiledse.op import fused
+    from tiledse.op import fused, whole
     from tiledse.op.functional import _scale, _squeeze, mean
     from tiledse.op.two_layers import two_layers
 
@@ -87,19 +87,18 @@ def check_fused() -> int:
         x = torch.randn(2, channels, *size)
         x = x.to(memory_format=torch.channels_last) if channels_last else x
         upstream = torch.randn_like(x)
-        *weights, act, gate = (
-            w.detach() if isinstance(w, torch.Tensor) else w for w in two_layers(block.excite)
-        )
-        geometry = fused.geometry(x, block.tile, reduced, act, gate)
+        layers = two_layers(block.excite)
+        layers = type(layers)(*(w.detach() for w in layers.weights), layers.act, layers.gate)
+        geometry = fused.geometry(x, block.tile, reduced, layers.act, layers.gate)
         cut = fused.cut(geometry, across, pixels, 4)
         fused.cut_of = lambda *_, cut=cut: cut
         fused.constants.cache_clear()
         leaf = x.clone().requires_grad_()
         wanted = _scale(leaf, block.excite(_squeeze(leaf, block.tile, mean)), block.tile)
         wanted.backward(upstream)
-        out, *saved = fused.forward_saving(x, tuple(weights), geometry)
+        out, *saved = whole.forward_saving(x, layers, block.tile)
         torch.testing.assert_close(out, wanted.detach())
-        found = fused.gradients(x, upstream, (weights[0], weights[2]), tuple(saved), geometry)
+        found = whole.gradients(x, upstream, layers, saved, block.tile)
         expected = [leaf.grad, *(p.grad.flatten(1) if p.dim() > 1 else p.grad for p in block.parameters())]
         for ours, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)

@@ -6,17 +6,22 @@ code is followed: rows are repeated and cropped, so row i belongs to tile i // h
 ``_squeeze`` and ``_scale`` are the formula: plain operators on views, which compilers and exporters trace and fuse.
 The public functions take it, or the same numbers faster:
 
-=======================================================  =====================================================
-while torch.compile traces, two layers as excitation      the operator by name where that is faster: library.py
-while torch.export or torch.jit traces, and torch.compile the formula
-otherwise; under torch.func, for a subclass of Tensor
-on a GPU with Triton, two layers as excitation            fused.py: one kernel, which reads the map once
-on a CPU with TILEDSE_CPP=1, row strips, two layers       compiled.py: the same, built by a C++ compiler
-no gradient is recorded                                   fast.squeeze, fast.scale: by layout and tile
-gradients, maps of half a megabyte and up                 autograd.Squeeze, autograd.Scale about the excitation
-gradients, smaller maps, or squeeze and scale alone       the fast ones; the formula's scale for ragged strips
-a squeeze that is no mean                                 the formula's squeeze, and scale as above
-=======================================================  =====================================================
+==========================================================  ====================================================
+the map and who asks                                        the way
+==========================================================  ====================================================
+torch.compile on a CPU, two layers as excitation            the operator by name where that is faster: library.py
+torch.compile else, torch.export, torch.jit, torch.func,    the formula
+a subclass of Tensor
+on a GPU with Triton: row strips, two layers (R to 128)     whole.py, fused.py: one kernel, which reads the map once
+on a CPU with TILEDSE_CPP=1: row strips, two layers         whole.py, compiled.py: the same, built by a C++ compiler
+no gradient is recorded                                     fast.squeeze, fast.scale: by layout and tile
+gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation
+gradients, smaller maps, or squeeze and scale alone         the fast ones; the formula's scale for ragged strips
+a squeeze that is no mean                                   the formula's squeeze, and scale as above
+==========================================================  ====================================================
+
+"Two layers" are 1x1 convolutions with biases, known activations and no hooks: two_layers.py. TILEDSE_TRITON=0 leaves
+Triton out, =1 takes it wherever it can run.
 """
 
 from __future__ import annotations
@@ -221,21 +226,19 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
 def library_is_on(x: Tensor) -> bool:
     """Whether a compiler or exporter gets the operator by name (library.py), not the formula.
 
-    TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it where that is faster: on a GPU, where the
-    operator's kernel reads the map once and compiled formulas twice; on a CPU for gradients, which take 4.7 to 5.5
-    copies by the operator and 9 to 10.5 compiled, and in channels_last, 1.7 and 3.9 (RegNetY-800MF's first maps, one
-    thread; in NCHW without gradients the compiled formula has 1.6 and the operator 1.8). An exported program is the
-    formula, which runs where tiledse is not installed.
+    TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it on a CPU where that is faster: for
+    gradients, which take 4.7 to 5.5 copies by the operator and 9 to 10.5 compiled, and in channels_last, 1.7 and 3.9
+    (RegNetY-800MF's first maps, one thread; in NCHW without gradients the compiled formula has 1.6 and the operator
+    1.8). On a GPU neither was measured under torch.compile. An exported program is the formula, which runs where
+    tiledse is not installed.
     """
     if torch.is_autocast_enabled(x.device.type):
         return False  # which types its layers get is autocast's choice
     asked = os.environ.get("TILEDSE_LIBRARY")
     if asked in ("0", "1"):
         return asked == "1"
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or x.device.type != "cpu":
         return False
-    if x.is_cuda:
-        return os.environ.get("TILEDSE_TRITON") != "0"
     return x.nbytes >= SMALL_BYTES and (torch.is_grad_enabled() or is_channels_last(x))
 
 

@@ -26,7 +26,8 @@ def takes(x: Tensor, tile: Tile, layers: TwoLayers) -> bool:
 def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None:
     if not fast.fused_is_on(x):
         return None
-    return fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
+    found = fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
+    return found if found is not None and (fast.kernels_are_on(x) or fused.wins(found)) else None
 
 
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
