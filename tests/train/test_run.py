@@ -116,6 +116,23 @@ def test_what_a_run_leaves(whole):
     assert list((folder / "tensorboard").iterdir())
 
 
+def test_its_weights_go_into_the_other_verbs(whole, tmp_path):
+    """A head of three classes, where the network's own has a thousand."""
+    given, folder, printed = whole
+    best = folder / "best.safetensors"
+    names = ("timm:test_efficientnet", "--weights", best, "--input", "3x32x32")
+    done = tiledse("eval", *names, "--tile", "1xW", "--data", given[3] / "val", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["n"] == 12
+    # Images are resized before the crop here, and were stretched to the input in training.
+    assert told["se"]["top1"] == pytest.approx(printed["results"][0]["best_top1"], abs=17)
+    assert_refused(
+        tiledse("find", "timm:test_byobnet", "--weights", best, "--input", "3x32x32"),
+        "do not fit the network",
+    )
+
+
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_curve(whole, tmp_path):
     given, folder, _ = whole
     process = subprocess.Popen(

@@ -167,9 +167,18 @@ def finetune(
 
 def _changes(chosen: dict[str, Any], plain: dict[str, Any]) -> list[str]:
     return [
-        f"{key} = {_json.dumps(now)} (recipe: {_json.dumps(was)})"
+        f"{key} = {_json.dumps(_said(now))} (recipe: {_json.dumps(_said(was))})"
         for key, now, was in differences(chosen, plain)
     ]
+
+
+def _said(value: Any) -> Any:
+    """A value without the keys that nobody set."""
+    if isinstance(value, list):
+        return [_said(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _said(one) for key, one in value.items() if one is not None}
+    return value
 
 
 _FINETUNE = """

@@ -51,7 +51,7 @@ def load(
             ``package.module:factory``, a callable without arguments that gives an ``nn.Module`` (the working folder is
             searched too).
         weights: A state dict, as safetensors or a torch checkpoint. Checkpoints are read without running any
-            code that they may hold.
+            code that they may hold. A timm network gets the head of as many classes as they have.
         pretrained: Take the library's own weights, from its hub.
         input_size: (C, H, W), for networks that are built for one size (EfficientDet).
 
@@ -71,6 +71,8 @@ def load(
     build = _SOURCES.get(source, _from_factory)
     model, own_size = build(name if build is _from_factory else rest, pretrained, input_size)
     if weights is not None:
+        if source == "timm":
+            _take_head(model, read_state(Path(weights)))
         load_weights(model, Path(weights))
     random = source != "zoo" and not pretrained and weights is None
     return Loaded(model.eval(), name, input_size or own_size, random)
@@ -226,6 +228,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TiledSEError(f"{path} holds no state dict; expected names and tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _take_head(model: Any, state: dict[str, Tensor]) -> None:
+    """Give a timm network a head of the classes that its weights have: those trained on one's own images."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    weight = state.get(f"{name}.weight") if isinstance(name, str) else None
+    if weight is not None and weight.ndim >= 2 and len(weight) != model.num_classes:
+        model.reset_classifier(len(weight))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
