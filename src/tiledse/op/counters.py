@@ -1,4 +1,4 @@
-"""Counters on a GPU that are zero before a kernel and set to zero again by it."""
+"""Counters on a GPU that are multiples of 256 before a kernel and after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RESERVED = 1 << 20
 
 
 class Counters:
-    """Zeros for the kernels of one GPU, without a launch that writes them.
+    """Counters for the kernels of one GPU, without a launch that sets them.
 
     Kernels of one stream run one after the other, so they share counters. A launch that is captured into a CUDA
     graph may run later, beside any other, so it gets counters that no other launch has.
@@ -45,7 +45,7 @@ _of_device: dict[torch.device, Counters] = {}
 
 
 def counters(number: int, device: torch.device) -> Tensor:
-    """At least ``number`` zeros for a kernel that leaves them zero."""
+    """At least ``number`` counters for a kernel that adds 256, or nothing, to each."""
     if device.type != "cuda":
         return torch.zeros(number, dtype=torch.int32, device=device)
     return _of_device.setdefault(device, Counters()).take(number, device)

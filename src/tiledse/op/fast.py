@@ -38,6 +38,9 @@ _TRITON = find_spec("triton") is not None
 # Longer sums are pooled by rows first and then averaged by mean, which adds in pairs: 2e-7.
 _LONGEST_SUM = 4096
 
+# Columns and patches of a map so small are pooled in NCHW, too: one call takes less than the two passes.
+_FEW_ELEMENTS = 1 << 17
+
 # A product of this size stays in the L2 or L3 cache until it is summed: 1.5 copies for ``dot``, not 2.0 - 2.7.
 _PIECE_BYTES = 1 << 20
 
@@ -87,7 +90,7 @@ def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
 
 
 def _means(x: Tensor, tall: int, wide: int) -> Tensor:
-    if x.device.type == "cpu" and is_channels_last(x):
+    if x.device.type == "cpu" and (is_channels_last(x) or (wide < x.shape[3] and x.numel() < _FEW_ELEMENTS)):
         return _pool(x, tall, wide)
     return _rows_then_columns(x, tall, wide)
 
@@ -155,6 +158,8 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
         out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
         return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *_scaled_tile(tile, x))
     if not inplace and fills_strips(tile, x):
+        if gates.shape[2:] == (1, 1):
+            return x * gates
         ((rows, gate),) = _along_rows(gates, tile, x)
         return (_strips(x, rows) * gate).view(x.shape)
     return scale_into(x if inplace else torch.empty_like(x, dtype=gates.dtype), x, gates, tile)
@@ -186,16 +191,23 @@ def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Ten
     tall, wide = _scaled_tile(tile, x)
     last = is_channels_last(x)
     if wide < width and wide > 1:
-        grid = grid.permute(0, 2, 3, 1) if last else grid
-        repeated = grid.unsqueeze(3 if last else 4)
-        shape = (-1, -1, -1, wide, -1) if last else (-1, -1, -1, -1, wide)
+        n, channels, down, across = grid.shape
         # One row of values for a row of tiles: 1/h of the map, and whole rows are multiplied at once.
-        grid = repeated.expand(shape).flatten(2, 3) if last else repeated.expand(shape).flatten(3)
-        grid = (grid.permute(0, 3, 1, 2) if last else grid).narrow(3, 0, width)
+        if last:
+            grid = grid.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, wide, -1)
+            grid = grid.reshape(n, down, across * wide, channels).permute(0, 3, 1, 2)
+        else:
+            grid = grid.unsqueeze(4).expand(-1, -1, -1, -1, wide).reshape(n, channels, down, across * wide)
+        if across * wide > width:
+            grid = grid.narrow(3, 0, width)
     elif last:
         grid = grid.contiguous(memory_format=torch.channels_last)
+    runs = spans(height, tall)
+    if len(runs) == 1:
+        yield runs[0], grid.unsqueeze(3)
+        return
     row = 0
-    for rows in spans(height, tall):
+    for rows in runs:
         yield rows, grid.narrow(2, row, rows.number).unsqueeze(3)
         row += rows.number
 

@@ -12,7 +12,7 @@ the map and who asks                                        the way
 torch.compile on a CPU, two layers as excitation            the operator by name where that is faster: library.py
 torch.compile else, torch.export, torch.jit, torch.func,    the formula
 a subclass of Tensor
-on a GPU with Triton: row strips, two layers (R to 128)     whole.py, fused.py: one kernel, which reads the map once
+on a GPU with Triton: row strips, two layers (R to 256)     whole.py, fused.py: one kernel, which reads the map once
 on a CPU with TILEDSE_CPP=1: row strips, two layers         whole.py, compiled.py: the same, built by a C++ compiler
 no gradient is recorded                                     fast.squeeze, fast.scale: by layout and tile
 gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation

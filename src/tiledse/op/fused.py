@@ -74,12 +74,13 @@ def geometry(x: Tensor, tile: Tile, reduced: int, act: str, gate: str) -> Geomet
 
 
 def wins(geometry: Geometry) -> bool:
-    """Whether the kernel was faster than plain PyTorch on an H100: row strips (HxW among them), R up to 128.
+    """Whether the kernel is taken unasked: row strips, HxW among them, where the hidden layer is not too wide.
 
-    7xW in float32 takes 1.1 to 2.4 copies and PyTorch 1.9 to 8.5 (32 images, no launch gaps); with the 168 of
-    MobileNetV3-L's last maps both take 1.9 to 2.0. Columns and patches were checked there, and not timed.
+    7xW in float32, 32 images on an H100: forward 1.06 to 2.08 copies, PyTorch 1.9 to 9.0; a training step 2.7 to 6.7 of
+    them, PyTorch 6.7 to 16.6 (benchmarks/results/h100.txt; R up to 168). Columns and patches were checked there, and
+    not timed.
     """
-    return geometry.wide == geometry.width and geometry.reduced <= 128
+    return geometry.wide == geometry.width and geometry.reduced <= 256
 
 
 @lru_cache(maxsize=512)
@@ -91,7 +92,7 @@ def cut_of(geometry: Geometry, dtype: torch.dtype) -> Cut:
     """
     last = geometry.strides[0] == 1
     wide_weights = geometry.reduced > 128  # 8 warps hold them
-    pixels = min(_power(geometry.tall * geometry.wide), 1024 if wide_weights else 512 if last else 2048)
+    pixels = min(_power(geometry.tall * geometry.wide), 512 if last else 1024 if wide_weights else 2048)
     elements = 1 << 14 if wide_weights else 1 << 13 if pixels >= 512 else 1 << 12
     channels = max(elements // pixels, (32 if dtype.itemsize == 2 else 16) if last else 1)
     while cut(geometry, channels, pixels, 4).programs > _MOST_PROGRAMS and channels < geometry.channels:
@@ -177,7 +178,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _exchange(x: Tensor, tiles: int, g: Geometry, cut: Cut, launches: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for what programs give, for their sums, and for the count of those that have given."""
     room = torch.empty(tiles * (cut.programs + 1), g.reduced, dtype=torch.float32, device=x.device)
-    ready = counters(2 * tiles, x.device) if launches == 1 else room
+    ready = counters(tiles, x.device) if launches == 1 else room
     return room[tiles:], room[:tiles], ready
 
 

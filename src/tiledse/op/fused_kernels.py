@@ -122,27 +122,32 @@ def _taken(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _wait(  # type: ignore[no-untyped-def]
-    partial, sums, ready, t, R: tl.constexpr, G: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
+    partial, sums, ready, t, q, R: tl.constexpr, G: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """Say that this program has given, and wait until all G have; with ONCE, until the last has summed as well."""
+    """Say that this program has given, and wait until all G have; with ONCE, until the last has summed as well.
+
+    A launch adds 256 to the counter of each tile, the first program what the others leave. So every launch finds a
+    multiple of 256 and waits for the next, and nobody has to set counters back.
+    """
     tl.debug_barrier()
-    before = tl.atomic_add(ready + 2 * t, 1, sem="acq_rel")
+    mine = 1
+    if q == 0:
+        mine = 257 - G - ONCE
+    before = tl.atomic_add(ready + t, mine, sem="acq_rel")
+    end = before - (before & 255) + 256
     if ONCE:
-        if before == G - 1:
+        if before + mine == end - 1:
             tl.debug_barrier()
             for r0 in range(0, R, BLOCK_R):
                 r = r0 + tl.arange(0, BLOCK_R)
                 tl.store(sums + t * R + r, _taken(partial, t, r, R, G, BLOCK_G), mask=r < R)
             tl.debug_barrier()
-            tl.atomic_add(ready + 2 * t, 1, sem="release")
-    while tl.atomic_add(ready + 2 * t, 0, sem="acquire") < G + ONCE:
+            tl.atomic_add(ready + t, 1, sem="release")
+    # The difference, because a counter overflows after 16 million launches.
+    while tl.atomic_add(ready + t, 0, sem="acquire") - end < 0:
         pass
     tl.debug_barrier()
-    # The last to leave sets both counters to zero for the next launch.
-    if tl.atomic_add(ready + 2 * t + 1, 1, sem="relaxed") == G - 1:
-        tl.store(ready + 2 * t, 0)
-        tl.store(ready + 2 * t + 1, 0)
 
 
 @triton.jit
@@ -195,7 +200,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
                 given = tl.sum(w.to(tl.float32) * z[None, :], 1)
                 tl.store(partial + (t * G + q) * R + r0 + r, given, mask=r0 + r < R)
         if PHASE == 0 and (G > 1 or not WHOLE):
-            _wait(partial, sums, ready, t, R, G, ONCE, BLOCK_R, BLOCK_G)
+            _wait(partial, sums, ready, t, q, R, G, ONCE, BLOCK_R, BLOCK_G)
     if PHASE != 1:
         a2 = tl.load(b2 + c, mask=c < C, other=0.0).to(tl.float32)
         if WHOLE:
@@ -256,7 +261,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
                 given = tl.sum(w.to(tl.float32) * to_a2[None, :], 1)
                 tl.store(partial + (t * G + q) * R + r0 + r, given, mask=r0 + r < R)
         if PHASE == 0 and (G > 1 or not WHOLE):
-            _wait(partial, sums, ready, t, R, G, ONCE, BLOCK_R, BLOCK_G)
+            _wait(partial, sums, ready, t, q, R, G, ONCE, BLOCK_R, BLOCK_G)
     elif WHOLE:
         down = _weight(w1, c, r, C, R, 1, C)
     if PHASE != 1:
