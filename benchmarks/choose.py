@@ -2,12 +2,14 @@
 
     python benchmarks/choose.py mobilenet --shared ../shared -o results/choose --cache DIR
     python benchmarks/choose.py centernet --shared ../shared -o results/choose --cache DIR
+    python benchmarks/choose.py centernet -o results/choose --draw        # the recorded figures, as a picture
 
 mobilenet: 1300 ImageNet validation images, cut into two halves by numpy's generator with seed 0. Each half is judged
 with the plans and numbers chosen on the other half (400 images to calibrate, 250 to choose), and both are counted
-together. centernet: chosen on 128 images of COCO train2017 (80 to calibrate, 48 to choose, seed 0; no label is used;
-each block is calibrated alone, to save time), judged on 128 of val2017. Each step is kept in --cache when it is
-done, and a run that was cut off goes on.
+together. centernet: chosen on 128 images of COCO train2017 (80 to calibrate, 48 to choose, seed 0; no label is used),
+judged on 128 of val2017. Each block alone is measured on the images to choose with (mobilenet: on 125 of them); plans
+are calibrated block after block, on what the earlier tiled blocks give. Each step is kept in --cache when it is done,
+and a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -17,22 +19,25 @@ import csv
 import json
 import pickle
 import platform
+import re
 import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from tiledse import Tile
+from tiledse.choose.budget import gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate, calibrate_alone
-from tiledse.choose.evaluation import Evaluator
+from tiledse.choose.evaluation import Evaluated, Evaluator
 from tiledse.choose.exact import best_choices
 from tiledse.choose.network import OnnxNetwork
-from tiledse.choose.search import buffer_of, only, options_of
+from tiledse.choose.search import Found, only, options_of
 from tiledse.correction import Correction
 from tiledse.files import written_whole
 from tiledse.measure.classification import Classification
@@ -43,11 +48,13 @@ from tiledse.measure.statistics import bootstrap_interval, resampled_weights
 from tiledse.measure.tasks import Paired
 from tiledse.onnx import load
 from tiledse.onnx.probe import Matrices, ProbedModule
+from tiledse.report.choose import draw_front
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.centernet import adapter
 
 HEIGHTS = (1, 2, 3, 4, 7, 14, 28)
+CALIBRATED = ("1xW:running", "3xW:running", "7xW:running", "7xW")
 
 
 def subset(images: ListedImages, chosen: np.ndarray) -> ListedImages:
@@ -103,7 +110,7 @@ def searched(network, options, divergences, budgets):
     return found
 
 
-def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, heights, in_order):
+def choose(network, fit_images, task, few, batch, cache, log, heights):
     """All plans of one fold, from images that it is not judged on."""
     plan = network.plan
 
@@ -116,13 +123,6 @@ def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, 
     evaluator = Evaluator(network, task, Evaluations(cache), few=few, batch_size=batch)
     alone_fits = calibrate_alone(network, options, inputs)
     log("calibrated each block alone")
-
-    def calibrated(given):
-        """Block after block, or, where that takes too long here, each as it was fitted alone."""
-        if in_order:
-            return calibrate(network, given, inputs)
-        known = [dict(zip(own, fits)) for own, fits in zip(options, alone_fits)]
-        return replace(given, corrections=tuple(fits.get(t) for fits, t in zip(known, given.tiles)))
 
     divergences = {}
     for kind in ("as is", "calibrated"):
@@ -137,7 +137,7 @@ def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, 
             )
         )
         divergences[kind] = [[next(flat) for _ in own] for own in options]
-    seven = buffer_of(plan.with_tile("7xW"))
+    seven = gate_buffer(plan.with_tile("7xW"))
     budgets = {"at 7xW's buffer": seven, "at a seventh": seven // 7, "at half": seven // 2}
     forms = {"gates of the mean descriptor": no_attention(network, inputs)}
     for text in ("1xW", "3xW", "7xW", "1xW:running", "3xW:running", "7xW:running", "7xW:upper", "7xW:middle"):
@@ -148,9 +148,9 @@ def choose(network, fit_images, task, few, batch, cache, log, calibrated_tiles, 
             if kind == "as is":
                 forms[f"searched {name}"] = found
             else:
-                forms[f"searched {name}, calibrated"] = calibrated(found)
-    for text in calibrated_tiles:
-        forms[f"{text}, calibrated"] = calibrated(plan.with_tile(text))
+                forms[f"searched {name}, calibrated"] = calibrate(network, found, inputs)
+    for text in CALIBRATED:
+        forms[f"{text}, calibrated"] = calibrate(network, plan.with_tile(text), inputs)
         log(f"calibrated {text}")
     options_record = [
         {"block": b.name, "tiles": [str(t) for t in own], **{k: d[n] for k, d in divergences.items()}}
@@ -173,9 +173,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("network", choices=["mobilenet", "centernet"])
-    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, help="folder with models and data")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for results")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for what is kept between runs")
+    parser.add_argument("--cache", type=Path, help="folder for what is kept between runs")
+    parser.add_argument("--draw", action="store_true", help="only draw what is recorded in the folder")
     parser.add_argument(
         "--share", type=int, default=0, help="take every other step, from this one; write nothing"
     )
@@ -183,6 +184,11 @@ def main() -> None:
         "--shares", type=int, default=1, help="processes that share the work over one --cache"
     )
     args = parser.parse_args()
+    if args.draw:
+        draw(args.output / f"{args.network}.json")
+        return
+    if args.shared is None or args.cache is None:
+        parser.error("--shared and --cache are needed to measure")
     torch.set_num_threads(1)
     started = time.time()
 
@@ -200,8 +206,7 @@ def main() -> None:
         drawn = np.random.default_rng(0).permutation(len(images.files))
         halves = drawn[:650], drawn[650:]
         folds = [(halves[1 - i][:400], halves[1 - i][400:], halves[i]) for i in (0, 1)]
-        batch, few, calibrated_tiles = 16, 125, ("1xW:running", "3xW:running", "7xW:running", "7xW")
-        heights, in_order = HEIGHTS, True
+        batch, few, heights = 16, 125, HEIGHTS
         sets = [
             (subset(images, a), Classification(subset(images, b)), subset(images, c)) for a, b, c in folds
         ]
@@ -213,8 +218,7 @@ def main() -> None:
         other = CocoImages(args.shared / "data/coco128/instances_train.json", detector)
         task = Detection(images, detector)
         drawn = np.random.default_rng(0).permutation(len(other.files))
-        batch, few, calibrated_tiles = 1, 16, ("1xW:running", "7xW:running")
-        heights, in_order = (1, 2, 4, 7, 14), False
+        batch, few, heights = 1, None, (1, 2, 4, 7, 14)
         sets = [(subset(other, drawn[:80]), Classification(subset(other, drawn[80:])), images)]
         order = np.arange(len(images.files))
     chosen = []
@@ -223,9 +227,7 @@ def main() -> None:
         if not kept.exists() and len(sets) > 1 and number % args.shares != args.share:
             continue
         if not kept.exists():
-            forms = choose(
-                network, fit_images, choice, few, batch, args.cache, log, calibrated_tiles, heights, in_order
-            )
+            forms = choose(network, fit_images, choice, few, batch, args.cache, log, heights)
             with written_whole(kept) as part:
                 part.write_bytes(pickle.dumps(forms))
         chosen.append(pickle.loads(kept.read_bytes()))
@@ -294,7 +296,7 @@ def write(args, network, task, chosen, results, choice_divergence):
                 "form": name,
                 "buffer": ""
                 if "TLC" in name
-                else "/".join(str(b) for b in dict.fromkeys(map(buffer_of, plans))),
+                else "/".join(str(b) for b in dict.fromkeys(map(gate_buffer, plans))),
                 "numbers": "/".join(str(sum(c.numbers for c in p.corrections if c)) for p in plans[:1]),
                 task.metric: round(task.score(rows)[task.metric], 3),
                 "drop": round(paired.drop, 3),
@@ -310,7 +312,7 @@ def write(args, network, task, chosen, results, choice_divergence):
         ("7xW", "searched at 7xW's buffer"), ("7xW", "searched at 7xW's buffer, calibrated"),
         ("7xW", "searched at a seventh"), ("7xW", "searched at a seventh, calibrated"),
         ("1xW:running", "1xW:running, calibrated"), ("3xW:running", "3xW:running, calibrated"),
-        ("7xW:running", "7xW:running, calibrated"),
+        ("7xW:running", "7xW:running, calibrated"), ("7xW", "7xW, calibrated"),
     ):  # fmt: skip
         if first in results and second in results:
             paired = pair(task, known, results, first, second)
@@ -348,6 +350,34 @@ def write(args, network, task, chosen, results, choice_divergence):
     }
     with written_whole(args.output / f"{args.network}.json") as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
+    draw(args.output / f"{args.network}.json")
+
+
+def draw(path: Path) -> None:
+    """The recorded forms as ``tiledse search --plot`` draws them; each is one point, from the images to judge on."""
+    record = json.loads(path.read_text())
+    points = []
+    for form in record["forms"]:
+        name, _, suffix = form["form"].partition(", ")
+        uniform = re.fullmatch(r"[137]xW(:running)?", name)
+        if not (uniform or name.startswith("searched") or name == "SE"):
+            continue
+        tile = Tile.parse(name) if uniform else Tile(None, None)
+        bounds = (form["drop_low"], form["drop_high"])
+        points.append(
+            SimpleNamespace(
+                kind="uniform" if uniform else "front",
+                calibrated=suffix == "calibrated",
+                plan=SimpleNamespace(tiles=(tile,)),
+                buffer=int(str(form["buffer"]).partition("/")[0]),
+                measured=Evaluated(0.0, record["n"], {}, form["drop"], bounds),
+                name=form["form"],
+            )
+        )
+    points.sort(key=lambda p: p.buffer)
+    chosen = next(p for p in points if p.name == "searched at 7xW's buffer, calibrated")
+    found = Found(tuple(points), chosen, record["metric"], record["n"], (), 0)
+    draw_front(found, path.with_suffix(".png"), f"{path.stem}, other images than those chosen on")
 
 
 if __name__ == "__main__":

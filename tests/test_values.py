@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,15 @@ def test_choosing_tiles():
     assert [str(t) for t in plan.with_tile("7xW", "s2.*").tiles] == ["HxW", "HxW", "7xW", "7xW"]
     assert [str(t) for t in plan.first(3, "1xW").tiles] == ["1xW", "1xW", "1xW", "HxW"]
     assert plan.stages == {"s1": ("s1.b0.se", "s1.b1.se"), "s2": ("s2.b0.se", "s2.b1.se")}
+    assert [str(t) for t in plan.with_tile("7xW", "s2[./]*").tiles] == ["HxW", "HxW", "7xW", "7xW"]
+    names = [f"/blocks/blocks.{i // 2 + 1}/blocks.{i // 2 + 1}.{i % 2}/se/ReduceMean" for i in range(4)]
+    exported = replace(
+        plan, blocks=tuple(replace(b, name=n) for b, n in zip(plan.blocks, names, strict=True))
+    )
+    assert exported.stages == {"/blocks/blocks.1": tuple(names[:2]), "/blocks/blocks.2": tuple(names[2:])}
+    assert [str(t) for t in exported.with_tile("7xW", "/blocks/blocks.2[./]*").tiles] == ["HxW"] * 2 + [
+        "7xW"
+    ] * 2
     assert plan.tiles == plan_of().tiles, "a plan is a value: choosing tiles makes another"
 
 

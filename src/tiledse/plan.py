@@ -147,14 +147,14 @@ class Plan:
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Names of the blocks by stage, for ``with_tile(tile, f"{stage}.*")``.
+        """Names of the blocks by stage, for ``with_tile(tile, f"{stage}[./]*")``.
 
-        A stage is the part of a block's name up to its first number: ``s3`` of ``s3.b2.se``,
-        ``blocks.4`` of ``blocks.4.1.se``.
+        A stage is the part of a block's name up to its first number at the end of a part: ``s3`` of ``s3.b2.se``,
+        ``blocks.4`` of ``blocks.4.1.se``, ``/blocks/blocks.4`` of ``/blocks/blocks.4/blocks.4.1/se/ReduceMean``.
         """
         stages: dict[str, list[str]] = {}
         for block in self.blocks:
-            match = re.match(r".*?\d+(?=\.|$)", block.name)
+            match = re.match(r".*?\d+(?=[./]|$)", block.name)
             stages.setdefault(match.group() if match else block.name, []).append(block.name)
         return {stage: tuple(names) for stage, names in stages.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from PIL import Image
 import tiledse as ts
 from tests.choose.networks import SIZE, images, small
 from tests.cli.running import assert_refused, tiledse
+from tiledse.choose.budget import Order, gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.network import TorchNetwork
-from tiledse.choose.search import buffer_of, search
+from tiledse.choose.search import search
 from tiledse.measure.classification import Classification
 from tiledse.measure.images import ImageSet, ListedImages, Sample
+from tiledse.stream.minimum import PipelineBuffer
 from tiledse.tile import Tile
 
 TILES = [Tile.parse(t) for t in ("1xW:running", "4xW:running", "4xW", "7xW:running")]
@@ -40,10 +43,15 @@ class Counted(TorchNetwork):
     """Counts the plans that were run."""
 
     runs = 0
+    looks = 0
 
     def run(self, plan):
         self.runs += 1
         return super().run(plan)
+
+    def rows(self, plan, blocks):
+        self.looks += len(blocks) < len(plan)  # all blocks at once: each alone, which is one pass
+        return super().rows(plan, blocks)
 
 
 def evaluator(folder, network=None, data: ImageSet | None = None) -> Evaluator:
@@ -56,7 +64,7 @@ def evaluator(folder, network=None, data: ImageSet | None = None) -> Evaluator:
 def test_the_chosen_plan_keeps_the_budget_and_is_the_best_measured(tmp_path):
     judge = evaluator(tmp_path)
     plan = judge.network.plan
-    budget = buffer_of(plan.with_tile("7xW"))
+    budget = gate_buffer(plan.with_tile("7xW"))
     found = search(judge, max_buffer=budget, tiles=TILES, uniform=[Tile.parse("7xW")])
     within = [p for p in found.points if p.buffer <= budget]
     assert found.chosen.buffer <= budget
@@ -79,13 +87,47 @@ def test_a_drop_is_kept_with_less_buffer_than_plain_se(tmp_path):
     judge = evaluator(tmp_path)
     found = search(judge, max_drop=10.0, tiles=TILES)
     assert found.chosen.measured.drop <= 10
-    assert found.chosen.buffer < buffer_of(judge.network.plan)
+    assert found.chosen.buffer < gate_buffer(judge.network.plan)
+
+
+def test_a_budget_of_the_whole_pipeline_is_kept_as_the_simulator_counts(tmp_path):
+    judge = evaluator(tmp_path)
+    model, plan = judge.network.model, judge.network.plan
+    order = Order("pipeline", PipelineBuffer(model, plan))
+    least, most = (order.of(plan.with_tile(t)) for t in ("1xW", "HxW"))
+    budget = (least + most) // 2
+    found = search(judge, max_buffer=budget, tiles=TILES, uniform=[Tile.parse("7xW")], order=order)
+    assert found.order == "pipeline"
+    assert found.chosen.buffer <= budget
+    for point in found.points:
+        assert point.buffer == ts.simulate(model, point.plan, fifos="minimum").fifo > gate_buffer(point.plan)
+    # No plan of these tiles that fits has a smaller sum of divergences.
+    alone = [[d for _, _, d in own] for own in found.options]
+    tiles = [[t for t, _, _ in own] for own in found.options]
+    sums = [
+        (alone[0][a] + alone[1][b], order.of(replace(plan, tiles=(tiles[0][a], tiles[1][b]))))
+        for a in range(len(tiles[0]))
+        for b in range(len(tiles[1]))
+    ]
+    best = min(cost for cost, held in sums if held <= budget)
+    measured = [
+        sum(alone[n][tiles[n].index(t)] for n, t in enumerate(p.plan.tiles))
+        for p in found.points
+        if p.kind == "front" and p.buffer <= budget
+    ]
+    assert min(measured) == pytest.approx(best)
+    with pytest.raises(ts.TiledSEError, match=f"the smallest plan of these tiles holds {least} elements"):
+        search(judge, max_buffer=least - 1, tiles=TILES, order=order)
+    with pytest.raises(
+        ts.TiledSEError, match="has the tile Hx4: the pipeline's buffer is counted for strips"
+    ):
+        search(judge, max_buffer=budget, tiles=TILES, order=order, uniform=[Tile.parse("Hx4")])
 
 
 def test_calibration_takes_part_and_is_kept_only_where_it_is_better(tmp_path):
     judge = evaluator(tmp_path)
     other = evaluator(tmp_path, judge.network, Drawn(images(64, seed=2)))
-    budget = buffer_of(judge.network.plan.with_tile("4xW"))
+    budget = gate_buffer(judge.network.plan.with_tile("4xW"))
     found = search(judge, max_buffer=budget, tiles=TILES, fitted_on=other)
     assert any(p.calibrated for p in found.points)
     best = min((p for p in found.points if p.buffer <= budget), key=lambda p: p.measured.divergence)
@@ -109,9 +151,27 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert search(evaluator(tmp_path, network), max_buffer=10**6, tiles=TILES).to_dict() == first.to_dict()
 
 
+def test_what_was_calibrated_is_not_calibrated_again(tmp_path):
+    network = Counted(small(), SIZE)
+
+    def found():
+        other = evaluator(tmp_path, network, Drawn(images(64, seed=2)))
+        return search(evaluator(tmp_path, network), max_buffer=2000, tiles=TILES, fitted_on=other)
+
+    first, looks = found().to_dict(), network.looks
+    assert looks > 4
+    assert found().to_dict() == first
+    assert network.looks == looks
+    for file in tmp_path.iterdir():
+        if '"corrections"' in file.read_text():
+            file.write_text(file.read_text().replace('"own": "', '"own": "A'))
+    assert found().to_dict() == first
+    assert network.looks == 2 * looks
+
+
 def test_wrong_use(tmp_path):
     judge = evaluator(tmp_path)
-    least = buffer_of(judge.network.plan.with_tile("1xW"))
+    least = gate_buffer(judge.network.plan.with_tile("1xW"))
     with pytest.raises(ts.TiledSEError, match=f"the smallest plan of these tiles holds {least} elements"):
         search(judge, max_buffer=least - 1, tiles=TILES)
     with pytest.raises(ts.TiledSEError, match="give one budget"):
@@ -169,6 +229,18 @@ def test_search_command(folder):
     assert table.code == 0
     assert "chosen" in table.out
     assert "percentage points" in table.out
+    pipeline = tiledse(*given, "--max-buffer", 5000, "--buffer", "pipeline", "-o", "plan4.json")
+    assert pipeline.code == 0, pipeline.err
+    assert "gates" in pipeline.out
+    held = ts.simulate(small(), ts.Plan.load("plan4.json"), fifos="minimum").fifo
+    assert f"{held:,}" in pipeline.out
+    assert held <= 5000
+    assert_refused(
+        tiledse(
+            "search", "net.onnx", "--data", "data", "--max-buffer", 9, "--buffer", "pipeline", "-o", "p.json"
+        ),
+        "--buffer pipeline counts the rows of a PyTorch network, and net.onnx is an ONNX file",
+    )
     refused = tiledse(*given, "--max-buffer", 3, "-o", "plan3.json")
     assert_refused(refused, "the smallest plan of these tiles holds")
     assert not (folder / "plan3.json").exists()

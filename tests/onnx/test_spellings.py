@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -87,6 +88,31 @@ def test_one_file_serves_every_size(tile):
         plan = find(model, (3, *size)).with_tile(tile)
         report = verify(model, converted, plan)
         assert report.worst_block < 2e-6, size
+
+
+def operators(model) -> set[str]:
+    return {node.op_type for node in model.ir.graph}
+
+
+@pytest.mark.parametrize("tile", ["4xW:running", "5xW:running"])
+def test_running_means_need_cumsum_only_where_the_height_is_free(tile):
+    for free, sums in (
+        ((True, False, False), False),
+        ((True, False, True), False),
+        ((True, True, True), True),
+    ):
+        _, _, converted = check(se_net("mean", "conv", free=free), tile)
+        assert ("CumSum" in operators(converted)) == sums
+        assert ("MatMul" in operators(converted)) != sums
+
+
+def test_a_product_by_another_matrix_is_no_running_strip():
+    model = from_proto(se_net("gap", "conv"))
+    converted = convert(model, find(model).with_tile("4xW:running"))
+    matrix = next(node for node in converted.ir.graph if node.op_type == "MatMul").inputs[1]
+    matrix.const_value = ir.tensor(matrix.const_value.numpy() * 1.1, name=matrix.name)
+    again = find(from_proto(ir.to_proto(converted.ir)))
+    assert not any(tile.squeeze == "running" for tile in again.tiles)
 
 
 def test_the_numbers_are_those_of_numpy_loops():

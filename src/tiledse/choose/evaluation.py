@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..correction import Correction
 from ..errors import TiledSEError
 from ..measure.images import Batch, ListedImages, stack
 from ..measure.tasks import Paired, Progress, Task, check_finite
 from ..plan import Plan
 from .cache import Digest, Evaluations
+from .calibration import PRIOR, calibrate
 from .divergence import divergence
 from .network import Network
 
@@ -78,6 +80,19 @@ class Evaluator:
         """All images, in batches, without their labels."""
         for batch in self._batches(False):
             yield batch.inputs
+
+    def calibrated(self, plan: Plan, prior: float = PRIOR) -> Plan:
+        """The plan with corrections fitted on all images; they are kept as evaluations are."""
+        key = self.evaluations.key(self.network, plan, f"calibration {prior}", self._digest(False))
+        try:
+            stored = (self.evaluations.read(key) or {})["corrections"]
+            corrections = tuple(None if c is None else Correction.from_dict(c) for c in stored)
+            return replace(plan, corrections=corrections)
+        except (KeyError, TypeError, ValueError, TiledSEError):  # not kept, or cut off
+            found = calibrate(self.network, plan, self.inputs, prior=prior)
+        numbers = [None if c is None else c.to_dict() for c in found.corrections]
+        self.evaluations.write(key, {"corrections": numbers})
+        return found
 
     def _evaluate(
         self, plans: Sequence[Plan], few: bool, scored: bool, progress: Progress | None
@@ -143,6 +158,11 @@ class Evaluator:
                 return
 
     def _key(self, plan: Plan, few: bool, scored: bool) -> str:
+        measure = f"{self.task.name} {'scored' if scored else 'divergence'}"
+        return self.evaluations.key(self.network, plan, measure, self._digest(few))
+
+    def _digest(self, few: bool) -> str:
+        """A hash of the images and of what is known of them."""
         if few not in self._digests:
             digest = Digest()
             for batch in self._batches(few):
@@ -156,8 +176,7 @@ class Evaluator:
             truth = getattr(getattr(self.task.images, "truth", None), "dataset", None)
             digest.add(repr(truth))
             self._digests[few] = digest.text()
-        measure = f"{self.task.name} {'scored' if scored else 'divergence'}"
-        return self.evaluations.key(self.network, plan, measure, self._digests[few])
+        return self._digests[few]
 
 
 def _evaluated(data: dict[str, Any]) -> Evaluated:

@@ -13,7 +13,8 @@ from ..correction import Correction
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
-from .calibration import calibrate, calibrate_alone
+from .budget import GATES, Order, fitting, gate_buffer, shares, with_tiles
+from .calibration import calibrate_alone
 from .evaluation import Evaluated, Evaluator
 from .exact import Choice, best_choices
 
@@ -33,9 +34,8 @@ class Point:
     Args:
         kind: ``uniform``: one tile for all blocks. ``front``: from the search.
         plan: The plan.
-        buffer: Sum of the gate buffers, in elements.
+        buffer: What the budget counts, in elements: the sum of the gate buffers, or the whole pipeline's.
         measured: On the images.
-        calibrated: Whether it has corrections.
     """
 
     kind: str
@@ -56,6 +56,7 @@ class Point:
             "tiles": [str(tile) for tile in self.plan.tiles],
             "calibrated": self.calibrated,
             "buffer": self.buffer,
+            "gate_buffer": gate_buffer(self.plan),
             "divergence": m.divergence,
             "drop": m.drop,
             "drop_ci95": None if m.drop_ci95 is None else list(m.drop_ci95),
@@ -71,8 +72,10 @@ class Found:
         chosen: The point that is taken.
         metric: What drops are drops of; "" without labels.
         n: Images that the points were measured on.
-        options: For each block, its tiles with buffer and divergence alone.
-        choices: Number of choices that no other beats, by the summed divergences.
+        options: For each block, its tiles with their share of the buffer, and the divergence of each alone.
+        choices: Number of choices that no other beats, by the sums of shares and divergences.
+        order: What ``buffer`` counts: ``gates`` or ``pipeline``.
+        rest: Elements that are held whatever the tiles are; 0 for gates.
     """
 
     points: tuple[Point, ...]
@@ -81,6 +84,8 @@ class Found:
     n: int
     options: tuple[tuple[tuple[Tile, int, float], ...], ...]
     choices: int
+    order: str = GATES.name
+    rest: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the keys of the command."""
@@ -88,6 +93,8 @@ class Found:
         return {
             "metric": self.metric,
             "n": self.n,
+            "buffer_of": self.order,
+            "rest": self.rest,
             "points": [point.to_dict() for point in self.points],
             "chosen": {**chosen, "plan": self.chosen.plan.to_dict()},
             "choices": self.choices,
@@ -99,11 +106,6 @@ class Found:
                 for block, own in zip(self.chosen.plan.blocks, self.options, strict=True)
             ],
         }
-
-
-def buffer_of(plan: Plan) -> int:
-    """Sum of the gate buffers of a plan, in elements (the paper's, section 3.2)."""
-    return sum(tile.buffer(b.channels, b.height, b.width) for b, tile in plan)
 
 
 def options_of(plan: Plan, tiles: Sequence[Tile]) -> list[list[Tile]]:
@@ -136,6 +138,7 @@ def search(
     tiles: Sequence[Tile] | None = None,
     uniform: Sequence[Tile] = (),
     fitted_on: Evaluator | None = None,
+    order: Order = GATES,
     titled: Titled | None = None,
 ) -> Found:
     """Choose a tile for each block.
@@ -146,12 +149,14 @@ def search(
 
     Args:
         evaluator: The network and the images.
-        max_buffer: Elements that the gates may hold in all.
+        max_buffer: Elements that may be held in all.
         max_drop: Percentage points of the task's metric that may be lost on the images; needs labels.
         tiles: What a block may be given, besides ``HxW``; ``default_tiles`` if left out. Strips of rows.
         uniform: Tiles that are also measured for all blocks at once, to compare with.
         fitted_on: Images to calibrate on, other ones than the evaluator's: each block alone, then the plans that are
             measured. Left out, nothing is calibrated.
+        order: What is counted as buffer: ``GATES``, or what counts a whole pipeline. Every plan is counted as a whole;
+            sums of the blocks' shares only guide the choice.
         titled: Makes the progress of a step from its title.
 
     Raises:
@@ -171,11 +176,10 @@ def search(
             )
     plan = network.plan
     given = options_of(plan, tiles)
-    buffers = [
-        [t.buffer(b.channels, b.height, b.width) for t in own]
-        for b, own in zip(plan.blocks, given, strict=True)
-    ]
-    least = sum(min(own) for own in buffers)
+    for tile in uniform:
+        order.of(plan.with_tile(tile))  # what cannot be counted is refused before anything is measured
+    rest, buffers = shares(plan, given, order)
+    least = rest + sum(min(own) for own in buffers)
     if max_buffer is not None and max_buffer < least:
         raise TiledSEError(
             f"--max-buffer {max_buffer}: the smallest plan of these tiles holds {least} elements; give more, or "
@@ -199,19 +203,21 @@ def search(
         costs[number][option] = cost
     choices = best_choices([list(zip(b, c, strict=True)) for b, c in zip(buffers, costs, strict=True)])
 
-    def made(choice: Choice) -> Plan:
-        return replace(plan, tiles=tuple(own[o] for own, o in zip(given, choice.options, strict=True)))
+    def made(options: Sequence[int]) -> Plan:
+        return with_tiles(plan, [own[o] for own, o in zip(given, options, strict=True)])
 
-    measure = _Measure(evaluator, fitted_on, titled)
+    measure = _Measure(evaluator, fitted_on, order, titled)
     points = [
         point
         for tile in dict.fromkeys(uniform)
         for point in measure([plan.with_tile(tile)], "uniform", str(tile))
     ]
-    points += measure([made(c) for c in _spread(choices, ON_THE_FRONT)], "front", "plans of the front")
+    points += measure(
+        [made(c.options) for c in _spread(choices, ON_THE_FRONT)], "front", "plans of the front"
+    )
     if max_buffer is not None:
-        within = [c for c in choices if c.buffer <= max_buffer]
-        points += measure([made(c) for c in within[-BEST_FEW:]], "front", "the best few")
+        within = fitting(choices, lambda options: order.of(made(options)), costs, max_buffer, BEST_FEW)
+        points += measure([made(options) for options in within], "front", "the best few")
         kept = [p for p in points if p.buffer <= max_buffer]
         chosen = min(kept, key=lambda p: (p.measured.divergence, p.buffer))
     else:
@@ -226,14 +232,18 @@ def search(
     points = list({(p.kind == "uniform", p.plan): p for p in points}.values())
     points.sort(key=lambda p: (p.buffer, p.measured.divergence))
     options = tuple(tuple(zip(t, b, c, strict=True)) for t, b, c in zip(given, buffers, costs, strict=True))
-    return Found(tuple(points), chosen, task.metric, chosen.measured.n, options, len(choices))
+    return Found(
+        tuple(points), chosen, task.metric, chosen.measured.n, options, len(choices), order.name, rest
+    )
 
 
 class _Measure:
     """Measures whole plans, as they are and calibrated."""
 
-    def __init__(self, evaluator: Evaluator, fitted_on: Evaluator | None, titled: Titled) -> None:
-        self.evaluator, self.fitted_on, self.titled = evaluator, fitted_on, titled
+    def __init__(
+        self, evaluator: Evaluator, fitted_on: Evaluator | None, order: Order, titled: Titled
+    ) -> None:
+        self.evaluator, self.fitted_on, self.order, self.titled = evaluator, fitted_on, order, titled
 
     def __call__(self, plans: Sequence[Plan], kind: str, title: str) -> list[Point]:
         plans = list(dict.fromkeys(plans))
@@ -242,10 +252,10 @@ class _Measure:
             with self.titled(f"calibrating {title}") as progress:
                 for number, plan in enumerate(tiled):
                     progress(number, len(tiled))
-                    plans.append(calibrate(self.evaluator.network, plan, self.fitted_on.inputs))
+                    plans.append(self.fitted_on.calibrated(plan))
         with self.titled(title) as progress:
             measured = self.evaluator.evaluate(plans, progress)
-        return [Point(kind, p, buffer_of(p), m) for p, m in zip(plans, measured, strict=True)]
+        return [Point(kind, p, self.order.of(p), m) for p, m in zip(plans, measured, strict=True)]
 
 
 def only(plan: Plan, number: int, tile: Tile, correction: Correction | None = None) -> Plan:
@@ -265,14 +275,14 @@ def _spread(choices: Sequence[Choice], count: int) -> list[Choice]:
 
 
 def _bisect(
-    choices: Sequence[Choice], made: Callable[[Choice], Plan], measure: _Measure, max_drop: float
+    choices: Sequence[Choice], made: Callable[[Sequence[int]], Plan], measure: _Measure, max_drop: float
 ) -> list[Point]:
     """Measure choices towards the smallest buffer that keeps the drop."""
     points: list[Point] = []
     low, high = -1, len(choices) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        found = measure([made(choices[middle])], "front", f"{choices[middle].buffer} elements")
+        found = measure([made(choices[middle].options)], "front", f"choice {middle}")
         points += found
         if min(p.measured.drop or 0.0 for p in found) <= max_drop:
             high = middle
@@ -281,4 +291,4 @@ def _bisect(
         # Neighbours on a long front differ by a few elements: no measurement of drops tells them apart.
         if choices[high].buffer <= 1.02 * max(choices[max(low, 0)].buffer, 1):
             break
-    return points + measure([made(choices[high])], "front", f"{choices[high].buffer} elements")
+    return points + measure([made(choices[high].options)], "front", f"choice {high}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import numpy as np
 import torch
@@ -164,12 +164,18 @@ def search(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
     max_buffer: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--max-buffer", metavar="N", help="Elements that the gates may hold in all."),
+        typer.Option("--max-buffer", metavar="N", help="Elements that may be held in all (see --buffer)."),
     ] = None,
     max_drop: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--max-drop", metavar="D", help="Percentage points that may be lost on the images."),
     ] = None,
+    buffer: Annotated[
+        Literal["gates", "pipeline"],
+        typer.Option(
+            help="What is held: by the gates (the paper's), or by all FIFOs of a row pipeline at their smallest."
+        ),
+    ] = "gates",
     tiles: Tiles = None,
     uniform: Annotated[
         str,
@@ -204,6 +210,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Choose a tile for each block under a budget: of buffer, or of accuracy."""
+    from ..choose.budget import GATES, Order
     from ..choose.cache import Evaluations, default_folder
     from ..choose.evaluation import Evaluator
     from ..choose.network import network_of
@@ -215,9 +222,19 @@ def search(
             check_target(target, force)
     if few < 1:
         raise TiledSEError(f"expected --few of at least 1 image, got {few}")
+    if buffer == "pipeline" and is_onnx(model):
+        raise TiledSEError(
+            f"--buffer pipeline counts the rows of a PyTorch network, and {model} is an ONNX file; give the network it "
+            "was made from (timm:NAME --weights FILE), or --buffer gates"
+        )
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
     network = network_of(opened.subject)
+    order = GATES
+    if buffer == "pipeline":
+        from ..stream.minimum import PipelineBuffer
+
+        order = Order("pipeline", PipelineBuffer(opened.subject.model, network.plan))  # type: ignore[attr-defined]
     kept = Evaluations(cache or default_folder())
     evaluator = Evaluator(network, opened.task, kept, few=few, batch_size=batch_size)
     fitted_on = None
@@ -237,11 +254,12 @@ def search(
         tiles=None if tiles is None else parse_tiles(tiles),
         uniform=parse_tiles(uniform) if uniform else (),
         fitted_on=fitted_on,
+        order=order,
         titled=progress_bar,
     )
     found.chosen.plan.save(output)
     if plot is not None:
-        draw_front(found, plot)
+        draw_front(found, plot, Path(opened.name).name)
         say(f"wrote {plot}")
     if opened.random:
         say("the weights are random: give --weights FILE or --pretrained for real ones")

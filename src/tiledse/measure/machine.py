@@ -37,6 +37,7 @@ def machine(allocator: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "allocator": allocator,
+        "kernels": "C++" if os.environ.get("TILEDSE_CPP") == "1" else "PyTorch",
         "preload": Path(os.environ["LD_PRELOAD"]).name if os.environ.get("LD_PRELOAD") else None,
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }

@@ -13,7 +13,7 @@ from ..op.correction import correct
 from ..op.functional import scale, squeeze, tiled_squeeze_excite
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
-from .dialects import Dialect
+from .dialects import Dialect, Layers
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -60,9 +60,21 @@ class TiledBlock(nn.Module):
             block._non_persistent_buffers_set.discard(name)
         return block
 
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Of a corrected block: what ``correct`` takes, each (C, strips, 1)."""
+        return self._own, self._running, self._offset  # type: ignore[return-value]
+
     def excite(self, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape, by the layers of the block."""
         return self.dialect.excite(self, descriptors)
+
+    def layers(self) -> tuple[nn.Module, ...] | None:
+        """What ``excite`` calls, in order, where it is layers in a row on channels in the second axis."""
+        named = self.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last:
+            return None
+        return tuple(getattr(self, name) for name in named.names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
@@ -84,7 +96,7 @@ class TiledBlock(nn.Module):
             )
         own = squeeze(x, Tile(self.tile.height, None))
         tall, _ = self.tile.size(correction.height, 1)
-        return correct(own, correction.height, tall, (self._own, self._running, self._offset))  # type: ignore[arg-type]
+        return correct(own, correction.height, tall, self.numbers)
 
     def extra_repr(self) -> str:
         """Tile and dialect, for print(model)."""

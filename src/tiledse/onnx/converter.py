@@ -41,7 +41,8 @@ def convert(
         plan: From ``find`` on this network, with the tiles wanted.
         divisor_tiles: Take for each block the tile of ``divisor_plan``, and fix height and width of the input at
             those of the plan where the file leaves them free: no ragged tile is left, so the blocks consist of
-            AveragePool, Conv, their activations, Resize (nearest, integer scale) and Mul. (``running`` needs CumSum.)
+            AveragePool, Conv, their activations, Resize (nearest, integer scale) and Mul; Transpose and MatMul with
+            ``running``.
         fix_size: Fix height and width of the input at those of the plan. A plan with corrections holds for one size,
             so it does that of itself.
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..correction import Correction
 from ..tile import Tile
-from .squeeze import WHOLE, correction
+from .squeeze import SWAPPED, WHOLE, correction, running_means
 
 Sides = tuple["int | None", "int | None"]
 
@@ -141,16 +141,32 @@ class Writer:
             window["count_include_pad"] = 1
         out = self.node("AveragePool", [small], **window)
         named = _made(out)
-        own, running = out, tile.squeeze == "running"
-        if running:
-            out = self.node("CumSum", [out, self.constant("rows", np.array(2, np.int64))])
-        if running or any(ragged):
+        pooled, running = out, tile.squeeze == "running"
+        if running and lengths[0] is not None:
+            assert sides[0] is not None
+            out = self._running(pooled, running_means(sides[0], lengths[0]))
+        elif running or any(ragged):
+            if running:
+                out = self.node("CumSum", [pooled, self.constant("rows", np.array(2, np.int64))])
             out = self._corrected(out, x, axes, sides, lengths, running, window)
         if learnt is not None:
-            if running and any(ragged):
-                own = self._corrected(own, x, axes, sides, lengths, False, window)
-            out = self._learnt(own if running else out, out, learnt)
+            own = out
+            if running:
+                own = (
+                    self._corrected(pooled, x, axes, sides, lengths, False, window) if any(ragged) else pooled
+                )
+            out = self._learnt(own, out, learnt)
         return out, named
+
+    def _running(self, pooled: ir.Value, means: np.ndarray) -> ir.Value:
+        """Running means of strips (N, C, rows, 1), as a dense layer over the rows.
+
+        CumSum is missing in many compilers for accelerators (TensorRT 7, Furiosa); a product with a constant on the
+        right is what they make dense layers of.
+        """
+        swapped = self.node("Transpose", [pooled], perm=list(SWAPPED))
+        product = self.node("MatMul", [swapped, self.numbers("running_means", means)])
+        return self.node("Transpose", [product], perm=list(SWAPPED))
 
     def _learnt(self, own: ir.Value, seen: ir.Value, learnt: Correction) -> ir.Value:
         """Descriptors from the means of strips, and of all rows down to their ends, by the numbers of a calibration."""
@@ -185,11 +201,11 @@ class Writer:
         self, out: ir.Value, x: ir.Value, axes: Sequence[int], sides: Sequence[int | None],
         lengths: Sequence[int | None], running: bool, window: dict[str, Any],
     ) -> ir.Value:  # fmt: skip
-        """Make means of what the pool gave over padding, or of a running sum."""
+        """Make means of what the pool gave over padding, or, where the height is free, of a running sum."""
         if None not in lengths:
             # Along a free side, or one that is whole, a single tile is complete.
             tiles: Sides = (sides[0], sides[1])
-            factor = correction(tiles, running, lengths[0], lengths[1])  # type: ignore[arg-type]
+            factor = correction(tiles, lengths[0], lengths[1])  # type: ignore[arg-type]
             return self.node("Mul", [out, self.numbers("correction", factor)])
         parts: list[ir.Value] = [self.ints("ones", 1, 1)]
         for side, length in enumerate(lengths):

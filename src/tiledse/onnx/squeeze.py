@@ -17,6 +17,8 @@ from .constants import Constants
 from .shapes import Shapes
 
 WHOLE = Tile(None, None)
+# The last two axes changed over: about the product that gives running means.
+SWAPPED = (0, 1, 3, 2)
 _OTHER_POOLS = {
     "GlobalMaxPool": "a maximum",
     "GlobalLpPool": "a norm",
@@ -298,27 +300,21 @@ class SqueezeReader:
         if sides[0] is None or sides[1] is not None:
             return None
         users = [use.node for use in node.outputs[0].uses()]
-        sums = [n for n in users if n.op_type == "CumSum"]
-        rest = [n for n in users if n.op_type != "CumSum"]
+        sums = [n for n in users if n.op_type == "Transpose"]
+        rest = [n for n in users if n.op_type != "Transpose"]
         if len(sums) > 1 or len(rest) != 1:
             return None
         step: ir.Node | None = rest[0]
         if padded:
-            step = self._times(step, node.outputs[0], correction(sides, False, shape[2], shape[3]))
+            step = self._times(step, node.outputs[0], correction(sides, shape[2], shape[3]))
         own = self._numbers(step, shape)
         if own is None or step is None:
             return None
         out = only_user(step.outputs[0])
         running = None
         if sums:
-            if (
-                self.constants.ints(sums[0].inputs[1]) != (2,)
-                or sums[0].attributes.get("exclusive") is not None
-            ):
-                return None
-            step = self._times(
-                only_user(sums[0].outputs[0]), sums[0].outputs[0], correction(sides, True, shape[2], shape[3])
-            )
+            seen = self._running(sums[0], sides[0], shape[2])
+            step = None if seen is None else only_user(seen)
             running = self._numbers(step, shape)
             joined = None if step is None else only_user(step.outputs[0])
             if running is None or out is None or out.op_type != "Add" or joined is not out:
@@ -326,6 +322,21 @@ class SqueezeReader:
             out = only_user(out.outputs[0])
         offset = self._numbers(out, shape, "Add")
         return None if offset is None or out is None else (Learnt(own, running, offset), out.outputs[0])
+
+    def _running(self, swap: ir.Node | None, tall: int | None, height: int) -> ir.Value | None:
+        """The running means that a Transpose, a MatMul by the matrix that makes them, and a Transpose give."""
+        if swap is None or tall is None or swap.op_type != "Transpose" or ints(swap, "perm", ()) != SWAPPED:
+            return None
+        product = only_user(swap.outputs[0])
+        if product is None or product.op_type != "MatMul" or product.inputs[0] is not swap.outputs[0]:
+            return None
+        means, expected = self.constants.array(product.inputs[1]), running_means(tall, height)
+        if means is None or means.shape != expected.shape:
+            return None
+        back = only_user(product.outputs[0])
+        if back is None or back.op_type != "Transpose" or ints(back, "perm", ()) != SWAPPED:
+            return None
+        return back.outputs[0] if np.allclose(means.astype(np.float64), expected, rtol=2e-3) else None
 
     def _times(self, node: ir.Node | None, value: ir.Value, expected: np.ndarray) -> ir.Node | None:
         """The one user of what a Mul by an expected constant gives."""
@@ -353,6 +364,9 @@ class SqueezeReader:
         """Follow a pool over its running sum and the correction of its last tile."""
         value, running = node.outputs[0], False
         follower = only_user(value)
+        seen = self._running(follower, sides[0], shape[2])
+        if seen is not None:
+            return True, seen
         if follower is not None and follower.op_type == "CumSum":
             if (
                 self.constants.ints(follower.inputs[1]) != (2,)
@@ -367,12 +381,12 @@ class SqueezeReader:
             return None
         factor = self.constants.array(follower.inputs[1])
         if factor is not None:
-            expected = correction(sides, running, shape[2], shape[3])
-            if follower.op_type != "Mul" or factor.shape != expected.shape:
+            expected = correction(sides, shape[2], shape[3])
+            if running or follower.op_type != "Mul" or factor.shape != expected.shape:
                 return None
             if not np.allclose(factor.astype(np.float64), expected, rtol=2e-3):
                 return None
-            return running, follower.outputs[0]
+            return False, follower.outputs[0]
         if follower.op_type == "Mul" or not self._shares(follower.inputs[1], node, running):
             return None
         return running, follower.outputs[0]
@@ -395,24 +409,38 @@ class SqueezeReader:
         return fill is not None and float(np.asarray(fill.as_tensor().numpy()).reshape(-1)[0]) == 1.0
 
 
-def correction(sides: tuple[int | None, int | None], running: bool, height: int, width: int) -> np.ndarray:
+def correction(sides: tuple[int | None, int | None], height: int, width: int) -> np.ndarray:
     """What a pool that counts its padding is multiplied by, (1, 1, rows, cols): full tile / elements there.
 
     Example:
-        >>> correction((4, None), False, 10, 1).reshape(-1).tolist()
+        >>> correction((4, None), 10, 1).reshape(-1).tolist()
         [1.0, 1.0, 2.0]
-        >>> correction((4, None), True, 10, 1).reshape(-1).tolist()
-        [1.0, 0.5, 0.4]
     """
 
     def along(side: int | None, length: int) -> np.ndarray:
         if side is None:
             return np.ones(1)
-        ends = np.minimum(np.arange(1, -(-length // side) + 1) * side, length)
-        counts = ends if running else np.diff(ends, prepend=0)
-        return side / counts
+        return side / np.diff(_ends(side, length), prepend=0)
 
     return (along(sides[0], height)[:, None] * along(sides[1], width)[None, :])[None, None]
+
+
+def running_means(tall: int, height: int) -> np.ndarray:
+    """The matrix, (strips, strips), from what a pool that counts its padding gives of strips to running means.
+
+    Row by row on the left: ``pooled @ matrix``.
+
+    Example:
+        >>> running_means(4, 10).tolist()
+        [[1.0, 0.5, 0.4], [0.0, 0.5, 0.4], [0.0, 0.0, 0.4]]
+    """
+    ends = _ends(tall, height)
+    return np.triu(np.ones((len(ends), len(ends)))) * (tall / ends)
+
+
+def _ends(side: int, length: int) -> np.ndarray:
+    """Where each tile along an axis ends."""
+    return np.minimum(np.arange(1, -(-length // side) + 1) * side, length)
 
 
 def only_user(value: ir.Value) -> ir.Node | None:

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +32,14 @@ from torch import Tensor
 from ..tile import Tile
 from .grids import Span, accumulation_type, elements, is_channels_last, running, spans
 
+_TRITON = find_spec("triton") is not None
+
 # Pooling adds one element after the other, which loses digits: 2e-5 for the mean of 700 x 400 numbers near 100.
 # Longer sums are pooled by rows first and then averaged by mean, which adds in pairs: 2e-7.
 _LONGEST_SUM = 4096
+
+# Columns and patches of a map so small are pooled in NCHW, too: one call takes less than the two passes.
+_FEW_ELEMENTS = 1 << 17
 
 # A product of this size stays in the L2 or L3 cache until it is summed: 1.5 copies for ``dot``, not 2.0 - 2.7.
 _PIECE_BYTES = 1 << 20
@@ -58,6 +65,19 @@ def kernels_are_on(x: Tensor) -> bool:
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def fused_is_on(x: Tensor) -> bool:
+    """Whether fused.py may run on x: on a GPU with Triton unless TILEDSE_TRITON=0, interpreted if that is 1."""
+    if x.is_cuda:
+        return os.environ.get("TILEDSE_TRITON") != "0" and _TRITON and capability(x.device) >= (8, 0)
+    return kernels_are_on(x)
+
+
+@lru_cache(maxsize=64)
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU; asking torch each time takes microseconds."""
+    return torch.cuda.get_device_capability(device)
+
+
 def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
     from .kernels import tile_sums
 
@@ -70,7 +90,7 @@ def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
 
 
 def _means(x: Tensor, tall: int, wide: int) -> Tensor:
-    if x.device.type == "cpu" and is_channels_last(x):
+    if x.device.type == "cpu" and (is_channels_last(x) or (wide < x.shape[3] and x.numel() < _FEW_ELEMENTS)):
         return _pool(x, tall, wide)
     return _rows_then_columns(x, tall, wide)
 
@@ -138,9 +158,15 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
         out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
         return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *_scaled_tile(tile, x))
     if not inplace and fills_strips(tile, x):
+        if gates.shape[2:] == (1, 1):
+            return x * gates
         ((rows, gate),) = _along_rows(gates, tile, x)
         return (_strips(x, rows) * gate).view(x.shape)
-    out = x if inplace else torch.empty_like(x, dtype=gates.dtype)
+    return scale_into(x if inplace else torch.empty_like(x, dtype=gates.dtype), x, gates, tile)
+
+
+def scale_into(out: Tensor, x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
+    """``out`` = each tile times its gate; x itself may be ``out``."""
     for rows, gate in _along_rows(gates, tile, x):
         torch.mul(_strips(x, rows), gate, out=_strips(out, rows))
     return out
@@ -165,16 +191,23 @@ def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Ten
     tall, wide = _scaled_tile(tile, x)
     last = is_channels_last(x)
     if wide < width and wide > 1:
-        grid = grid.permute(0, 2, 3, 1) if last else grid
-        repeated = grid.unsqueeze(3 if last else 4)
-        shape = (-1, -1, -1, wide, -1) if last else (-1, -1, -1, -1, wide)
+        n, channels, down, across = grid.shape
         # One row of values for a row of tiles: 1/h of the map, and whole rows are multiplied at once.
-        grid = repeated.expand(shape).flatten(2, 3) if last else repeated.expand(shape).flatten(3)
-        grid = (grid.permute(0, 3, 1, 2) if last else grid).narrow(3, 0, width)
+        if last:
+            grid = grid.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, wide, -1)
+            grid = grid.reshape(n, down, across * wide, channels).permute(0, 3, 1, 2)
+        else:
+            grid = grid.unsqueeze(4).expand(-1, -1, -1, -1, wide).reshape(n, channels, down, across * wide)
+        if across * wide > width:
+            grid = grid.narrow(3, 0, width)
     elif last:
         grid = grid.contiguous(memory_format=torch.channels_last)
+    runs = spans(height, tall)
+    if len(runs) == 1:
+        yield runs[0], grid.unsqueeze(3)
+        return
     row = 0
-    for rows in spans(height, tall):
+    for rows in runs:
         yield rows, grid.narrow(2, row, rows.number).unsqueeze(3)
         row += rows.number
 

@@ -6,18 +6,27 @@ code is followed: rows are repeated and cropped, so row i belongs to tile i // h
 ``_squeeze`` and ``_scale`` are the formula: plain operators on views, which compilers and exporters trace and fuse.
 The public functions take it, or the same numbers faster:
 
-=======================================================  =====================================================
-while torch.compile, torch.export or torch.jit traces,    the formula
-under torch.func, for a subclass of Tensor
-no gradient is recorded                                   fast.squeeze, fast.scale: by layout and tile
-gradients, maps of half a megabyte and up                 autograd.Squeeze, autograd.Scale about the excitation
-gradients, smaller maps, or squeeze and scale alone       the fast ones; the formula's scale for ragged strips
-a squeeze that is no mean                                 the formula's squeeze, and scale as above
-=======================================================  =====================================================
+==========================================================  ====================================================
+the map and who asks                                        the way
+==========================================================  ====================================================
+torch.compile on a CPU, two layers as excitation            the operator by name where that is faster: library.py
+torch.compile else, torch.export, torch.jit, torch.func,    the formula
+a subclass of Tensor
+on a GPU with Triton: row strips, two layers (R to 256)     whole.py, fused.py: one kernel, which reads the map once
+on a CPU with TILEDSE_CPP=1: row strips, two layers         whole.py, compiled.py: the same, built by a C++ compiler
+no gradient is recorded                                     fast.squeeze, fast.scale: by layout and tile
+gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation
+gradients, smaller maps, or squeeze and scale alone         the fast ones; the formula's scale for ragged strips
+a squeeze that is no mean                                   the formula's squeeze, and scale as above
+==========================================================  ====================================================
+
+"Two layers" are 1x1 convolutions with biases, known activations and no hooks: two_layers.py. TILEDSE_TRITON=0 leaves
+Triton out, =1 takes it wherever it can run.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -25,9 +34,11 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import fast
+from . import compiled, fast, whole
+from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
-from .grids import Span, is_eager, running, spans
+from .grids import Span, is_channels_last, is_eager, running, spans
+from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
 # fast.squeeze and fast.scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
@@ -170,6 +181,10 @@ def tiled_squeeze_excite(
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
+    if reduce is mean and x.dim() == 4:
+        done = _as_one(x, excite, tile, inplace)
+        if done is not None:
+            return done
     if torch.is_grad_enabled() and x.nbytes >= SMALL_BYTES and reduce is mean and is_eager(x):
         _check_map(x)
         link = Link()
@@ -184,6 +199,47 @@ def tiled_squeeze_excite(
         descriptors = squeeze(x, tile, reduce)
         gates = excite(descriptors)
     return scale(x, gates, tile, inplace=inplace)
+
+
+def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | None:
+    """The operator with its excitation inside, where that is the way to take (see the table above)."""
+    traced = torch.compiler.is_compiling()
+    if traced:
+        if not library_is_on(x):
+            return None
+    elif not (fast.fused_is_on(x) or compiled.takes(x, tile)) or not is_eager(x):
+        return None
+    layers = two_layers(excite)
+    if layers is None or not x.shape[2] or not x.shape[3]:
+        return None
+    fits = layers.w1.shape[1] == layers.w2.shape[0] == x.shape[1] and layers.w1.shape[0] == layers.w2.shape[1]
+    if not fits or any(w.dtype != x.dtype or w.device != x.device for w in layers.weights):
+        return None
+    if traced:
+        return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
+    if not whole.takes(x, tile, layers):
+        return None
+    _check_inplace(inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
+    return whole.run(x, layers, tile, inplace)
+
+
+def library_is_on(x: Tensor) -> bool:
+    """Whether a compiler or exporter gets the operator by name (library.py), not the formula.
+
+    TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it on a CPU where that is faster: for
+    gradients, which take 4.7 to 5.5 copies by the operator and 9 to 10.5 compiled, and in channels_last, 1.7 and 3.9
+    (RegNetY-800MF's first maps, one thread; in NCHW without gradients the compiled formula has 1.6 and the operator
+    1.8). On a GPU neither was measured under torch.compile. An exported program is the formula, which runs where
+    tiledse is not installed.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return False  # which types its layers get is autocast's choice
+    asked = os.environ.get("TILEDSE_LIBRARY")
+    if asked in ("0", "1"):
+        return asked == "1"
+    if torch.compiler.is_exporting() or x.device.type != "cpu":
+        return False
+    return x.nbytes >= SMALL_BYTES and (torch.is_grad_enabled() or is_channels_last(x))
 
 
 def _check_map(x: Tensor) -> None:

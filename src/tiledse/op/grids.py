@@ -49,7 +49,7 @@ def accumulation_type(dtype: torch.dtype) -> torch.dtype:
 def running(strips: Tensor, height: int, tall: int) -> Tensor:
     """Means of all rows down to the end of each strip, from the strips' own means (N, C, rows, 1)."""
     wide = accumulation_type(strips.dtype)
-    share = torch.tensor(sizes(height, tall), dtype=wide, device=strips.device)[:, None]
+    share = _sizes_as(strips, wide, height, tall)[:, None]
     return ((strips.to(wide) * share).cumsum(2) / share.cumsum(0)).to(strips.dtype)
 
 
@@ -59,9 +59,17 @@ def elements(tile: Tile, height: int, width: int, like: Tensor) -> Tensor | int:
     if height % tall == 0 and width % wide == 0:
         return tall * wide
     dtype = accumulation_type(like.dtype)
-    rows = torch.tensor(sizes(height, tall), dtype=dtype, device=like.device)
-    cols = torch.tensor(sizes(width, wide), dtype=dtype, device=like.device)
-    return rows[:, None] * cols
+    return _sizes_as(like, dtype, height, tall)[:, None] * _sizes_as(like, dtype, width, wide)
+
+
+def _sizes_as(like: Tensor, dtype: torch.dtype, length: int, size: int) -> Tensor:
+    """``sizes`` beside another tensor; on a GPU without a copy from the host, which a CUDA graph cannot hold."""
+    if not like.is_cuda or not is_eager(like):
+        return torch.tensor(sizes(length, size), dtype=dtype, device=like.device)
+    found = torch.full((-(-length // size),), size, dtype=dtype, device=like.device)
+    if length % size:
+        found[-1:].fill_(length % size)
+    return found
 
 
 def is_eager(x: Tensor) -> bool:
@@ -83,6 +91,16 @@ def is_eager(x: Tensor) -> bool:
 def is_channels_last(x: Tensor) -> bool:
     """Whether channels lie side by side in memory; where both layouts are the same, not."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last or contiguous, as x has it."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def like(x: Tensor) -> Tensor:
+    """Room for a map in the layout of x, with the strides that a compiler expects."""
+    return torch.empty_like(x, memory_format=layout(x))
 
 
 def is_batched(x: Tensor) -> bool:

@@ -74,6 +74,10 @@ class TiledSqueezeExcite(nn.Module):
         hidden = self.act(apply(self.fc1, descriptors))
         return self.gate(apply(self.fc2, hidden))
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What ``excite`` calls, in order."""
+        return self.fc1, self.act, self.fc2, self.gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         inplace = self.inplace and not torch.is_grad_enabled()

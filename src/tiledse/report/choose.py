@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..choose.budget import gate_buffer
 from ..choose.search import Found, Point
 from ..errors import TiledSEError
 from ..files import written_whole
@@ -14,14 +15,18 @@ def front_table(found: Found, name: str) -> list[Any]:
     """Tables of the points and of the chosen plan."""
     from rich.table import Table
 
-    labelled = bool(found.metric)
+    labelled, whole = bool(found.metric), found.order == "pipeline"
+    counted = "pipeline: elements of all FIFOs at their smallest; gates" if whole else "buffer"
     table = Table(
         title=f"{name}: {found.choices} choices that no other beats, measured on {found.n} images",
-        caption="buffer in elements (section 3.2); divergence: from plain SE, mean over the images"
+        caption=f"{counted}: elements that the gates hold (section 3.2); "
+        "divergence: from plain SE, mean over the images"
         + (f"; drop of {found.metric} in percentage points with its 95 % interval" if labelled else ""),
     )
     table.add_column("")
-    table.add_column("buffer", justify="right")
+    table.add_column("pipeline" if whole else "buffer", justify="right")
+    if whole:
+        table.add_column("gates", justify="right")
     table.add_column("divergence", justify="right")
     if labelled:
         table.add_column("drop", justify="right")
@@ -32,6 +37,7 @@ def front_table(found: Found, name: str) -> list[Any]:
         row = [
             "chosen" if point.plan == found.chosen.plan and point.kind == found.chosen.kind else point.kind,
             f"{point.buffer:,}",
+            *([f"{gate_buffer(point.plan):,}"] if whole else []),
             f"{m.divergence:.4g}",
         ]
         if labelled:
@@ -47,14 +53,20 @@ def _tiles(point: Point) -> str:
     return text + (" (calibrated)" if point.calibrated else "")
 
 
-def draw_front(found: Found, path: str | Path) -> None:
-    """Draw buffer against drop, or against divergence where there are no labels.
+def draw_front(found: Found, path: str | Path, name: str = "") -> None:
+    """Draw buffer against drop with its interval, or against divergence where there are no labels.
+
+    Args:
+        found: What a search gave.
+        path: A name that ends in .png, .svg or .pdf.
+        name: Of the network, for the title.
 
     Raises:
         TiledSEError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError as error:
         raise TiledSEError(
             "--plot needs the package matplotlib; install it with: pip install matplotlib"
@@ -62,36 +74,77 @@ def draw_front(found: Found, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise TiledSEError(f"cannot draw {path}: expected a name that ends in .png, .svg or .pdf")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
     labelled = bool(found.metric)
 
-    def height(point: Point) -> float:
+    def level(point: Point) -> float:
         return (point.measured.drop or 0.0) if labelled else point.measured.divergence
 
-    for kind, calibrated, mark, label in (
-        ("front", False, "o-", "searched"),
-        ("front", True, "s--", "searched, calibrated"),
-        ("uniform", False, "x", "one tile for all blocks"),
-        ("uniform", True, "+", "one tile for all blocks, calibrated"),
-    ):
-        points = [p for p in found.points if (p.kind, p.calibrated) == (kind, calibrated)]
-        if points:
-            axes.plot(
-                [p.buffer for p in points], [height(p) for p in points], mark, label=label, markersize=7
-            )
-        if kind == "uniform":
-            for p in points:
-                axes.annotate(
-                    str(p.plan.tiles[0]), (p.buffer, height(p)), xytext=(5, 5), textcoords="offset points"
-                )
+    for kind, calibrated, mark, colour, label in _SERIES:
+        points = [p for p in found.points if (p.kind, p.calibrated) == ("front", calibrated)]
+        if kind != "front":
+            points = [p for p in found.points if p.kind == "uniform" and p.calibrated == calibrated]
+            points = [p for p in points if (p.plan.tiles[0].squeeze == "running") == (kind == "running")]
+        if not points:
+            continue
+        x, y = [p.buffer for p in points], [level(p) for p in points]
+        axes.plot(x, y, mark, color=colour, label=label, markersize=6, fillstyle=_FILLS[calibrated], zorder=3)
+        bounds = [p.measured.drop_ci95 for p in points]
+        if kind == "front" and labelled and all(b is not None for b in bounds):
+            low, high = zip(*(b for b in bounds if b is not None), strict=True)
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    _name_columns(axes, [p for p in found.points if p.kind == "uniform"], level)
+    chosen = found.chosen
     axes.plot(
-        [found.chosen.buffer], [height(found.chosen)], "*", color="black", markersize=14, label="chosen"
-    )
+        [chosen.buffer], [level(chosen)], "*", color="black", markersize=15, zorder=4,
+        label=f"chosen: {chosen.buffer:,}{', calibrated' * chosen.calibrated}", fillstyle=_FILLS[chosen.calibrated],
+    )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("gate buffer, elements")
-    axes.set_ylabel(f"drop of {found.metric}, percentage points" if labelled else "divergence from SE")
+    axes.margins(x=0.08, y=0.1)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if not labelled:
+        # Divergences span orders of magnitude; 0, the whole map, stays in sight.
+        small = max(level(p) for p in found.points) / 100 or 1
+        axes.set_yscale("symlog", linthresh=small)
+        axes.set_ylim(bottom=-small / 4)
+    axes.set_xlabel(f"{'pipeline' if found.order == 'pipeline' else 'gate'} buffer, elements")
+    axes.set_ylabel(
+        f"drop of {found.metric}, percentage points (bands: 95 %)" if labelled else "divergence from SE"
+    )
+    axes.set_title(f"{name}{', ' if name else ''}{found.n} images", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     with written_whole(path) as part:
         figure.savefig(part)
+
+
+def _short(elements: float) -> str:
+    return f"{elements / 1e6:g}M" if elements >= 1e6 else f"{elements / 1e3:g}k"
+
+
+# Points of a kind, calibrated or not: mark, colour and name.
+_SERIES = (
+    ("front", False, "o-", "tab:blue", "searched"),
+    ("front", True, "o--", "tab:orange", "searched, calibrated"),
+    ("tiles", False, "s", "tab:green", "one kxW for all blocks"),
+    ("tiles", True, "s", "tab:green", "one kxW, calibrated"),
+    ("running", False, "^", "tab:red", "one kxW:running for all blocks"),
+    ("running", True, "^", "tab:red", "one kxW:running, calibrated"),
+)
+_FILLS: dict[bool, Any] = {False: "full", True: "none"}
+
+
+def _name_columns(axes: Any, points: list[Point], level: Any) -> None:
+    """Write each height of strips once, over the highest of the points that have it."""
+    highest: dict[str, Point] = {}
+    for point in points:
+        text = str(point.plan.tiles[0]).removesuffix(":running")
+        if text not in highest or level(point) > level(highest[text]):
+            highest[text] = point
+    for text, point in highest.items():
+        axes.annotate(
+            text, (point.buffer, level(point)), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9
+        )  # fmt: skip

@@ -346,6 +346,7 @@ def stream(
     wide = width or plan.input_size[2]
     graph = build_graph(model, plan, batch, (tall, wide))
     if height is None:
+        _check_free(graph)
         _check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide)))
     return Stream(graph, sized_plan(plan, graph), tall if height is not None else None, rows)
 
@@ -362,11 +363,15 @@ def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
     return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
 
 
-def _check_unknown(graph: RowGraph, taller: RowGraph) -> None:
-    """Two traces of heights one apart must read rows in the same way; else the height must be known."""
+def _check_free(graph: RowGraph) -> None:
+    """No layer may say that it needs the height."""
     for node in graph.nodes:
         if node.needs_height:
             raise TiledSEError(f"the height must be known: {node.needs_height}; give height=ROWS")
+
+
+def _check_unknown(graph: RowGraph, taller: RowGraph) -> None:
+    """Two traces of heights one apart must read rows in the same way; else the height must be known."""
     if len(graph.nodes) != len(taller.nodes):
         raise TiledSEError(
             "the height must be known: the network has other layers at another height; give height=ROWS"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import TiledSEError
 from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
 from .building import Builder, Ref
@@ -35,15 +37,8 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     if tile.squeeze == "running":
 
         def running(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
-            part = parts[0]
-            strips = squeeze_tiles(part, Tile(tile.height, None))
-            left = part.shape[2]
-            sizes = [min(tile.height, left - i * tile.height) for i in range(hi - lo)]  # type: ignore[operator,type-var]
-            rows = torch.tensor(sizes, dtype=strips.dtype, device=strips.device)[:, None]
-            total, seen = state if state is not None else (0.0, 0)
-            sums = (strips * rows).cumsum(2) + total
-            ends = rows.cumsum(0) + seen
-            return sums / ends, (sums[:, :, -1:].clone(), seen + left)
+            _, seen, state = _strips(parts[0], tile.height, hi - lo, state)  # type: ignore[arg-type]
+            return seen, state
 
         return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)
     strip = Tile(tile.height, tile.width)
@@ -52,6 +47,49 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
         return squeeze_tiles(parts[0], strip, fold)
 
     return b.add(fx, maps=[Strips(tile.height)], run=strips_of, **add)
+
+
+def squeeze_corrected(
+    b: Builder,
+    fx: torch.fx.Node,
+    ref: Ref,
+    numbers: Sequence[Tensor | None],
+    tile: Tile,
+    rows: int,
+    block: str,
+) -> Ref:
+    """Add the squeeze of a calibrated block: strip j by the numbers of strip j."""
+    height, tall = b.values[ref.index].height, tile.height
+    of_own, of_running, offset = numbers
+    assert of_own is not None
+    assert offset is not None
+    assert tall is not None
+    if height != rows:
+        raise TiledSEError(
+            f"block '{block}' is calibrated for maps of {rows} rows, but its map has {height} rows; stream images of "
+            "the size that it was calibrated with, or calibrate for this size"
+        )
+
+    def run(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
+        own, seen, state = _strips(parts[0], tall, hi - lo, state)
+        descriptors = own * of_own[:, lo:hi] + offset[:, lo:hi]
+        return descriptors if of_running is None else descriptors + seen * of_running[:, lo:hi], state
+
+    return b.add(
+        fx, "squeeze", [ref], [Strips(tall)], run, 2, block=block, fresh=True, stateful=True,
+        needs_height=f"block '{block}' is calibrated, and its numbers belong to strips at their places",
+    )  # fmt: skip
+
+
+def _strips(part: Tensor, tall: int, count: int, state: Any) -> tuple[Tensor, Tensor, Any]:
+    """Means of strips, those of all rows down to the end of each, and the sums to go on with."""
+    own = squeeze_tiles(part, Tile(tall, None))
+    left = part.shape[2]
+    sizes = [min(tall, left - i * tall) for i in range(count)]
+    rows = torch.tensor(sizes, dtype=own.dtype, device=own.device)[:, None]
+    total, seen = state if state is not None else (0.0, 0)
+    sums = (own * rows).cumsum(2) + total
+    return own, sums / (rows.cumsum(0) + seen), (sums[:, :, -1:].clone(), seen + left)
 
 
 def _absorb(part: Tensor, state: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
+from ..op.correction import correct
 from ..op.functional import Reduce, mean, mean_and_max
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
@@ -23,6 +24,35 @@ def squeeze(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
 
 @squeeze.register_fake
 def _(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
+    return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
+
+
+@torch.library.custom_op("tiledse_stream::squeeze_corrected", mutates_args=())
+def squeeze_corrected(
+    x: Tensor,
+    own: Tensor,
+    running: Tensor | None,
+    offset: Tensor,
+    tile: str,
+    height: int,
+    block: str,
+) -> Tensor:
+    """Descriptors of the row strips of a block calibrated for maps of ``height`` rows; numbers (C, strips, 1)."""
+    strips = Tile(Tile.parse(tile).height, None)
+    tall = strips.size(x.shape[2], 1)[0]
+    return correct(squeeze_tiles(x, strips), x.shape[2], tall, (own, running, offset)).clone()
+
+
+@squeeze_corrected.register_fake
+def _(
+    x: Tensor,
+    own: Tensor,
+    running: Tensor | None,
+    offset: Tensor,
+    tile: str,
+    height: int,
+    block: str,
+) -> Tensor:
     return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
 
 
@@ -56,6 +86,11 @@ class Marked(nn.Module):
             nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
         if nhwc:
             x = x.permute(0, 3, 1, 2)
-        descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
+        if isinstance(block, TiledBlock) and block.correction is not None:
+            descriptors = squeeze_corrected(
+                x, *block.numbers, str(block.tile), block.correction.height, self.name
+            )
+        else:
+            descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
         x = scale(x, block.excite(descriptors), str(block.tile), self.name)
         return x.permute(0, 2, 3, 1) if nhwc else x

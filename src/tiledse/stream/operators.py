@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import TiledSEError
 from ..tile import Tile
 from .building import Builder, Ref, Slot
-from .gates import scale, squeeze
+from .gates import scale, squeeze, squeeze_corrected
 from .maps import SAME, First, Table, Total, Window
 
 Fx = torch.fx.Node
@@ -567,6 +567,14 @@ def squeezed(b: Builder, fx: Fx, pick: Any) -> Ref:
     """The squeeze of an SE block."""
     ref = _map_of_block(b, fx)
     return squeeze(b, fx, ref, Tile.parse(fx.args[1]), str(fx.args[2]), str(fx.args[3]))  # type: ignore[arg-type]
+
+
+@on("tiledse_stream.squeeze_corrected")
+def corrected(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """The squeeze of a calibrated SE block."""
+    ref = _map_of_block(b, fx)
+    args, _ = b.filled(fx)
+    return squeeze_corrected(b, fx, ref, args[1:4], Tile.parse(args[4]), args[5], args[6])
 
 
 @on("tiledse_stream.scale")

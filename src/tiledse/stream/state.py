@@ -21,7 +21,9 @@ FORMAT = "tiledse.stream/1"
 
 def fingerprint(graph: RowGraph, known: bool) -> str:
     """What a state must be resumed with: the same layers, read in the same way, at the same image size."""
-    text = repr((graph.shape, known, [(n.name, n.kind, n.inputs, str(n.maps)) for n in graph.nodes]))
+    text = repr(
+        (graph.shape, known, [(n.name, n.kind, n.inputs, str(n.maps), n.needs_height) for n in graph.nodes])
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from ..errors import TiledSEError, first_line
 from ..networks.block import TiledBlock
+from ..networks.converter import correctable, fingerprint
 from ..networks.finder import find_dialects
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
@@ -30,13 +31,15 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
     if plan.calibrated:
-        raise TiledSEError(
-            "the plan is calibrated, and calibrated strips are not streamed yet; give its tiles without calibration"
-        )
+        plan.check_weights(fingerprint(model))
     new: dict[int, nn.Module] = {}
-    for (block, tile), dialect in zip(plan, dialects, strict=True):
+    for (block, tile), correction, dialect in zip(plan, plan.corrections, dialects, strict=True):
         module = model.get_submodule(block.name)
         original = module
+        if correction is not None and not correctable(module, dialect):
+            raise TiledSEError(
+                f"block '{block.name}' cannot be corrected; calibrate the plan again for this network"
+            )
         if isinstance(module, TiledSqueezeExcite):
             module.tile = tile
         else:
@@ -48,7 +51,7 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
-            module = TiledBlock.of(module, dialect, tile)
+            module = TiledBlock.of(module, dialect, tile, correction)
         new[id(original)] = Marked(module, block.name)
     if id(model) in new:
         return new[id(model)]

@@ -1,0 +1,179 @@
+"""The kernels of compiled.cpp: built by the system's C++ compiler when they are first asked for.
+
+TILEDSE_CPP=1 asks for them. They take row strips of float32 maps on a CPU, with an excitation of two layers, and give
+the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
+kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
+two seconds. It uses as many threads as torch does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..tile import Tile
+from .grids import is_channels_last, layout, like
+
+_SOURCE = Path(__file__).with_name("compiled.cpp")
+_FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-simd", "-pthread")
+
+# Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
+# layer that comes next.
+_PAST_CACHE_BYTES = 8 << 20
+# Below, threads take longer to start than to work.
+_THREADS_BYTES = 1 << 20
+
+_ACTS = {"relu": 0, "silu": 1, "hardswish": 2}
+_GATES = {"sigmoid": 0, "hardsigmoid": 1}
+_Numbers = ctypes.c_int64 * 11
+
+
+def takes(x: Tensor, tile: Tile) -> bool:
+    """Whether the kernels are asked for and take this: row strips of a dense float32 map on a CPU."""
+    return (
+        os.environ.get("TILEDSE_CPP") == "1"
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and tile.width is None
+        and tile.squeeze == "tiles"
+        and x.numel() > 0
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        and library() is not None
+    )
+
+
+def forward(
+    x: Tensor, out: Tensor, layers: tuple[Tensor, Tensor, Tensor, Tensor, str, str], tile: Tile,
+    saved: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, a row for each strip."""
+    *weights, act, gate = layers
+    kept = (None, None, None) if saved is None else (part.data_ptr() for part in saved)
+    weights = [w.contiguous() for w in weights]
+    _built().tiledse_forward(
+        x.data_ptr(), out.data_ptr(), *(w.data_ptr() for w in weights), *kept,
+        _numbers(x, weights[1].shape[0], tile, act, gate, out.data_ptr() == x.data_ptr()),
+    )  # fmt: skip
+    return out
+
+
+def forward_saving(
+    x: Tensor, layers: tuple[Tensor, Tensor, Tensor, Tensor, str, str], tile: Tile
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The scaled map, descriptors, hidden layer and gates; see library.squeeze_excite."""
+    strips = x.shape[0] * tile.tiles(*x.shape[2:])
+    descriptors, hidden, gates = (
+        x.new_empty((strips, n)) for n in (x.shape[1], layers[1].shape[0], x.shape[1])
+    )
+    out = forward(x, like(x), layers, tile, (descriptors, hidden, gates))
+    return out, descriptors, hidden, gates
+
+
+def backward(
+    x: Tensor,
+    grad: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    hidden: Tensor,
+    gates: Tensor,
+    tile: Tile,
+    act: str,
+    gate: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the map, and of the sums of both layers, (strips, R) and (strips, C)."""
+    grad = grad.contiguous(memory_format=layout(x))
+    out, to_a1, to_a2 = like(x), torch.empty_like(hidden), torch.empty_like(gates)
+    w1, w2 = w1.contiguous(), w2.contiguous()
+    _built().tiledse_backward(
+        x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(), hidden.data_ptr(),
+        gates.data_ptr(), to_a1.data_ptr(), to_a2.data_ptr(), _numbers(x, w1.shape[0], tile, act, gate),
+    )  # fmt: skip
+    return out, to_a1, to_a2
+
+
+def _numbers(
+    x: Tensor, reduced: int, tile: Tile, act: str, gate: str, inplace: bool = False
+) -> ctypes.Array[ctypes.c_int64]:
+    tall, _ = tile.size(*x.shape[2:])
+    past_cache = not inplace and x.nbytes >= _PAST_CACHE_BYTES
+    threads = torch.get_num_threads() if x.nbytes >= _THREADS_BYTES else 1
+    return _Numbers(
+        *x.shape, tall, reduced, _ACTS[act], _GATES[gate], is_channels_last(x), past_cache, threads
+    )
+
+
+def _built() -> ctypes.CDLL:
+    found = library()
+    assert found is not None  # takes() was asked
+    return found
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The built library; None, with a warning, where it cannot be built."""
+    try:
+        found = ctypes.CDLL(str(build()))
+    except (OSError, subprocess.SubprocessError) as fault:
+        reason = getattr(fault, "stderr", None) or str(fault)
+        warnings.warn(
+            f"TILEDSE_CPP=1, but the C++ kernels cannot be built, so plain PyTorch is used: {reason.strip()[:500]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    for function, pointers in ((found.tiledse_forward, 9), (found.tiledse_backward, 9)):
+        function.argtypes, function.restype = [ctypes.c_void_p] * pointers + [_Numbers], None
+    return found
+
+
+def build() -> Path:
+    """Build the library unless it is there.
+
+    Returns:
+        Its file.
+
+    Raises:
+        OSError: there is no compiler (c++, g++ or clang++, or what CXX names), or the cache cannot be written.
+        subprocess.SubprocessError: it does not compile.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise OSError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
+    cache = Path(os.environ.get("TILEDSE_CACHE") or Path.home() / ".cache" / "tiledse")
+    facts = "\n".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor()))
+    target = cache / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        part = Path(folder, "op.so")
+        subprocess.run(
+            [compiler, *_FLAGS, str(_SOURCE), "-o", str(part)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        part.replace(target)  # whole or not at all, whoever else builds it
+    return target
+
+
+def _processor() -> str:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
