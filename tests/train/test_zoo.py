@@ -163,6 +163,8 @@ def test_wrong_use(trained, zoo, tmp_path, capsys):
     empty = tmp_path / "empty"
     (empty / "1xW" / "seed0").mkdir(parents=True)
     for given, said in (
+        ({"--figure": "top1=3"}, "give the recipe's --data, or"),
+        ({"--set": "task=distill"}, "has no labels to measure by"),
         ({"trained": (recipe, data, empty)}, "no finished run: no result.json"),
         ({"--set": "variant=[{name='se'}]"}, "the recipe has no such row"),
         ({"--set": "classes=4"}, "do not fit the network"),
@@ -176,6 +178,21 @@ def test_wrong_use(trained, zoo, tmp_path, capsys):
         assert error.count("\n") == 1
         assert said in error
     assert sorted((p.name, p.read_bytes()) for p in zoo.iterdir()) == before
+
+
+def test_a_distilled_network(trained, zoo, capsys):
+    """No labels in its recipe: it takes the figure that `tiledse eval` gave."""
+    recipe, _, runs = trained
+    words = ["--name", "taught", "--recipe", recipe, "--set", "task=distill", "--folder", zoo]
+    words += ["--trained-on", "colours without names", "--licence", "none", "--figure", "top1=66.67"]
+    words = [str(runs / "1xW" / "seed0"), *map(str, words)]
+    assert publishing.main(words) == 2
+    assert "--figure and --n" in capsys.readouterr().err
+    assert publishing.main([*words, "--n", "12"]) == 0
+    (entry,) = entries()
+    assert (entry.task, entry.metric, entry.accuracy, entry.n) == ("classify", "top1", 66.67, 12)
+    assert publishing.main([*words, "--n", "12", "--figure", "top5=high"]) == 2
+    assert "expected a number" in capsys.readouterr().err
 
 
 def test_it_stays_small(trained, zoo, monkeypatch, capsys):

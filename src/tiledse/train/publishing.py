@@ -28,8 +28,8 @@ from .runs import objective_of
 
 
 def publish(
-    run: Path, name: str, recipe: Recipe, data: Path, trained_on: str, licence: str, folder: Path = FOLDER,
-    weights: str = "best.safetensors",
+    run: Path, name: str, recipe: Recipe, data: Path | None, trained_on: str, licence: str, folder: Path = FOLDER,
+    weights: str = "best.safetensors", figures: dict[str, float] | None = None, n: int = 0,
 ) -> Entry:  # fmt: skip
     """Add a run to the zoo, or replace the network of that name.
 
@@ -37,11 +37,13 @@ def publish(
         run: Its folder, with best.safetensors and result.json.
         name: In the zoo.
         recipe: That trained it, with its scale and changes.
-        data: Where its validation images are; the weights are measured on them as they will be shipped.
+        data: The recipe's data; the weights are measured on its validation images as they will be shipped.
         trained_on: What it was trained on, in words.
         licence: Of the weights and the data, in words.
         folder: Where the zoo is.
         weights: The file in ``run``.
+        figures: In place of ``data``, where the recipe has no labels: what ``tiledse eval`` measured, the metric first.
+        n: On how many images.
 
     Returns:
         What the index says of it now.
@@ -60,10 +62,15 @@ def publish(
             f"no such row: give the recipe that trained it, with --scale and --set as they were"
         )
     own = recipe.for_network(network)
-    if own.task == "distill":
-        raise TiledSEError("a distilled network is a classifier: give its recipe with --set task=classify")
+    if (data is None) == (not figures) or (data is None and n < 1):
+        raise TiledSEError("give the recipe's --data, or what `tiledse eval` measured with --figure and --n")
+    if data is not None and own.task == "distill":
+        raise TiledSEError(
+            "distillation has no labels to measure by: give --figure top1=VALUE and --n, from `tiledse eval`"
+        )
+    task = "classify" if own.task == "distill" else own.task
     draft = Entry(
-        name, own.task, network.model, own.classes, own.input, variant.tile, str(result.get("recipe", "")),
+        name, task, network.model, own.classes, own.input, variant.tile, str(result.get("recipe", "")),
         str(result.get("scale", "")), tuple(result.get("changed", ())), trained_on, "", 0.0, 0, {},
         int(result["epochs"]), int(result["seed"]), licence, 0, f"{name}.safetensors", "",
         own.backbone_stride if own.task == "segment" else None, variant.kernel, variant.ratio, folder,
@@ -72,7 +79,10 @@ def publish(
     load_weights(model, source)
     state = packed(model)
     model.load_state_dict(state)
-    objective, figures = _measured(own, data, model.eval())
+    if data is not None:
+        figures, n = _measured(own, data, model.eval())
+    assert figures
+    metric = next(iter(figures))
     listed = [entry for entry in entries(folder) if entry.name != name]
     size = sum(value.numel() * value.element_size() for value in state.values())
     whole = size + sum(entry.path.stat().st_size for entry in listed)
@@ -81,7 +91,7 @@ def publish(
             f"the zoo would hold {whole:,} bytes with '{name}' ({size:,}); it is to stay under {LIMIT_BYTES:,}"
         )
     entry = dataclasses.replace(
-        draft, metric=objective.metric, accuracy=figures[objective.metric], figures=figures, n=_count(objective),
+        draft, metric=metric, accuracy=figures[metric], figures=figures, n=n,
         params=sum(p.numel() for p in model.parameters()),
         sha256=write_packed(state, plan, folder / draft.file, network.model),
     )  # fmt: skip
@@ -99,11 +109,13 @@ def _result(run: Path) -> dict[str, Any]:
     return result
 
 
-def _measured(recipe: Recipe, data: Path, model: nn.Module) -> tuple[Objective, dict[str, float]]:
+def _measured(recipe: Recipe, data: Path, model: nn.Module) -> tuple[dict[str, float], int]:
+    """The figures, that of the task first, and on how many images."""
     objective = objective_of(recipe, Setting((data,), torch.device("cpu")))
     with torch.no_grad():
         figures = objective.measure(model)
-    return objective, {key: round(float(value), 4) for key, value in figures.items()}
+    first = {objective.metric: figures[objective.metric]}
+    return {key: round(float(value), 4) for key, value in {**first, **figures}.items()}, _count(objective)
 
 
 def _count(objective: Objective) -> int:
@@ -114,6 +126,12 @@ def _count(objective: Objective) -> int:
     return len(held.ids if hasattr(held, "ids") else held)
 
 
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TiledSEError(f"--figure {key}={value}: expected a number, such as top1=71.38")
+    return float(value)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser("python -m tiledse.train.publishing", description=__doc__)
@@ -122,18 +140,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, type=Path)
     parser.add_argument("--scale")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data", type=Path, help="the recipe's data: the weights are measured again")
     parser.add_argument(
-        "--data", required=True, type=Path, help="the recipe's data: the weights are measured again"
+        "--figure", action="append", default=[], metavar="METRIC=VALUE", help="measured, in place of --data"
     )
+    parser.add_argument("--n", type=int, default=0, help="images that --figure was measured on")
     parser.add_argument("--trained-on", required=True, help="the training images, in words")
     parser.add_argument("--licence", required=True, help="of weights and data, in words")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="another zoo than the package's")
     given = parser.parse_args(argv)
     try:
         recipe = read_recipe(given.recipe, parse_changes(given.set), given.scale)
+        figures = {key: _number(key, value) for key, value in parse_changes(given.figure).items()}
         entry = publish(
-            given.run, given.name, recipe, given.data, given.trained_on, given.licence, given.folder
-        )
+            given.run, given.name, recipe, given.data, given.trained_on, given.licence, given.folder,
+            figures=figures, n=given.n,
+        )  # fmt: skip
     except TiledSEError as error:
         print(f"tiledse: {error}", file=sys.stderr)
         return 2
