@@ -24,7 +24,7 @@ from .images import Epochs, mix
 from .log import Log
 from .normalisation import restore_statistics
 from .objective import Objective
-from .optimisation import count_steps, make_average, make_optimizer, make_schedule
+from .optimisation import count_steps, freeze, make_average, make_optimizer, make_schedule
 from .recipe import Recipe, Variant
 from .variants import with_variant
 
@@ -127,6 +127,7 @@ def train(
     model.to(accelerator.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
+    freeze(model, recipe)
     average = make_average(model, recipe)
     images = objective.images(mix(run.seed, 3))
     steps, accumulated = count_steps(len(images), recipe, accelerator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -29,6 +30,23 @@ def count_steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int
             "steps_per_epoch"
         )
     return steps, accumulated
+
+
+def freeze(model: nn.Module, recipe: Recipe) -> None:
+    """Let only the parameters that the recipe names be trained.
+
+    Raises:
+        TiledSEError: it names none.
+    """
+    chosen = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in recipe.trainable))
+        chosen += parameter.requires_grad
+    if not chosen:
+        first = next(iter(model.state_dict()))
+        raise TiledSEError(
+            f"recipe: trainable = {list(recipe.trainable)} matches no parameter; they have names such as '{first}'"
+        )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

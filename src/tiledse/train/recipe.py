@@ -161,6 +161,7 @@ class Recipe:
         cache: Side in pixels that images are stretched to and kept decoded with, on the device, where they are also
             varied; for sets that fit there. 0 reads them from disk each time.
         ema: Decay of the moving average of weights; 0 for none.
+        trainable: Globs of the names of parameters that are trained, such as ``*.se.*``; the others stay as they are.
         freeze_norm: Normalisation keeps its statistics: for fine-tuning with small batches.
         restore_norm: Normalisation that was folded away (mean 0, variance 1, as in weights from a deployed file) gets
             the statistics of this many batches before the first step; the network's function stays. 0 leaves it.
@@ -194,6 +195,7 @@ class Recipe:
     as_is: tuple[str, ...] = ()
     cache: int = 0
     ema: float = 0.0
+    trainable: tuple[str, ...] = ("*",)
     freeze_norm: bool = False
     restore_norm: int = 0
     channels_last: bool = False
