@@ -18,7 +18,13 @@ namespace {
 typedef int64_t Int;
 
 // Stores that go past the cache. An output larger than the cache is written so: else each of its lines is read first.
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+typedef __m512 Vector;
+inline Vector load(const float *x) { return _mm512_loadu_ps(x); }
+inline Vector all(float x) { return _mm512_set1_ps(x); }
+inline void stream(float *x, Vector v) { _mm512_stream_ps(x, v); }
+inline void fence() { _mm_sfence(); }
+#elif defined(__AVX__)
 typedef __m256 Vector;
 inline Vector load(const float *x) { return _mm256_loadu_ps(x); }
 inline Vector all(float x) { return _mm256_set1_ps(x); }
