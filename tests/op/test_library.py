@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import pytest
 import torch
 from torch import nn
@@ -201,6 +203,20 @@ def test_other_excitations_are_called_layer_by_layer(change):
     elif change == "width":
         block.layers = lambda: (block.fc1, block.act, nn.Conv2d(4, 8, 1, stride=2), block.gate)
     assert two_layers(block.excite) is None
+
+
+def test_an_excitation_of_one_s_own_is_called():
+    class Mine(ts.TiledSqueezeExcite):
+        def excite(self, descriptors):
+            return super().excite(descriptors) + 1
+
+    block = Mine(8, 4, "3xW")
+    assert two_layers(block.excite) is None
+    other = ts.TiledSqueezeExcite(8, 4, "3xW")
+    other.excite = MethodType(lambda self, z: z, other)
+    assert two_layers(other.excite) is None
+    assert two_layers(super(Mine, block).excite) is None
+    assert two_layers(torch.sigmoid) is None
 
 
 def test_networks_of_timm_and_torchvision_are_two_layers():

@@ -135,11 +135,12 @@ def forward(
 
     tiles = x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
+    w1, b1, w2, b2 = (w.contiguous() for w in weights)
     partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
     descriptors, hidden, gates = saved if saved is not None else (sums, sums, sums)
     for phase in (0,) if launches == 1 else (1, 2):
         forward_kernel[(tiles * cut.programs,)](
-            x, out, *weights, partial, sums, ready, descriptors, hidden, gates, x.stride(0),
+            x, out, w1, b1, w2, b2, partial, sums, ready, descriptors, hidden, gates, x.stride(0),
             **constants(geometry, cut, launches), SAVE=saved is not None, PHASE=phase,
         )  # fmt: skip
     return out
@@ -156,11 +157,12 @@ def backward(
     launches = launches or _launches(x, cut)
     partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
     grad = grad.contiguous(memory_format=layout(x))
+    w1, w2 = (w.contiguous() for w in weights)
     out = like(x)
     grad_a1, grad_a2 = torch.empty_like(hidden), gates.new_empty((tiles, cut.parts, geometry.channels))
     for phase in (0,) if launches == 1 else (1, 2):
         backward_kernel[(tiles * cut.programs,)](
-            x, grad, out, *weights, partial, sums, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
+            x, grad, out, w1, w2, partial, sums, ready, hidden, gates, grad_a1, grad_a2, x.stride(0),
             **constants(geometry, cut, launches), PHASE=phase,
         )  # fmt: skip
     return out, grad_a1, grad_a2.sum(1) if cut.parts > 1 else grad_a2[:, 0]

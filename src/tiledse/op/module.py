@@ -74,8 +74,10 @@ class TiledSqueezeExcite(nn.Module):
         hidden = self.act(apply(self.fc1, descriptors))
         return self.gate(apply(self.fc2, hidden))
 
-    def layers(self) -> tuple[nn.Module, ...]:
-        """What ``excite`` calls, in order."""
+    def layers(self) -> tuple[nn.Module, ...] | None:
+        """What ``excite`` calls, in order; None for a subclass with an ``excite`` of its own."""
+        if type(self).excite is not TiledSqueezeExcite.excite:
+            return None
         return self.fc1, self.act, self.fc2, self.gate
 
     def forward(self, x: Tensor) -> Tensor:

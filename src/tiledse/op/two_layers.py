@@ -46,7 +46,8 @@ def two_layers(excite: object) -> TwoLayers | None:
     # Not getattr(excite, "__self__", None): torch.compile takes that for absent.
     if not isinstance(excite, MethodType) or not hasattr(excite.__self__, "layers"):
         return None
-    layers = excite.__self__.layers()
+    owner = excite.__self__
+    layers = owner.layers() if excite.__func__ is getattr(type(owner), "excite", None) else None
     if layers is None:
         return None
     layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
