@@ -32,10 +32,30 @@ def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
     assert "whole networks, TSE in times of SE" in text
 
 
+def test_bench_compiles(monkeypatch):
+    """By a backend that runs the graph as it is: inductor takes minutes, and a C++ compiler."""
+    from functools import partial
+
+    from tiledse.cli import bench
+    from tiledse.measure.compiled_operator import compare_compiled
+    from tiledse.measure.operator import Shape
+
+    monkeypatch.delenv("TILEDSE_LIBRARY", raising=False)
+    monkeypatch.setattr(bench, "COMPILED_SHAPES", (Shape("small", 1, 8, 2, 14, 14),))
+    monkeypatch.setattr(bench, "LAYOUTS", ("channels_last",))
+    monkeypatch.setattr(bench, "compare_compiled", partial(compare_compiled, backend="aot_eager"))
+    arguments = ("bench", "--only", "compile", "--repeats", "2", "--allocator", "system")
+    printed = json.loads(tiledse(*arguments, "--json").out)
+    assert not printed["operator"]
+    assert [c["layout"] for c in printed["compile"]] == ["channels_last"]
+    ways = {"se", "paper", "tse", "compiled se", "compiled paper", "compiled tse", "compiled by name"}
+    assert set(printed["compile"][0]["inference"]) == set(printed["compile"][0]["training"]) == ways
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--only", "all"), "expected operator or networks"),
+        (("--only", "all"), "expected operator, networks or compile"),
         (("--tiles", "7xW,9"), "expected some of 7xW, Hx7, 7x7"),
         (("--repeats", "1"), "at least 2 repeats"),
         (("--allocator", "mine"), "expected keep or system"),

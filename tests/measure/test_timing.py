@@ -88,3 +88,20 @@ def test_a_missed_target_is_told_with_its_figure():
         f"pass    7xW inference, in times of timm's SE, NCHW, at most 1.15: 1.10, worst 1.10 {where}" in lines
     )
     assert f"MISSED  7xW training, in times of timm's SE, NCHW, at most 1: 1.14, worst 1.14 {where}" in lines
+
+
+def test_the_table_of_compiled_code_has_both_times():
+    from rich.console import Console
+
+    from tiledse.measure.compiled_operator import CompiledComparison
+    from tiledse.report.timing import compiled_table
+
+    def timings(**seconds):
+        return {name: Timing((s, s), (s, s)) for name, s in seconds.items()}
+
+    shape = Shape("small", 1, 8, 2, 14, 14)
+    found = CompiledComparison(shape, "NCHW", timings(copy=1.0, se=2.0), timings(copy=2.0, se=7.0))
+    with (console := Console(width=120)).capture() as printed:
+        console.print(compiled_table([found]))
+    assert "2.0 / 3.5" in printed.get()
+    assert found.to_dict()["training"] == {"se": [3.5, 3.5, 3.5]}

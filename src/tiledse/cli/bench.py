@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 import typer
 
 from ..errors import TiledSEError
 from ..files import written_whole
+from ..measure.compiled_operator import COMPILED_SHAPES, compare_compiled
 from ..measure.machine import keep_freed_memory, machine
 from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
 from ..measure.targets import verdicts
 from ..measure.whole_networks import NETWORKS, compare_network
-from ..report.timing import networks_table, operator_table
+from ..report.timing import compiled_table, networks_table, operator_table
 from .app import app, print_json, print_text, say
 from .options import Force, Json, check_target
 from .progress import progress_bar
@@ -25,7 +26,11 @@ from .progress import progress_bar
 def bench(
     only: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--only", metavar="operator|networks", help="One part; both, unless given."),
+        typer.Option(
+            "--only",
+            metavar="operator|networks|compile",
+            help="One part; operator and networks, unless given. compile: torch.compile of all on three maps.",
+        ),
     ] = None,
     tiles: Annotated[
         str, typer.Option("--tiles", metavar="T,T", help="Tiles for the operator, of 7xW, Hx7, 7x7.")
@@ -49,8 +54,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time the operator and whole networks: ratios to a copy, to SE and to the paper's code, in one run."""
-    if only not in (None, "operator", "networks"):
-        raise TiledSEError(f"--only {only}: expected operator or networks")
+    if only not in (None, "operator", "networks", "compile"):
+        raise TiledSEError(f"--only {only}: expected operator, networks or compile")
     if allocator not in ("keep", "system"):
         raise TiledSEError(f"--allocator {allocator}: expected keep or system")
     chosen = tuple(tiles.split(","))
@@ -68,17 +73,19 @@ def bench(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        operator = [] if only == "networks" else _operator(shapes, chosen, repeats)
-        networks = [] if only == "operator" else _networks(max(2, repeats // 2))
+        operator = _operator(shapes, chosen, repeats) if only in (None, "operator") else []
+        networks = _networks(max(2, repeats // 2)) if only in (None, "networks") else []
+        compiled = _compiled(repeats) if only == "compile" else []
     finally:
         torch.set_num_threads(before)
     judged = verdicts(operator, networks)
-    figures = {
+    figures: dict[str, Any] = {
         "format": "tiledse.bench/1",
         "machine": {**machine(allocator), "threads": threads, "repeats": repeats},
         "targets": [verdict.to_dict() for verdict in judged],
         "operator": [comparison.to_dict() for comparison in operator],
         "networks": [comparison.to_dict() for comparison in networks],
+        **({"compile": [comparison.to_dict() for comparison in compiled]} if compiled else {}),
     }
     if output is not None:
         with written_whole(output) as part:
@@ -91,7 +98,9 @@ def bench(
         print_text(operator_table(operator, training=False), operator_table(operator, training=True))
     if networks:
         print_text(networks_table(networks))
-    facts = ", ".join(f"{key} {value}" for key, value in figures["machine"].items() if value is not None)  # type: ignore[attr-defined]
+    if compiled:
+        print_text(compiled_table(compiled))
+    facts = ", ".join(f"{key} {value}" for key, value in figures["machine"].items() if value is not None)
     print_text(facts, "", *map(str, judged))
 
 
@@ -112,4 +121,14 @@ def _networks(repeats: int) -> list:
         for number, (name, shape, layout) in enumerate(work):
             progress(number, len(work))
             done.append(compare_network(name, shape, layout, repeats=repeats))
+    return done
+
+
+def _compiled(repeats: int) -> list:
+    work = [(shape, layout) for shape in COMPILED_SHAPES for layout in LAYOUTS]
+    done = []
+    with progress_bar("compile") as progress:
+        for number, (shape, layout) in enumerate(work):
+            progress(number, len(work))
+            done.append(compare_compiled(shape, layout, repeats))
     return done

@@ -100,8 +100,9 @@ def cut_of(geometry: Geometry, dtype: torch.dtype) -> Cut:
     return cut(geometry, channels, pixels, 8 if channels * pixels > 1 << 13 else 4)
 
 
-# All programs of a tile run at once on a GPU of as many multiprocessors.
-_MOST_PROGRAMS = 128
+# All programs of a tile must run at once, and beside them those of tiles that other streams have begun: with room for
+# three tiles, three streams cannot block each other. 44 is a third of an H100's multiprocessors.
+_MOST_PROGRAMS = 44
 # What a program of 8 warps can hold.
 _MOST_ELEMENTS = 1 << 14
 
@@ -167,7 +168,7 @@ def backward(
 
 def _launches(x: Tensor, cut: Cut) -> int:
     """One, unless the programs of a tile might not run all at once; Triton's interpreter runs one at a time."""
-    return 1 if cut.programs <= _multiprocessors(x.device) else 2
+    return 1 if cut.programs == 1 or 3 * cut.programs <= _multiprocessors(x.device) else 2
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ writes. The backward kernel is the mirror: it reads the gradient and the map onc
 hidden layer's gradient, and writes the map's gradient. Sums are taken in one order, so results repeat to the bit.
 
     PHASE 0: one launch. The programs of a tile wait for each other, so all of them must run at once: GPUs start
-             programs in order, and a tile has no more programs than the GPU has multiprocessors.
+             programs in order, and a tile has few enough of them (fused.py).
     PHASE 1, 2: two launches, the first up to the exchange, the second from there on. The map is read twice.
 
 With one program a tile nothing is exchanged. Where many programs give many numbers (ONCE), the last to come sums them

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from ..measure.compiled_operator import CompiledComparison
 from ..measure.operator import Comparison
 from ..measure.whole_networks import NetworkComparison
 
@@ -59,4 +60,26 @@ def networks_table(networks: Sequence[NetworkComparison]) -> Table:
         shares = [f"{100 * n.share[way]:.1f}" for way in ("se", "tse")]
         ratio = str(n.timings["tse"].ratio(n.timings["se"]))
         table.add_row(n.network, "x".join(map(str, n.shape)), n.layout, n.tile, ratio, *shares)
+    return table
+
+
+def compiled_table(comparisons: Sequence[CompiledComparison]) -> Table:
+    """Medians of inference and of a training step, in copies."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="torch.compile, 7xW: times of a copy, inference / training",
+        title_justify="left",
+    )
+    ways = tuple(name for name in comparisons[0].inference if name != "copy")
+    for name in ("map NxCxHxW", "layout"):
+        table.add_column(name, no_wrap=True)
+    for name in ways:
+        table.add_column(name, justify="right")
+    for c in comparisons:
+        cells = [str(c.shape), c.layout]
+        for name in ways:
+            pair = (t[name].ratio(t["copy"]).median for t in (c.inference, c.training))
+            cells.append(" / ".join(f"{ratio:.1f}" for ratio in pair))
+        table.add_row(*cells)
+    table.caption, table.caption_justify = "compiled tse: the formula; by name: one operator", "left"
     return table

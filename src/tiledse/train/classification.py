@@ -29,9 +29,8 @@ class Classification(Objective):
         source, self._held = open_source(split_path(data, "train")), open_source(split_path(data, "val"))
         for name, found in (("train", source), ("val", self._held)):
             _check_labels(found, recipe.classes, name)
-        self._source = subset(source, recipe.subset)
         self._prepare = own_preprocessing(recipe)
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._stock = Stock(subset(source, recipe.subset), recipe, self._prepare, setting.device)
         self._kept_held: tuple[Tensor, Tensor] | None = None
 
     def build(self) -> nn.Module:
@@ -40,13 +39,7 @@ class Classification(Objective):
 
     def images(self, seed: int) -> TrainingImages:
         """See Objective."""
-        size, augment = self.recipe.input_size[1:], self.recipe.augment
-        mean, std = self._prepare.mean, self._prepare.std
-        if not self.recipe.cache:
-            return Pictures(self._source, size, augment, mean, std, seed)
-        if self._kept is None:
-            self._kept = keep(self._source, self.recipe.cache, self.setting.device)
-        return KeptImages(*self._kept, size, augment, mean, std, seed)
+        return self._stock.images(seed)
 
     def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         """Cross-entropy."""
@@ -108,6 +101,31 @@ class _Held(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._prepare(self._source.read(index)), self._source.labels[index]
+
+
+class Stock:
+    """The training images of a classifier, for any seed: read each time, or decoded once and kept.
+
+    Args:
+        source: The images.
+        recipe: Says how they vary and whether they are kept.
+        prepare: The network's normalisation.
+        device: Where they are kept.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, prepare: Preprocessing, device: torch.device) -> None:
+        self._source, self._recipe, self._prepare, self._device = source, recipe, prepare, device
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def images(self, seed: int) -> TrainingImages:
+        """See Objective."""
+        size, augment = self._recipe.input_size[1:], self._recipe.augment
+        mean, std = self._prepare.mean, self._prepare.std
+        if not self._recipe.cache:
+            return Pictures(self._source, size, augment, mean, std, seed)
+        if self._kept is None:
+            self._kept = keep(self._source, self._recipe.cache, self._device)
+        return KeptImages(*self._kept, size, augment, mean, std, seed)
 
 
 def own_preprocessing(recipe: Recipe) -> Preprocessing:

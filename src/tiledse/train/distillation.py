@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from ..errors import TiledSEError
 from ..measure.processes import gather, part
 from ..networks.building import build_classifier
-from .classification import own_preprocessing
-from .images import KeptImages, Pictures, TrainingImages, keep, mix
+from .classification import Stock, own_preprocessing
+from .images import TrainingImages, mix
 from .objective import Objective, Setting
 from .recipe import Recipe
 from .sources import Part, Several, Source, open_source
@@ -53,7 +53,7 @@ class Distillation(Objective):
         self._teacher.to(setting.device).eval().requires_grad_(False)
         if recipe.channels_last:
             self._teacher.to(memory_format=torch.channels_last)
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._stock = Stock(self._source, recipe, self._prepare, setting.device)
         self._kept_held: list[Tensor] = []
 
     def build(self) -> nn.Module:
@@ -62,13 +62,7 @@ class Distillation(Objective):
 
     def images(self, seed: int) -> TrainingImages:
         """See Objective."""
-        size, augment = self.recipe.input_size[1:], self.recipe.augment
-        mean, std = self._prepare.mean, self._prepare.std
-        if not self.recipe.cache:
-            return Pictures(self._source, size, augment, mean, std, seed)
-        if self._kept is None:
-            self._kept = keep(self._source, self.recipe.cache, self.setting.device)
-        return KeptImages(*self._kept, size, augment, mean, std, seed)
+        return self._stock.images(seed)
 
     def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         """The divergence of the student's outputs from the teacher's; see ``divergence``."""
