@@ -153,13 +153,8 @@ def _build(recipe):
     return build_classifier(model, recipe.classes, size)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tableB1_excitation",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table4_efficientnet", "table6_lraspp")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table4_efficientnet", "table6_lraspp", "tableB1_excitation"])
 def test_networks_at_full_size(name):
     """On shapes alone: the largest network with its last variant, and the parameters that Table B1 prints of each."""
     recipe = read(name)

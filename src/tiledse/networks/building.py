@@ -99,7 +99,7 @@ def with_excitation(
         >>> import timm
         >>> model = with_excitation(timm.create_model("regnety_002"), "1xW", (3, 64, 64), (3, 1), 2)
         >>> model.s1.b1.se.fc1
-        Conv2d(24, 12, kernel_size=(3, 1), stride=(1, 1), padding=(1, 0))
+        Conv2d(24, 16, kernel_size=(3, 1), stride=(1, 1), padding=(1, 0))
     """
     plan, dialects = find_dialects(model, input_size)
     if not len(plan):
