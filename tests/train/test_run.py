@@ -164,7 +164,9 @@ def test_an_interrupt_ends_with_130_and_goes_on(whole, tmp_path, epoch):
     assert code == 130
     assert signal.getsignal(signal.SIGINT) is before
     lines = [line for line in err.splitlines() if line]
-    assert lines[-1] == f"interrupted; the same command goes on from the last whole epoch in {tmp_path}"
+    assert (
+        lines[-1] == f"tiledse: interrupted; the same command goes on from the last whole epoch in {tmp_path}"
+    )
     assert len(lines) == epoch + 1
     assert len(rows(tmp_path / RUN)) == epoch
     assert tiledse(*given, "-o", tmp_path).code == 0

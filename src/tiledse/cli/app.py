@@ -16,6 +16,11 @@ from ..errors import TiledSEError
 # click's, which newer typer carries inside itself: named through what both export.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+class Interrupted(Exception):
+    """Ctrl-C in a verb that has something to say about it: its text is printed, and the status is 130."""
+
+
 app = typer.Typer(
     name="tiledse",
     add_completion=False,
@@ -47,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "tiledse"
         return _refuse(f"{text.rstrip('.')}; see: {path} --help")
+    except Interrupted as error:
+        return _refuse(f"interrupted; {error}", code=130)
     except (typer.Abort, KeyboardInterrupt):
         return _refuse("interrupted", code=130)
     except BrokenPipeError:
@@ -55,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    if result == 130:  # newer typer ends a KeyboardInterrupt itself, without a word
+        return _refuse("interrupted", code=130)
     return result if isinstance(result, int) else 0
 
 

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import TiledSEError
 from ..train.recipe import Network, Recipe, Variant, differences, parse_changes, read_recipe
-from .app import app, print_json, print_text, say
+from .app import Interrupted, app, print_json, print_text, say
 from .options import Json
 
 RecipeFile = Annotated[
@@ -218,9 +218,7 @@ def _run(
             restart=restart, notes=notes, say=say if speaks else lambda line: None,
         )  # fmt: skip
     except KeyboardInterrupt:
-        if speaks:
-            say(f"interrupted; the same command goes on from the last whole epoch in {out}")
-        raise
+        raise Interrupted(f"the same command goes on from the last whole epoch in {out}") from None
     if not speaks:
         return
     if json:

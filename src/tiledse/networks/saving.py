@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
@@ -27,14 +27,23 @@ def save(model: nn.Module, plan: Plan, path: str | Path, name: str = "") -> None
     Raises:
         TiledSEError: another ending, or the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise TiledSEError(f"cannot write {path}: weights of a PyTorch network go to a .safetensors file")
     # Copies, since a safetensors file holds each name's own values and networks may share tensors.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    write_state(state, plan, path, name)
+
+
+def write_state(state: dict[str, Tensor], plan: Plan, path: Path, name: str) -> None:
+    """Write a state dict with the plan and the network's name in the metadata; whole or not at all.
+
+    Raises:
+        TiledSEError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     metadata = {"format": "pt", METADATA_KEY: json.dumps(plan.to_dict()), "tiledse.model": name}
     with written_whole(path) as part:
         try:

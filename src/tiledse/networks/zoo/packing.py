@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import TiledSEError, first_line
-from ...files import written_whole
-from ...plan import METADATA_KEY, Plan
+from ...errors import TiledSEError
+from ...plan import Plan
+from ..saving import write_state
 
 LIMIT_BYTES = 20_000_000
 
@@ -48,13 +47,5 @@ def write_packed(state: dict[str, Tensor], plan: Plan, path: Path, name: str) ->
     Raises:
         TiledSEError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(plan.to_dict()), "tiledse.model": name}
-    with written_whole(path) as part:
-        try:
-            save_file(state, part, metadata)
-        except SafetensorError as error:
-            raise OSError(first_line(error)) from error
+    write_state(state, plan, path, name)
     return hashlib.sha256(path.read_bytes()).hexdigest()
