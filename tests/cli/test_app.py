@@ -13,6 +13,6 @@ def test_ctrl_c_is_one_line_and_130(
     def pressed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(networks, "load_model", pressed)
+    monkeypatch.setattr(networks, "find_any", pressed)
     assert main(["find", "timm:regnety_002"]) == 130
     assert capsys.readouterr().err.strip() == "tiledse: interrupted"
