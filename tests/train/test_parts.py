@@ -185,7 +185,7 @@ def test_distillation_without_labels(teacher, tmp_path):
         path.rename(b / path.name)
     given = ("finetune", "timm:test_efficientnet", "--distill", "--weights", teacher, "--tile", "1xW")
     given += ("--device", "cpu")
-    small = ["epochs=6", "batch_size=8", "classes=3", "input=3x32x32", "cache=32", "optimizer.lr=0.001"]
+    small = ["epochs=6", "batch_size=8", "classes=3", "input=3x32x32", "cache=32"]
     changes = [word for change in small for word in ("--set", change)]
     done = tiledse(*given, *changes, "--data", a, "--data", b, "-o", tmp_path / "runs", "--json")
     assert done.code == 0, done.err
@@ -198,6 +198,10 @@ def test_distillation_without_labels(teacher, tmp_path):
     folder = tmp_path / "runs" / "test_efficientnet" / "1xW" / "seed0"
     se, student = load_file(teacher), load_file(folder / "best.safetensors")
     assert se.keys() == student.keys()
+    # Only the SE blocks learn, unless the recipe says otherwise.
+    learnt = {key for key in se if not torch.equal(se[key], student[key])}
+    assert learnt
+    assert all(".se." in key for key in learnt), learnt
     assert str(ts.Plan.load(folder / "best.safetensors").tiles[0]) == "1xW"
 
 
@@ -217,6 +221,27 @@ def test_distillation_begins_at_the_teacher(teacher, tmp_path):
     result = json.loads(done.out)["results"][0]
     assert result["divergence"] == pytest.approx(0, abs=1e-6)
     assert result["agree"] == 100
+
+
+def test_trainable_that_names_nothing(teacher, tmp_path):
+    given = (
+        "finetune",
+        "timm:test_efficientnet",
+        "--distill",
+        "--weights",
+        teacher,
+        "--tile",
+        "1xW",
+        "--device",
+        "cpu",
+    )
+    data = class_folders(tmp_path / "a") / "train"
+    small = ("--set", "classes=3", "--set", "input=3x32x32", "--set", 'trainable=["head.*"]')
+    done = tiledse(*given, *small, "--data", data, "-o", tmp_path / "runs")
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == (
+        "tiledse: recipe: trainable = ['head.*'] matches no parameter; they have names such as 'conv_stem.weight'"
+    )
 
 
 # Segmentation.

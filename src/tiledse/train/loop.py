@@ -127,7 +127,7 @@ def train(
     model.to(accelerator.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
-    freeze(model, recipe)
+    freeze(model, recipe, plan)
     average = make_average(model, recipe)
     images = objective.images(mix(run.seed, 3))
     steps, accumulated = count_steps(len(images), recipe, accelerator)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import TiledSEError
+from ..plan import Plan
 from .recipe import Recipe
 
 
@@ -32,15 +33,17 @@ def count_steps(images: int, recipe: Recipe, accelerator: Any) -> tuple[int, int
     return steps, accumulated
 
 
-def freeze(model: nn.Module, recipe: Recipe) -> None:
-    """Let only the parameters that the recipe names be trained.
+def freeze(model: nn.Module, recipe: Recipe, plan: Plan) -> None:
+    """Let only the parameters that the recipe names be trained; ``attention`` names those of the plan's blocks.
 
     Raises:
         TiledSEError: it names none.
     """
+    attention = [f"{block.name}.*" for block in plan.blocks]
+    globs = [one for glob in recipe.trainable for one in (attention if glob == "attention" else [glob])]
     chosen = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in recipe.trainable))
+        parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in globs))
         chosen += parameter.requires_grad
     if not chosen:
         first = next(iter(model.state_dict()))

@@ -161,7 +161,8 @@ class Recipe:
         cache: Side in pixels that images are stretched to and kept decoded with, on the device, where they are also
             varied; for sets that fit there. 0 reads them from disk each time.
         ema: Decay of the moving average of weights; 0 for none.
-        trainable: Globs of the names of parameters that are trained, such as ``*.se.*``; the others stay as they are.
+        trainable: Globs of the names of parameters that are trained, or ``attention`` for those of the SE blocks; the
+            others stay as they are.
         freeze_norm: Normalisation keeps its statistics: for fine-tuning with small batches.
         restore_norm: Normalisation that was folded away (mean 0, variance 1, as in weights from a deployed file) gets
             the statistics of this many batches before the first step; the network's function stays. 0 leaves it.
