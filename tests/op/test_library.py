@@ -219,6 +219,7 @@ def test_an_excitation_of_one_s_own_is_called():
     assert two_layers(torch.sigmoid) is None
 
 
+@pytest.mark.slow
 def test_networks_of_timm_and_torchvision_are_two_layers():
     import timm
     import torchvision

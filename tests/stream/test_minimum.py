@@ -23,7 +23,8 @@ TILES = [Tile.parse(t) for t in ("1xW", "2xW", "3xW", "5xW:running", "7xW")]
     [
         ("timm:tf_mobilenetv3_small_100", 128, True),
         ("timm:regnety_002", 128, True),
-        ("timm:cs3se_edgenet_x", 64, False),  # its shortcuts pass a whole stage
+        # Its shortcuts pass a whole stage.
+        pytest.param("timm:cs3se_edgenet_x", 64, False, marks=pytest.mark.slow),
     ],
 )
 def test_every_plan_holds_what_the_simulator_counts(name, size, additive):

@@ -141,16 +141,16 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_curve(whole, tmp_path):
     for line in process.stderr:
         if "epoch 2/4" in line:
             break
-    # An epoch takes over half a second: this is in its middle.
+    # Somewhere in the next epoch, or in the one after it on a fast machine; it has four.
     time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
     assert process.returncode == -signal.SIGKILL
-    assert len(rows(tmp_path / RUN)) == 2
+    assert 2 <= len(rows(tmp_path / RUN)) < 4
     done = tiledse(*given, "-o", tmp_path)
     assert done.code == 0, done.err
-    assert "going on after epoch 2" in done.err
+    assert any(f"going on after epoch {epoch}" in done.err for epoch in (2, 3))
     assert "epoch 2/4" not in done.err
     assert_same(folder, tmp_path / RUN)
 
