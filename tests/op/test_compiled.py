@@ -65,6 +65,10 @@ def ours(block, x, upstream):
     [
         ("7xW", 2, 32, 14, 28), ("HxW", 3, 16, 7, 7), ("3xW", 2, 5, 10, 9), ("4xW", 1, 48, 9, 40),
         ("20xW", 2, 7, 4, 3), ("1xW", 2, 3, 5, 1), ("HxW", 1, 2, 40, 70),
+        ("Hx7", 2, 24, 14, 28), ("Hx4", 2, 5, 9, 10), ("7x7", 2, 48, 21, 30), ("3x2", 3, 7, 7, 5), ("1x1", 1, 9, 5, 3),
+        ("2xW:running", 3, 16, 13, 20), ("3xW:running", 1, 33, 30, 7), ("9xW:running", 2, 4, 9, 6),
+        ("3xW:upper", 2, 8, 10, 12), ("4xW:middle", 3, 21, 11, 9), ("7xW:middle", 2, 5, 4, 3),
+        ("2xW", 1, 600, 9, 150), ("5x40", 2, 600, 12, 90), ("4xW:running", 2, 300, 33, 64),
     ],
 )  # fmt: skip
 def test_is_the_formula(
@@ -88,9 +92,10 @@ def test_is_the_formula(
         torch.testing.assert_close(z, found[0])
 
 
-def test_threads_share_the_strips(kernels, monkeypatch):
+@pytest.mark.parametrize("tile", ["3xW", "2x2", "Hx3", "3xW:running", "3xW:middle"])
+def test_threads_share_the_tiles(tile, kernels, monkeypatch):
     monkeypatch.setattr(compiled, "_THREADS_BYTES", 0)
-    block = ts.TiledSqueezeExcite(8, 4, "3xW")
+    block = ts.TiledSqueezeExcite(8, 4, tile)
     x, upstream = torch.randn(3, 8, 10, 6), torch.randn(3, 8, 10, 6)
     alone = ours(block, x, upstream)
     for threads in (2, 5, 64):
@@ -123,8 +128,8 @@ def test_gates_at_both_ends(scale, kernels):
 def test_everything_else_is_pytorch_s(kernels):
     x = torch.randn(2, 8, 6, 5)
     with torch.no_grad():
-        for tile in ("Hx2", "3x3", "3xW:running", "3xW:upper"):
-            ts.TiledSqueezeExcite(8, 4, tile)(x)
+        ts.TiledSqueezeExcite(8, 4, "3xW", act=nn.GELU)(x)
+        ts.TiledSqueezeExcite(8, 4, "3xW", kernel_size=(3, 1))(x)
         block = ts.TiledSqueezeExcite(8, 4, "3xW")
         block(x[:, :, :, ::2])
         ts.tiled_squeeze_excite(x, torch.sigmoid, "3xW")

@@ -1,6 +1,6 @@
-"""The kernels of compiled.cpp: built by the system's C++ compiler when they are first asked for.
+"""The kernels of cpp/: built by the system's C++ compiler when they are first asked for.
 
-TILEDSE_CPP=1 asks for them. They take row strips of float32 maps on a CPU, with an excitation of two layers, and give
+TILEDSE_CPP=1 asks for them. They take all tiles of float32 maps on a CPU, with an excitation of two layers, and give
 the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
 kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
 two seconds. It uses as many threads as torch does.
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..tile import Tile
 from .grids import is_channels_last, layout, like
 
-_SOURCE = Path(__file__).with_name("compiled.cpp")
+_SOURCE = Path(__file__).with_name("cpp") / "squeeze_excite.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-simd", "-pthread")
 
 # Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
@@ -35,17 +35,15 @@ _THREADS_BYTES = 1 << 20
 
 _ACTS = {"relu": 0, "silu": 1, "hardswish": 2}
 _GATES = {"sigmoid": 0, "hardsigmoid": 1}
-_Numbers = ctypes.c_int64 * 11
+_Numbers = ctypes.c_int64 * 15
 
 
 def takes(x: Tensor, tile: Tile) -> bool:
-    """Whether the kernels are asked for and take this: row strips of a dense float32 map on a CPU."""
+    """Whether the kernels are asked for and take this: a dense float32 map on a CPU, and any tile."""
     return (
         os.environ.get("TILEDSE_CPP") == "1"
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and tile.width is None
-        and tile.squeeze == "tiles"
         and x.numel() > 0
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
         and library() is not None
@@ -56,7 +54,7 @@ def forward(
     x: Tensor, out: Tensor, layers: tuple[Tensor, Tensor, Tensor, Tensor, str, str], tile: Tile,
     saved: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, a row for each strip."""
+    """``out`` = x by its gates; ``saved`` is filled with descriptors, hidden layer and gates, a row for each tile."""
     *weights, act, gate = layers
     kept = (None, None, None) if saved is None else (part.data_ptr() for part in saved)
     weights = [w.contiguous() for w in weights]
@@ -71,9 +69,10 @@ def forward_saving(
     x: Tensor, layers: tuple[Tensor, Tensor, Tensor, Tensor, str, str], tile: Tile
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The scaled map, descriptors, hidden layer and gates; see library.squeeze_excite."""
-    strips = x.shape[0] * tile.tiles(*x.shape[2:])
+    rows, cols = tile.grid(*x.shape[2:])
+    tiles = x.shape[0] * rows * cols
     descriptors, hidden, gates = (
-        x.new_empty((strips, n)) for n in (x.shape[1], layers[1].shape[0], x.shape[1])
+        x.new_empty((tiles, n)) for n in (x.shape[1], layers[1].shape[0], x.shape[1])
     )
     out = forward(x, like(x), layers, tile, (descriptors, hidden, gates))
     return out, descriptors, hidden, gates
@@ -90,7 +89,7 @@ def backward(
     act: str,
     gate: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the map, and of the sums of both layers, (strips, R) and (strips, C)."""
+    """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
     grad = grad.contiguous(memory_format=layout(x))
     out, to_a1, to_a2 = like(x), torch.empty_like(hidden), torch.empty_like(gates)
     w1, w2 = w1.contiguous(), w2.contiguous()
@@ -104,12 +103,15 @@ def backward(
 def _numbers(
     x: Tensor, reduced: int, tile: Tile, act: str, gate: str, inplace: bool = False
 ) -> ctypes.Array[ctypes.c_int64]:
-    tall, _ = tile.size(*x.shape[2:])
+    height, width = x.shape[2:]
+    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    first, stop = tile.rows(height) if tile.single else (0, height)
     past_cache = not inplace and x.nbytes >= _PAST_CACHE_BYTES
     threads = torch.get_num_threads() if x.nbytes >= _THREADS_BYTES else 1
     return _Numbers(
-        *x.shape, tall, reduced, _ACTS[act], _GATES[gate], is_channels_last(x), past_cache, threads
-    )
+        *x.shape, tall, wide, first, stop, tile.squeeze == "running",
+        reduced, _ACTS[act], _GATES[gate], is_channels_last(x), past_cache, threads,
+    )  # fmt: skip
 
 
 def _built() -> ctypes.CDLL:
@@ -150,7 +152,8 @@ def build() -> Path:
     if compiler is None:
         raise OSError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
     cache = Path(os.environ.get("TILEDSE_CACHE") or Path.home() / ".cache" / "tiledse")
-    facts = "\n".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor()))
+    sources = [path.read_text() for path in sorted(_SOURCE.parent.iterdir())]
+    facts = "\n".join((*sources, compiler, *_FLAGS, _processor()))
     target = cache / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target

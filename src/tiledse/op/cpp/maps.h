@@ -1,0 +1,265 @@
+// A map cut into tiles and into units of work: what is summed over it, and what is written of it.
+//
+// NCHW and channels_last ("last"). A band is a row of tiles, all columns of it. A unit is so many bands of an image, or
+// so many whole images, that it is still in the second-level cache when, once summed, it is scaled.
+
+#pragma once
+
+#include <vector>
+
+#include "vectors.h"
+
+namespace tiledse {
+
+const Int kUnitBytes = 256 << 10, kFewWeightBytes = 64 << 10;
+const Int kSummed = 256;     // rows or pixels that are summed in float32
+const Int kShortRun = 128;   // numbers: too many ends of such runs would share a line with the next one
+
+struct Job {
+  Int images, channels, height, width, tall, wide, first, stop, running, reduced, act, gate, last, past_cache, threads;
+
+  Int bands() const { return (height + tall - 1) / tall; }
+  Int cols() const { return (width + wide - 1) / wide; }
+  Int elements() const { return images * channels * height * width; }
+  Int tiles() const { return images * bands() * cols(); }
+  Int top(Int band) const { return band * tall; }
+  Int rows(Int band) const { return std::min(tall, height - top(band)); }
+  Int tile_width(Int col) const { return std::min(wide, width - col * wide); }
+  // upper and middle: what is squeezed is not what is scaled.
+  bool part() const { return stop - first != height; }
+  Int squeezed(Int band, Int col) const { return (part() ? stop - first : rows(band)) * tile_width(col); }
+};
+
+struct Unit {
+  Int image, images, band, bands;
+  Int tiles(const Job &job) const { return images * bands * job.cols(); }
+  Int first_tile(const Job &job) const { return (image * job.bands() + band) * job.cols(); }
+  Int first_row(const Job &job) const { return job.top(band); }
+  Int rows(const Job &job) const { return std::min((band + bands) * job.tall, job.height) - first_row(job); }
+};
+
+// How a job is cut; ``whole`` asks for whole images.
+struct Units {
+  Int bands, images, an_image, number;  // bands or images in a unit; units in an image, where it has several; of all
+  const Job &job;
+
+  Units(const Job &j, Int inputs, bool whole) : job(j) {
+    const Int row_bytes = 4 * inputs * job.channels * job.width, all = job.images * job.height * row_bytes;
+    // A quarter of a second-level cache of 1 MB: the next unit is fetched beside the present one. Larger weights are read
+    // for four tiles at once, if those fit that cache.
+    const Int four = 4 * row_bytes * job.tall / job.cols();
+    const bool heavy = 8 * job.channels * job.reduced > kFewWeightBytes && four <= 4 * kUnitBytes;
+    const Int room = std::min(heavy ? std::max(four, kUnitBytes) : kUnitBytes, all / (4 * job.threads));
+    const Int fit = room / (row_bytes * job.tall);
+    images = std::max<Int>(1, room / (row_bytes * job.height));
+    bands = whole || fit >= job.bands() ? job.bands() : std::max<Int>(1, fit);
+    if (bands < job.bands()) images = 1;
+    an_image = (job.bands() + bands - 1) / bands;
+    number = (job.images + images - 1) / images * an_image;
+  }
+  Unit at(Int index) const {
+    const Int image = index / an_image * images, band = index % an_image * bands;
+    return {image, std::min(images, job.images - image), band, std::min(bands, job.bands() - band)};
+  }
+};
+
+// Fetches the memory of a unit into the second-level cache, a line with each step.
+class Ahead {
+ public:
+  Ahead() : at_(nullptr), end_(nullptr), stride_(0), length_(0), left_(0) {}
+  Ahead(const Job &job, const float *x, const Unit &unit) {
+    const Int plane = job.height * job.width, image = job.channels * plane;
+    if (job.last || unit.bands == job.bands()) {
+      const Int row = job.last ? job.channels * job.width : 0;
+      at_ = x + unit.image * image + unit.first_row(job) * row;
+      length_ = job.last && unit.images == 1 ? unit.rows(job) * row : unit.images * image;
+      stride_ = left_ = 0;
+    } else {
+      at_ = x + unit.image * image + unit.first_row(job) * job.width;
+      length_ = unit.rows(job) * job.width, stride_ = plane, left_ = job.channels - 1;
+    }
+    end_ = at_ + length_;
+  }
+  void step() {
+    if (at_ >= end_) {
+      if (left_ == 0) return;
+      --left_, end_ += stride_, at_ = end_ - length_;
+    }
+    __builtin_prefetch(at_, 0, 2);
+    at_ += kLine;
+  }
+
+ private:
+  const float *at_, *end_;
+  Int stride_, length_, left_;
+};
+
+// Sums by tile and channel over the rows [from, stop) of a band: of x, or of x * y. out: (tiles, C), this band's.
+template <bool kTwo>
+class Sums {
+ public:
+  // x: the map that is summed.
+  Sums(const Job &job, const float *x)
+      : job_(job),
+        end_(x + job.elements()),
+        // Pixels of which the channels fill whole vectors, so that any number of channels is summed by vectors.
+        fold_(job.cols() == 1 && job.channels <= 512 ? kWide / common(job.channels, kWide) : 1),
+        lane_(std::max(fold_ * job.channels, job.width) + kWide),
+        whole_(job.last ? job.cols() * job.channels : job.cols()) {}
+
+  void planes(const float *x, const float *y, Int c, Int from, Int stop, double *out, Int stride) {  // NCHW, a channel
+    const Int width = job_.width, at = c * job_.height * width;
+    if (job_.cols() == 1) {
+      *out = sum<kTwo>(x + at + from * width, kTwo ? y + at + from * width : nullptr, (stop - from) * width);
+      return;
+    }
+    std::fill(whole_.begin(), whole_.end(), 0.0);
+    for (Int r0 = from; r0 < stop; r0 += kSummed) {
+      std::fill(lane_.begin(), lane_.end(), 0.0f);
+      const Int end = std::min(r0 + kSummed, stop);
+      // Whole vectors, which reach into the next row, if there is one.
+      const bool reach = end_ - (x + at + end * width) >= kWide;
+      const Int read = reach ? (width + kWide - 1) / kWide * kWide : width;
+      add(x + at + r0 * width, kTwo ? y + at + r0 * width : nullptr, lane_.data(), read, end - r0, width);
+      for (Int t = 0; t < job_.cols(); ++t) {
+        float s = 0;
+        for (Int j = t * job_.wide, n = j + job_.tile_width(t); j < n; ++j) s += lane_[j];
+        whole_[t] += s;
+      }
+    }
+    for (Int t = 0; t < job_.cols(); ++t) out[t * stride] = whole_[t];
+  }
+
+  void pixels(const float *x, const float *y, Int from, Int stop, double *out) {  // channels_last
+    const Int channels = job_.channels, row = job_.width * channels;
+    std::fill(out, out + job_.cols() * channels, 0.0);
+    if (job_.cols() == 1) {
+      const Int length = fold_ * channels, all = (stop - from) * job_.width;
+      for (Int p0 = 0; p0 < all; p0 += kSummed * fold_) {
+        std::fill(lane_.begin(), lane_.begin() + length, 0.0f);
+        const Int n = std::min(kSummed * fold_, all - p0), full = n / fold_, at = from * row + p0 * channels;
+        add(x + at, kTwo ? y + at : nullptr, lane_.data(), length, full, length);
+        const Int rest = at + full * length;
+        add(x + rest, kTwo ? y + rest : nullptr, lane_.data(), channels, n - full * fold_, channels);
+        for (Int k = 0; k < fold_; ++k)
+          for (Int c = 0; c < channels; ++c) out[c] += lane_[k * channels + c];
+      }
+      return;
+    }
+    for (Int r = from; r < stop; ++r)
+      for (Int t = 0; t < job_.cols(); ++t)
+        for (Int j = 0, n = job_.tile_width(t); j < n; j += kSummed) {
+          std::fill(lane_.begin(), lane_.begin() + channels, 0.0f);
+          const Int at = r * row + (t * job_.wide + j) * channels;
+          add(x + at, kTwo ? y + at : nullptr, lane_.data(), channels, std::min(kSummed, n - j), channels);
+          for (Int c = 0; c < channels; ++c) out[t * channels + c] += lane_[c];
+        }
+  }
+
+ private:
+  static Int common(Int a, Int b) { return b ? common(b, a % b) : a; }
+
+  // s += the sum of many rows of so many numbers, a stride apart.
+  static void add(const float *x, const float *y, float *s, Int length, Int many, Int stride) {
+    Int i = 0;
+    for (; i + 4 <= many; i += 4) rows<4>(x + i * stride, kTwo ? y + i * stride : nullptr, s, length, stride);
+    for (; i < many; ++i) rows<1>(x + i * stride, kTwo ? y + i * stride : nullptr, s, length, stride);
+  }
+  template <int kMany>
+  static void rows(const float *x, const float *y, float *s, Int length, Int stride) {
+    Int c = 0;
+    for (; c + kWide <= length; c += kWide) {
+      Vector v[kMany];
+      for (int k = 0; k < kMany; ++k)
+        v[k] = kTwo ? load(x + k * stride + c) * load(y + k * stride + c) : load(x + k * stride + c);
+      store(s + c, load(s + c) + (kMany == 4 ? (v[0] + v[kMany / 3]) + (v[kMany / 2] + v[kMany - 1]) : v[0]));
+    }
+    for (; c < length; ++c)
+      for (int k = 0; k < kMany; ++k) s[c] += kTwo ? x[k * stride + c] * y[k * stride + c] : x[k * stride + c];
+  }
+
+  const Job &job_;
+  const float *const end_;
+  const Int fold_;
+  std::vector<float> lane_;
+  std::vector<double> whole_;
+};
+
+// Writes runs of a map as out = x * gate (+ share), past the cache where that is asked for.
+class Writer {
+ public:
+  explicit Writer(bool past_cache) : past_cache_(past_cache) {}
+
+  Ahead ahead[2];  // what to fetch while this is written
+
+  // One gate, and one share, for all n numbers.
+  template <bool kAdd>
+  void run(const float *x, float *out, Int n, float gate, float share) {
+    const Vector g = all(gate), s = all(share);
+    Int i = 0;
+    write(
+        out, n, i, [&] { return kAdd ? load(x + i) * g + s : load(x + i) * g; },
+        [&] { return kAdd ? x[i] * gate + share : x[i] * gate; }, [&](Int by) { i += by; });
+  }
+
+  // Gates and shares that repeat with a period; both are kLine numbers longer than that.
+  template <bool kAdd>
+  void run(const float *x, float *out, Int n, const float *gates, const float *shares, Int period) {
+    Int i = 0, p = 0;  // p: i % period
+    write(
+        out, n, i,
+        [&] { return kAdd ? load(x + i) * load(gates + p) + load(shares + p) : load(x + i) * load(gates + p); },
+        [&] { return kAdd ? x[i] * gates[p] + shares[p] : x[i] * gates[p]; },
+        [&](Int by) {
+          i += by, p += by;
+          if (p >= period) p = p < 2 * period ? p - period : p % period;
+        });
+  }
+
+  // Short runs behind each other, n numbers in all: a gate and a share for each, with one to spare, and their lengths,
+  // which repeat after so many runs. None is shorter than a vector.
+  template <bool kAdd>
+  void runs(const float *x, float *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
+    Int i = 0, k = 0, left = lengths[0];
+    write(
+        out, n, i,
+        [&] {
+          const Vector v = load(x + i) * joined(all(gates[0]), all(gates[1]), left);
+          return kAdd ? v + joined(all(shares[0]), all(shares[1]), left) : v;
+        },
+        [&] { return kAdd ? x[i] * gates[0] + shares[0] : x[i] * gates[0]; },
+        [&](Int by) {
+          i += by, left -= by;
+          if (left <= 0) {
+            ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
+            if (kAdd) ++shares;
+          }
+        });
+  }
+
+ private:
+  template <class Vectors, class Number, class Step>
+  void write(float *out, Int n, Int &i, Vectors vector, Number number, Step step) {
+    const auto one = [&] { out[i] = number(), step(1); };
+    if (past_cache_ && n >= kShortRun) {
+      while (!starts_line(out + i)) one();
+      while (i + kLine <= n) {
+        fetch();
+        for (Int v = 0; v < kLine; v += kWide) stream(out + i, vector()), step(kWide);
+      }
+    } else {
+      while (i + kLine <= n) {
+        fetch();
+        for (Int v = 0; v < kLine; v += kWide) store(out + i, vector()), step(kWide);
+      }
+    }
+    if (i < n) fetch();
+    while (i + kWide <= n) store(out + i, vector()), step(kWide);
+    while (i < n) one();
+  }
+  void fetch() { ahead[0].step(), ahead[1].step(); }
+
+  const bool past_cache_;
+};
+
+}  // namespace tiledse
