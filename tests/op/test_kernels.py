@@ -133,7 +133,7 @@ def check() -> int:
         channels_last = number % 2 == 0
         kernels._SPLIT_ELEMENTS = split
         torch.manual_seed(0)
-        # float64 and an excitation that nobody can look into: the kernels of parts, not the fused one
+        # float64: the kernels of parts, not the fused one
         block = ts.TiledSqueezeExcite(5, 3, tile).double()
         x = torch.randn(2, 5, *size, dtype=torch.float64)
         x = x.to(memory_format=torch.channels_last) if channels_last else x

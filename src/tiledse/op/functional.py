@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import compiled, fast, whole
+from . import fast, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_channels_last, is_eager, running, spans
@@ -207,19 +207,17 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
     if traced:
         if not library_is_on(x):
             return None
-    elif not (fast.fused_is_on(x) or compiled.takes(x, tile)) or not is_eager(x):
+    elif not is_eager(x):
         return None
     layers = two_layers(excite)
-    if layers is None or not x.shape[2] or not x.shape[3]:
-        return None
-    fits = layers.w1.shape[1] == layers.w2.shape[0] == x.shape[1] and layers.w1.shape[0] == layers.w2.shape[1]
-    if not fits or any(w.dtype != x.dtype or w.device != x.device for w in layers.weights):
+    if layers is None or not layers.fit(x) or not x.shape[2] or not x.shape[3]:
         return None
     if traced:
         return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
-    if not whole.takes(x, tile, layers):
-        return None
-    _check_inplace(inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
+    if torch.is_grad_enabled():
+        if torch.is_autocast_enabled(x.device.type):
+            return None  # which types its layers get is autocast's choice
+        _check_inplace(inplace and any(v.requires_grad for v in (x, *layers.weights)))
     return whole.run(x, layers, tile, inplace)
 
 

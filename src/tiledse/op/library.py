@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
-from . import fast, whole
-from .grids import accumulation_type, is_channels_last, like
+from . import whole
+from .grids import accumulation_type, like
 from .two_layers import TwoLayers
 
 
@@ -44,15 +44,7 @@ def squeeze_excite(
         >>> y.flatten().tolist()[0]
         0.666...
     """
-    wanted, layers = Tile.parse(tile), TwoLayers(w1, b1, w2, b2, act, gate)
-    if whole.takes(x, wanted, layers):
-        return whole.forward_saving(x, layers, wanted)
-    z = _flat(fast.squeeze(x, wanted)).contiguous()
-    hidden = torch.addmm(b1, z, w1.t())
-    gates = whole.GATES[gate](torch.addmm(b2, whole.ACTS[act](hidden), w2.t()))
-    y = fast.scale_into(like(x), x, _grid(gates, x, wanted).to(x.dtype), wanted)
-    kept = accumulation_type(x.dtype)
-    return y, z.to(kept), hidden.to(kept), gates.to(kept)
+    return whole.forward_saving(x, TwoLayers(w1, b1, w2, b2, act, gate), Tile.parse(tile))
 
 
 @squeeze_excite.register_fake
@@ -72,15 +64,11 @@ def squeeze_excite_backward(
     tile: str, act: str, gate: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2 and b2, from that of the scaled map and what ``squeeze_excite`` kept."""
-    wanted = Tile.parse(tile)
     layers = TwoLayers(w1, w1, w2, w2, act, gate)  # biases have no part in it
-    if whole.takes(x, wanted, layers):
-        return whole.gradients(x, grad, layers, (descriptors, hidden, gates), wanted)
-    to_a2 = gate_slope(gate, gates) * _flat(fast.dot(grad, x, wanted))
-    to_a1 = (to_a2.to(w2.dtype) @ w2).to(hidden.dtype) * act_slope(act, hidden)
-    to_z = _grid((to_a1.to(w1.dtype) @ w1).to(x.dtype), x, wanted)
-    dx = fast.spread(grad, _grid(gates.to(x.dtype), x, wanted), to_z, wanted, is_channels_last(x))
-    return dx, *whole.of_weights(to_a1, to_a2, descriptors, hidden, act, w1.dtype)
+    saved = (descriptors, hidden, gates)
+    dx, dw1, db1, dw2, db2 = whole.gradients(x, grad, layers, saved, Tile.parse(tile))
+    assert dx is not None  # it was asked for
+    return dx, dw1, db1, dw2, db2
 
 
 @squeeze_excite_backward.register_fake
@@ -105,28 +93,3 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 squeeze_excite.register_autograd(_backward, setup_context=_setup)
-
-
-def act_slope(act: str, a: Tensor) -> Tensor:
-    """The slope of an activation where its argument is a."""
-    if act == "relu":
-        return (a > 0).to(a.dtype)
-    if act == "silu":
-        s = a.sigmoid()
-        return s * (1 + a * (1 - s))
-    return (a / 3 + 0.5).masked_fill(a <= -3, 0).masked_fill(a >= 3, 1)
-
-
-def gate_slope(gate: str, g: Tensor) -> Tensor:
-    """The slope of a gate function where its value is g."""
-    return g * (1 - g) if gate == "sigmoid" else ((g > 0) & (g < 1)).to(g.dtype) / 6
-
-
-def _flat(grid: Tensor) -> Tensor:
-    """(N, C, rows, cols) to (tiles, C)."""
-    return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])
-
-
-def _grid(flat: Tensor, x: Tensor, tile: Tile) -> Tensor:
-    """(tiles, C) to (N, C, rows, cols)."""
-    return flat.view(x.shape[0], *tile.grid(x.shape[2], x.shape[3]), -1).permute(0, 3, 1, 2)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .excitation import is_pointwise
 
 _ACTS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _GATES = {nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hardsigmoid"}
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
+_ACTS_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "hardswish": lambda x: F.hardswish(x, inplace=True),
+}
+_GATES_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid_,
+    "hardsigmoid": lambda x: F.hardsigmoid(x, inplace=True),
+}
 
 
 class TwoLayers(NamedTuple):
@@ -27,6 +42,33 @@ class TwoLayers(NamedTuple):
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights and biases, in the order of the layers."""
         return self[:4]
+
+    def fit(self, x: Tensor) -> bool:
+        """Whether they are for maps such as x: channels, type and device."""
+        w1, b1, w2, b2 = self[:4]
+        return (
+            w1.shape[1] == w2.shape[0] == x.shape[1]
+            and w1.shape[0] == w2.shape[1]
+            and w1.dtype == w2.dtype == b1.dtype == b2.dtype == x.dtype
+            and w1.device == w2.device == b1.device == b2.device == x.device
+        )
+
+    def excite(self, descriptors: Tensor) -> Tensor:
+        """Gates of descriptors, both (N, C, rows, cols), by two matrix products.
+
+        After a map of 14 MB has gone through the cache, each call into torch takes 50 us, a convolution 100: these
+        four calls take 70 to 120 us for a few thousand descriptors where the modules take 260 to 340.
+        """
+        n, channels, rows, cols = descriptors.shape
+        flat = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, channels)
+        recorded = torch.is_grad_enabled()
+        hidden = torch.addmm(self.b1, flat, self.w1.t())
+        hidden = (ACTS if recorded else _ACTS_IN_PLACE)[self.act](hidden)
+        gates = torch.addmm(self.b2, hidden, self.w2.t())
+        gates = (GATES if recorded else _GATES_IN_PLACE)[self.gate](gates)
+        if rows * cols == 1:
+            return gates.view(n, channels, 1, 1)
+        return gates.view(n, rows, cols, channels).permute(0, 3, 1, 2)
 
 
 def two_layers(excite: object) -> TwoLayers | None:
@@ -50,18 +92,20 @@ def two_layers(excite: object) -> TwoLayers | None:
     layers = owner.layers() if excite.__func__ is getattr(type(owner), "excite", None) else None
     if layers is None:
         return None
-    layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
     if len(layers) != 4:
-        return None
+        layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
+        if len(layers) != 4:
+            return None
     first, act, second, gate = layers
-    if not (is_pointwise(first) and is_pointwise(second)) or first.bias is None or second.bias is None:
+    if not (is_pointwise(first) and is_pointwise(second)):
         return None
     act_name, gate_name = _name(act, _ACTS), _name(gate, _GATES)
     if act_name is None or gate_name is None:
         return None
-    return TwoLayers(
-        first.weight.flatten(1), first.bias, second.weight.flatten(1), second.bias, act_name, gate_name
-    )
+    w1, b1, w2, b2 = first.weight, first.bias, second.weight, second.bias
+    if b1 is None or b2 is None:
+        return None
+    return TwoLayers(w1.view(w1.shape[:2]), b1, w2.view(w2.shape[:2]), b2, act_name, gate_name)
 
 
 def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:

@@ -1,8 +1,8 @@
-"""The operator with its excitation inside: fused.py on a GPU, compiled.py on a CPU; and the gradients of both."""
+"""The operator with its excitation inside: fused.py on a GPU, compiled.py on a CPU, else composed.py; its gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,20 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
-from . import compiled, fast, fused
+from . import compiled, composed, fast, fused
 from .grids import is_batched
-from .two_layers import TwoLayers
-
-ACTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
-
-
-def takes(x: Tensor, tile: Tile, layers: TwoLayers) -> bool:
-    """Whether a kernel computes this."""
-    return compiled.takes(x, tile) or _geometry(x, tile, layers) is not None
+from .two_layers import ACTS, GATES, TwoLayers
 
 
 def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None:
+    """How the kernel on a GPU goes about it, if it does."""
     if not fast.fused_is_on(x):
         return None
     found = fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
@@ -31,11 +24,13 @@ def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None
 
 
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
-    """The operator, where ``takes`` says so; gradients are recorded where something asks for them."""
+    """The operator; gradients are recorded where something asks for them."""
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):
         return Whole.apply(x, *layers.weights, layers.act, layers.gate, tile)
-    out = x if inplace else torch.empty_like(x)
     geometry = _geometry(x, tile, layers)
+    if geometry is None and not compiled.takes(x, tile):
+        return composed.forward(x, layers, tile, inplace)
+    out = x if inplace else torch.empty_like(x)
     if geometry is None:
         return compiled.forward(x, out, layers, tile)
     return fused.forward(x, out, layers.weights, geometry, None, fused.cut_of(geometry, x.dtype))
@@ -44,23 +39,26 @@ def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
 def forward_saving(x: Tensor, layers: TwoLayers, tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The scaled map, descriptors, hidden layer and gates; see library.squeeze_excite."""
     geometry = _geometry(x, tile, layers)
-    if geometry is None:
-        return compiled.forward_saving(x, layers, tile)
-    return fused.forward_saving(x, layers.weights, geometry)
+    if geometry is not None:
+        return fused.forward_saving(x, layers.weights, geometry)
+    return (compiled if compiled.takes(x, tile) else composed).forward_saving(x, layers, tile)
 
 
 def gradients(
-    x: Tensor, grad: Tensor, layers: TwoLayers, saved: Sequence[Tensor], tile: Tile
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, grad: Tensor, layers: TwoLayers, saved: Sequence[Tensor], tile: Tile, map_wanted: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Of x, w1, b1, w2 and b2, from that of the scaled map and what ``forward_saving`` kept."""
     descriptors, hidden, gates = saved
     geometry = _geometry(x, tile, layers)
     w1, w2 = layers.w1, layers.w2
-    if geometry is None:
-        dx, to_a1, to_a2 = compiled.backward(x, grad, w1, w2, hidden, gates, tile, layers.act, layers.gate)
-    else:
+    dx: Tensor | None
+    if geometry is not None:
         cut = fused.cut_of(geometry, x.dtype)
         dx, to_a1, to_a2 = fused.backward(x, grad, (w1, w2), hidden, gates, geometry, cut)
+    elif compiled.takes(x, tile):
+        dx, to_a1, to_a2 = compiled.backward(x, grad, w1, w2, hidden, gates, tile, layers.act, layers.gate)
+    else:
+        dx, to_a1, to_a2 = composed.backward(x, grad, layers, hidden, gates, tile, map_wanted)
     return dx, *of_weights(to_a1, to_a2, descriptors, hidden, layers.act, w1.dtype)
 
 
@@ -77,7 +75,7 @@ def of_weights(
 
 
 class Whole(torch.autograd.Function):
-    """(x, weights and biases) to y by one kernel; back by one kernel and four sums over tiles."""
+    """(x, weights and biases) to y; back by the same means and four sums over tiles."""
 
     @staticmethod
     def forward(
@@ -98,7 +96,8 @@ class Whole(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(grad):
             found = _of_formula((x, w1, b1, w2, b2), grad, wanted, ctx.tile, *ctx.names)
         else:
-            found = gradients(x, grad, TwoLayers(w1, b1, w2, b2, *ctx.names), saved, ctx.tile)
+            layers = TwoLayers(w1, b1, w2, b2, *ctx.names)
+            found = gradients(x, grad, layers, saved, ctx.tile, wanted[0])
         return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None
 
 
