@@ -62,3 +62,26 @@ def test_wrong_arguments(arguments, message):
 def test_even_kernels(kernel_size):
     with pytest.raises(ts.TiledSEError, match="odd kernel_size"):
         ts.TiledSqueezeExcite(4, 4, "1xW", kernel_size=kernel_size)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("name", ["fc1", "act", "fc2", "gate"])
+def test_hooks_of_every_layer_are_called(name, kind):
+    block, calls = ts.TiledSqueezeExcite(8, 4, "2xW"), []
+    getattr(getattr(block, name), f"register_{kind}_hook")(lambda *_: calls.append(name))
+    block(torch.randn(1, 8, 4, 6, requires_grad=True)).sum().backward()
+    assert calls == [name]
+
+
+def test_trains_under_autocast_and_is_called_so():
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.randn(2, 8, 5, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = block(x)
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), y)
+    y.square().sum().backward()
+    assert y.dtype == x.grad.dtype == block.fc1.weight.grad.dtype == torch.float32
+    given = x.grad.clone()
+    x.grad = None
+    block(x).square().sum().backward()
+    torch.testing.assert_close(given, x.grad, rtol=0.05, atol=0.05)

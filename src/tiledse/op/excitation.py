@@ -64,7 +64,7 @@ def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and own["stride"] == (1, 1)
         and own["padding"] == (0, 0)
         and own["groups"] == 1
-        and _is_plain(layer.weight)
+        and _is_plain(own["_parameters"].get("weight"))
         and "forward" not in own
         and not (
             own["_forward_hooks"]
@@ -76,7 +76,7 @@ def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def _is_plain(weight: Tensor) -> bool:
+def _is_plain(weight: Tensor | None) -> bool:
     """Numbers, or what stands for them while a compiler or exporter traces; not a quantised weight, say."""
     if torch.compiler.is_compiling():
         return not is_traceable_wrapper_subclass(weight)

@@ -12,16 +12,17 @@ the map and who asks                                        the way
 torch.compile on a CPU, two layers as excitation            the operator by name where that is faster: library.py
 torch.compile else, torch.export, torch.jit, torch.func,    the formula
 a subclass of Tensor
-on a GPU with Triton: row strips, two layers (R to 256)     whole.py, fused.py: one kernel, which reads the map once
-on a CPU with TILEDSE_CPP=1: row strips, two layers         whole.py, compiled.py: the same, built by a C++ compiler
-no gradient is recorded                                     fast.squeeze, fast.scale: by layout and tile
-gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation
-gradients, smaller maps, or squeeze and scale alone         the fast ones; the formula's scale for ragged strips
+two layers, on a GPU with Triton: row strips (R to 256)     whole.py, fused.py: one kernel, which reads the map once
+two layers, on a CPU with TILEDSE_CPP=1, float32            whole.py, compiled.py: by units that stay in the cache
+two layers else                                             whole.py, composed.py: fast.py in one autograd node
+other excitations, no gradient recorded                     fast.squeeze, fast.scale: by layout and tile
+other excitations, maps of half a megabyte and up           autograd.Squeeze, autograd.Scale about the excitation
+other excitations, smaller maps; squeeze and scale alone    the fast ones; the formula's scale for ragged strips
 a squeeze that is no mean                                   the formula's squeeze, and scale as above
 ==========================================================  ====================================================
 
-"Two layers" are 1x1 convolutions with biases, known activations and no hooks: two_layers.py. TILEDSE_TRITON=0 leaves
-Triton out, =1 takes it wherever it can run.
+"Two layers" are 1x1 convolutions with biases, known activations and no hooks, not trained under autocast: two_layers.py.
+TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
 """
 
 from __future__ import annotations

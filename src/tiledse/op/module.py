@@ -78,7 +78,8 @@ class TiledSqueezeExcite(nn.Module):
         """What ``excite`` calls, in order; None for a subclass with an ``excite`` of its own."""
         if type(self).excite is not TiledSqueezeExcite.excite:
             return None
-        return self.fc1, self.act, self.fc2, self.gate
+        own = self._modules  # Module's own lookup takes longer
+        return own["fc1"], own["act"], own["fc2"], own["gate"]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""

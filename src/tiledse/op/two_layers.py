@@ -109,7 +109,9 @@ def two_layers(excite: object) -> TwoLayers | None:
 
 
 def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return None
+    if "forward" in vars(layer):
         return None
     cls = type(layer)
     if cls in known:
