@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +98,7 @@ def test_is_the_formula(
 
 @pytest.mark.parametrize("tile", ["3xW", "2x2", "Hx3", "3xW:running", "3xW:middle"])
 def test_threads_share_the_tiles(tile, kernels, monkeypatch):
-    monkeypatch.setattr(compiled, "_THREADS_BYTES", 0)
+    monkeypatch.setattr(compiled, "_BYTES_OF_A_THREAD", 1)
     block = ts.TiledSqueezeExcite(8, 4, tile)
     x, upstream = torch.randn(3, 8, 10, 6), torch.randn(3, 8, 10, 6)
     alone = ours(block, x, upstream)
@@ -164,3 +168,17 @@ def test_without_a_compiler_plain_pytorch_is_used_and_said_once(monkeypatch, tmp
         torch.testing.assert_close(y, block(x))
     assert not list(tmp_path.glob("*"))
     compiled.library.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect as Linux has it")
+def test_nothing_outside_the_maps_is_touched(cache):
+    """In a process of its own, which a read beyond the map's last number, or before its first, would kill."""
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join((str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "TILEDSE_CPP": "1", "TILEDSE_CACHE": str(cache), "PYTHONPATH": paths}
+    script = Path(__file__).with_name("guarded_maps.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"
+    assert done.stdout == "checked 176\n"

@@ -36,10 +36,10 @@ class Verdict:
     all_reached: bool
 
     def __str__(self) -> str:
-        if self.all_reached:
-            return f"pass    {self.target}: {self.median:.2f}, worst {self.worst:.2f} ({self.where})"
-        word = "median" if self.reached else "MISSED"
-        return f"{word}  {self.target}: {self.median:.2f}, worst {self.worst:.2f} ({self.where})"
+        word = "pass  " if self.all_reached else "median" if self.reached else "MISSED"
+        # As many digits as it takes to see that a limit is missed.
+        digits = 2 if self.reached or round(self.median, 2) != round(self.limit, 2) else 4
+        return f"{word}  {self.target}: {self.median:.{digits}f}, worst {self.worst:.{digits}f} ({self.where})"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

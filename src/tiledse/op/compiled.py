@@ -3,7 +3,7 @@
 TILEDSE_CPP=1 asks for them. They take all tiles of float32 maps on a CPU, with an excitation of two layers, and give
 the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
 kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
-two seconds. It uses as many threads as torch does.
+three seconds. It uses as many threads as torch does, where there is a megabyte for each.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-si
 # Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
 # layer that comes next.
 _PAST_CACHE_BYTES = 8 << 20
-# Below, threads take longer to start than to work.
-_THREADS_BYTES = 1 << 20
+# For a thread of its own: one takes 10 us to start, and this much 100 us to be scaled.
+_BYTES_OF_A_THREAD = 1 << 20
 
 _ACTS = {"relu": 0, "silu": 1, "hardswish": 2}
 _GATES = {"sigmoid": 0, "hardsigmoid": 1}
@@ -107,7 +107,7 @@ def _numbers(
     tall, wide = (height, width) if tile.single else tile.size(height, width)
     first, stop = tile.rows(height) if tile.single else (0, height)
     past_cache = not inplace and x.nbytes >= _PAST_CACHE_BYTES
-    threads = torch.get_num_threads() if x.nbytes >= _THREADS_BYTES else 1
+    threads = max(1, min(torch.get_num_threads(), x.nbytes // _BYTES_OF_A_THREAD))
     return _Numbers(
         *x.shape, tall, wide, first, stop, tile.squeeze == "running",
         reduced, _ACTS[act], _GATES[gate], is_channels_last(x), past_cache, threads,
