@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,59 @@ def test_trains_under_autocast_and_is_called_so():
     x.grad = None
     block(x).square().sum().backward()
     torch.testing.assert_close(given, x.grad, rtol=0.05, atol=0.05)
+
+
+def trained(block):
+    """Gradients of the parameters after one step forward and back."""
+    block.zero_grad()
+    block(torch.ones(1, 8, 4, 6)).square().sum().backward()
+    return [p.grad for p in block.parameters()]
+
+
+def test_what_a_block_is_made_of_may_change_between_calls():
+    torch.manual_seed(0)
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.ones(1, 8, 4, 6)
+
+    def is_as_its_layers():
+        z = torch.ones(1, 8, 2, 1)
+        gates = block.gate(block.fc2(block.act(block.fc1(z))))
+        torch.testing.assert_close(block(x), x * gates.repeat_interleave(2, 2))
+        assert all(grad is not None for grad in trained(block))
+
+    with torch.inference_mode():
+        block(x)
+    is_as_its_layers()
+    with torch.no_grad():
+        block(x)
+        block.fc1.weight.mul_(3)
+    is_as_its_layers()
+    block.fc1.weight.data = torch.randn(4, 8, 1, 1)
+    is_as_its_layers()
+    block.fc2 = nn.Conv2d(4, 8, 1)
+    is_as_its_layers()
+    block.act = nn.GELU()  # not one that the kernels know
+    is_as_its_layers()
+    block.act = nn.SiLU()
+    is_as_its_layers()
+    block.fc1.weight = nn.Parameter(torch.randn(4, 8, 1, 1))
+    is_as_its_layers()
+    nn.utils.parametrizations.weight_norm(block.fc1)
+    is_as_its_layers()
+    twin = copy.deepcopy(block)
+    twin.fc2.weight.data.zero_()
+    assert not torch.equal(twin(x), block(x))
+    block.fc2.bias = None
+    z = torch.ones(1, 8, 2, 1)
+    gates = block.gate(block.fc2(block.act(block.fc1(z))))
+    torch.testing.assert_close(block(x), x * gates.repeat_interleave(2, 2))
+
+
+@pytest.mark.parametrize("name", ["fc1", "act", "fc2", "gate"])
+def test_hooks_that_come_later_are_called(name):
+    block, calls, x = ts.TiledSqueezeExcite(8, 4, "2xW"), [], torch.randn(1, 8, 4, 6)
+    block(x)
+    handle = getattr(block, name).register_forward_hook(lambda *_: calls.append(name))
+    block(x)
+    handle.remove()
+    block(x)
+    assert calls == [name]

@@ -39,7 +39,9 @@ class Verdict:
         word = "pass  " if self.all_reached else "median" if self.reached else "MISSED"
         # As many digits as it takes to see that a limit is missed.
         digits = 2 if self.reached or round(self.median, 2) != round(self.limit, 2) else 4
-        return f"{word}  {self.target}: {self.median:.{digits}f}, worst {self.worst:.{digits}f} ({self.where})"
+        return (
+            f"{word}  {self.target}: {self.median:.{digits}f}, worst {self.worst:.{digits}f} ({self.where})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -103,14 +103,22 @@ def backward(
 def _numbers(
     x: Tensor, reduced: int, tile: Tile, act: str, gate: str, inplace: bool = False
 ) -> ctypes.Array[ctypes.c_int64]:
-    height, width = x.shape[2:]
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
-    first, stop = tile.rows(height) if tile.single else (0, height)
     past_cache = not inplace and x.nbytes >= _PAST_CACHE_BYTES
     threads = max(1, min(torch.get_num_threads(), x.nbytes // _BYTES_OF_A_THREAD))
+    return _job(x.shape, is_channels_last(x), tile, reduced, act, gate, past_cache, threads)
+
+
+@lru_cache(maxsize=1024)
+def _job(
+    shape: torch.Size, last: bool, tile: Tile, reduced: int, act: str, gate: str, past_cache: bool, threads: int
+) -> ctypes.Array[ctypes.c_int64]:  # fmt: skip
+    """What cpp/maps.h has as Job; it is read, and never written."""
+    height, width = shape[2:]
+    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    first, stop = tile.rows(height) if tile.single else (0, height)
     return _Numbers(
-        *x.shape, tall, wide, first, stop, tile.squeeze == "running",
-        reduced, _ACTS[act], _GATES[gate], is_channels_last(x), past_cache, threads,
+        *shape, tall, wide, first, stop, tile.squeeze == "running",
+        reduced, _ACTS[act], _GATES[gate], last, past_cache, threads,
     )  # fmt: skip
 
 

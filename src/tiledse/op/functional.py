@@ -21,8 +21,8 @@ other excitations, smaller maps; squeeze and scale alone    the fast ones; the f
 a squeeze that is no mean                                   the formula's squeeze, and scale as above
 ==========================================================  ====================================================
 
-"Two layers" are 1x1 convolutions with biases, known activations and no hooks, not trained under autocast: two_layers.py.
-TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
+"Two layers" are 1x1 convolutions with biases, known activations and no hooks (two_layers.py), not in training under
+autocast. TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
 """
 
 from __future__ import annotations
