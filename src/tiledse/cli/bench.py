@@ -17,8 +17,9 @@ from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
 from ..measure.targets import verdicts
 from ..measure.whole_networks import NETWORKS, compare_network
 from ..report.timing import compiled_table, networks_table, operator_table
+from . import options
 from .app import app, print_json, print_text, say
-from .options import Force, Json, check_target
+from .arguments import check_target
 from .progress import progress_bar
 
 
@@ -50,8 +51,8 @@ def bench(
         Optional[Path],  # noqa: UP045
         typer.Option("-o", "--output", metavar="FILE.json", help="Write all figures."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Time the operator and whole networks: ratios to a copy, to SE and to the paper's code, in one run."""
     if only not in (None, "operator", "networks", "compile"):

@@ -15,36 +15,11 @@ from torch import Tensor
 from ..errors import TiledSEError
 from ..measure.images import ListedImages
 from ..plan import Plan
+from . import options
 from .app import app, print_json, print_text, say
-from .measuring import (
-    AdapterText,
-    BatchSize,
-    ImagesDir,
-    Masks,
-    Mean,
-    Opened,
-    Plot,
-    Preprocess,
-    Setting,
-    Std,
-    TaskName,
-    Tiles,
-    open_measured,
-    parse_tiles,
-)
+from .arguments import check_target, choose_plan, parse_tiles
+from .measuring import Opened, Setting, open_measured
 from .onnx import is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -63,7 +38,7 @@ Images = Annotated[
 
 @app.command()
 def calibrate(
-    model: Model,
+    model: options.Model,
     data: Images,
     output: Annotated[
         Path,
@@ -71,25 +46,25 @@ def calibrate(
             "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
         ),
     ],
-    tile: TileText = None,
-    plan: PlanFile = None,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
     images: Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")] = 500,
     prior: Annotated[
         float, typer.Option("--prior", metavar="N", help="Ridge: the weight of changing nothing, in images.")
     ] = 300.0,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.calibration import calibrate as fit
@@ -159,9 +134,9 @@ def calibrate(
 
 @app.command()
 def search(
-    model: Model,
+    model: options.Model,
     data: Images,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    output: options.PlanOutput,
     max_buffer: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--max-buffer", metavar="N", help="Elements that may be held in all (see --buffer)."),
@@ -176,7 +151,7 @@ def search(
             help="What is held: by the gates (the paper's), or by all FIFOs of a row pipeline at their smallest."
         ),
     ] = "gates",
-    tiles: Tiles = None,
+    tiles: options.Tiles = None,
     uniform: Annotated[
         str,
         typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
@@ -190,24 +165,24 @@ def search(
     few: Annotated[
         int, typer.Option("--few", metavar="N", help="Images on which each block is measured alone.")
     ] = 128,
-    plot: Plot = None,
+    plot: options.Plot = None,
     cache: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
     ] = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Choose a tile for each block under a budget: of buffer, or of accuracy."""
     from ..choose.budget import GATES, Order

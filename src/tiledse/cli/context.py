@@ -19,73 +19,42 @@ from ..measure.sweep import sweep as run_sweep
 from ..measure.sweep_file import SweepFile
 from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
+from . import options
 from .app import app, print_json, print_text, say
-from .measuring import (
-    AdapterText,
-    BatchSize,
-    ClassMap,
-    Data,
-    Device,
-    ImagesDir,
-    Masks,
-    Mean,
-    Opened,
-    Plot,
-    Preprocess,
-    Setting,
-    Std,
-    TaskName,
-    Tiles,
-    Workers,
-    in_processes,
-    open_measured,
-    opened_together,
-    parse_tiles,
-)
+from .arguments import check_target, choose_plan, parse_tiles
+from .measuring import Opened, Setting, in_processes, open_measured, opened_together
 from .onnx import is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-)
 from .progress import progress_bar
 
 
 @app.command()
 def correlate(
-    model: Model,
-    data: Data,
-    tiles: Tiles = None,
-    tile: TileText = None,
-    plan: PlanFile = None,
+    model: options.Model,
+    data: options.Data,
+    tiles: options.Tiles = None,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
     channels: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--channels", metavar="FILE.csv", help="Write the correlation of each channel."),
     ] = None,
-    plot: Plot = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    plot: options.Plot = None,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Correlate the descriptors and gates of tiles with those of the whole map, block by block (figure 4).
 
@@ -136,26 +105,26 @@ def correlate(
 
 @app.command()
 def sensitivity(
-    model: Model,
-    data: Data,
-    tiles: Tiles = None,
-    plot: Plot = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    model: options.Model,
+    data: options.Data,
+    tiles: options.Tiles = None,
+    plot: options.Plot = None,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Give tiles to each block alone, to each stage alone and to all, and measure what each costs (table 3)."""
     where = own_device(device)
@@ -193,29 +162,29 @@ def sensitivity(
 @app.command()
 def sweep(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more networks.")],
-    data: Data,
+    data: options.Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="sweep.csv", help="Results, one a row.")],
-    tiles: Tiles = None,
-    plot: Plot = None,
+    tiles: options.Tiles = None,
+    plot: options.Plot = None,
     weights: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--weights", metavar="FILE", help="A state dict for each network, in their order."),
     ] = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 32,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Measure many tiles on many networks: figures 2 and 5b, table 2's weights as they are.
 

@@ -16,30 +16,19 @@ from ..networks.verification import identity_difference
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
+from . import options
 from .app import app, print_json, print_text, say
+from .arguments import check_target, choose_plan, load_model
 from .onnx import convert_to_onnx, find_any, is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-    load_model,
-)
 
 
 @app.command()
 def find(
-    model: Model,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    json: Json = False,
+    model: options.Model,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    json: options.Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
     name, plan = find_any(model, input, weights, pretrained)
@@ -60,8 +49,8 @@ def find(
 
 @app.command()
 def plan(
-    model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    model: options.Model,
+    output: options.PlanOutput,
     tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "HxW",
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -71,11 +60,11 @@ def plan(
         Optional[int],  # noqa: UP045
         typer.Option("--first", metavar="N", help="Give --tile to the first N blocks only."),
     ] = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Choose a tile for each block and write the plan."""
     check_target(output, force)
@@ -106,13 +95,13 @@ def _plan(found: Plan, tile: str, first: int | None, settings: list[tuple[str, s
 
 @app.command()
 def cost(
-    model: Model,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    json: Json = False,
+    model: options.Model,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    json: options.Json = False,
 ) -> None:
     """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
     _, found = find_any(model, input, weights, pretrained)
@@ -125,15 +114,15 @@ def cost(
 
 @app.command()
 def convert(
-    model: Model,
+    model: options.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")
     ],
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     divisor_tiles: Annotated[
         bool,
         typer.Option(
@@ -144,8 +133,8 @@ def convert(
         Optional[Path],  # noqa: UP045
         typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
     check_target(output, force)

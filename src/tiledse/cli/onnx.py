@@ -13,7 +13,7 @@ from ..networks.converter import fingerprint
 from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import print_json, print_text, say
-from .options import choose_plan, load_model, parse_size
+from .arguments import choose_plan, load_model, parse_size
 
 if TYPE_CHECKING:
     from ..onnx import OnnxModel, Verification

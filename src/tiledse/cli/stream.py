@@ -23,20 +23,9 @@ from ..stream.memory import peak_resident
 from ..stream.simulator import compare
 from ..stream.sources import ImageRows, OutputFile
 from ..stream.trace_file import write_trace
+from . import options
 from .app import app, print_json, print_text, say
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-    load_model,
-)
+from .arguments import check_target, choose_plan, load_model
 
 Plot = Annotated[
     Optional[Path],  # noqa: UP045
@@ -46,16 +35,16 @@ Plot = Annotated[
 
 @app.command()
 def stream(
-    model: Model,
+    model: options.Model,
     image: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Argument(metavar="[IMAGE]", help="TIFF, .npy or another image; a random one if left out."),
     ] = None,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Rows at a time.")] = 64,
     alone: Annotated[
         bool, typer.Option("--alone", help="Do not run the whole image for comparison.")
@@ -67,8 +56,8 @@ def stream(
         ),
     ] = None,
     plot: Plot = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Run the network row by row, compare with the whole image, and count what each layer holds.
 
@@ -193,12 +182,12 @@ def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None, keep: bool) -
 
 @app.command()
 def simulate(
-    model: Model,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    model: options.Model,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     hardware: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--hardware", metavar="FILE", help="Multipliers, rates and FIFOs: TOML or JSON."),
@@ -213,8 +202,8 @@ def simulate(
         Optional[Path],  # noqa: UP045
         typer.Option("--trace", metavar="FILE", help="A trace for ui.perfetto.dev or chrome://tracing."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
     for path in (plot, trace):
