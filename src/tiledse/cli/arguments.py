@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from ..errors import TiledSEError
+from ..networks import find as find_blocks
 from ..networks.loading import Loaded, load
 from ..plan import Plan
 from ..tile import Tile
+from .app import say
 
 
 def parse_size(text: str | None) -> tuple[int, int, int] | None:
@@ -52,6 +54,37 @@ def load_model(model: str, size: str | None, weights: Path | None, pretrained: b
     return loaded
 
 
+def load_planned(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, tile: str | None, plan: Path | None
+) -> tuple[Loaded, Plan]:
+    """The network of MODEL, and the plan that --tile or --plan asks for.
+
+    Raises:
+        TiledSEError: see ``load_model`` and ``choose_plan``.
+    """
+    loaded = load_model(model, size, weights, pretrained)
+    return loaded, choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+
+
+def tell_random(random: bool) -> None:
+    """Say that weights are random, where they are."""
+    if random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+
+
+def check_blocks(found: Plan) -> None:
+    """Check that a network has SE blocks.
+
+    Raises:
+        TiledSEError: it has none.
+    """
+    if not len(found):
+        near = len(found.near_misses)
+        raise TiledSEError(
+            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+        )
+
+
 def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """The plan that --tile or --plan asks for, checked against what was found.
 
@@ -60,11 +93,7 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """
     if (tile is None) == (plan is None):
         raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
-    if not len(found):
-        near = len(found.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
+    check_blocks(found)
     if tile is not None:
         return found.with_tile(tile)
     assert plan is not None
@@ -73,15 +102,18 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     return chosen
 
 
-def check_target(path: Path, force: bool) -> None:
-    """Check that an output may be written before the work for it begins.
+def check_targets(force: bool, *paths: Path | None) -> None:
+    """Check that outputs may be written before the work for them begins; None is an output that nobody asked for.
 
     Raises:
-        TiledSEError: the file exists and --force was not given, or its folder does not exist.
+        TiledSEError: a file exists and --force was not given, or its folder does not exist.
     """
-    if path.is_dir():
-        raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
-    if path.exists() and not force:
-        raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
-    if not path.parent.is_dir():
-        raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
+        if path.exists() and not force:
+            raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
+        if not path.parent.is_dir():
+            raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")

@@ -17,7 +17,7 @@ from ..measure.images import ListedImages
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_target, choose_plan, parse_tiles
+from .arguments import check_targets, choose_plan, parse_tiles, tell_random
 from .measuring import Opened, Setting, open_measured
 from .onnx import is_onnx
 from .progress import progress_bar
@@ -71,7 +71,7 @@ def calibrate(
     from ..choose.divergence import divergence
     from ..choose.network import network_of
 
-    check_target(output, force)
+    check_targets(force, output)
     if output.suffix not in (".json", ".safetensors", ".onnx"):
         raise TiledSEError(
             f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx"
@@ -106,8 +106,7 @@ def calibrate(
                 far += divergence(opened.task, first, other(batch)).tolist()
     was, now = (float(np.mean(far)) for far in apart)
     _write(opened, network, calibrated, output, force)
-    if opened.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random)
     if now >= was:
         say(
             "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
@@ -192,9 +191,7 @@ def search(
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
 
-    for target in (output, plot):
-        if target is not None:
-            check_target(target, force)
+    check_targets(force, output, plot)
     if few < 1:
         raise TiledSEError(f"expected --few of at least 1 image, got {few}")
     if buffer == "pipeline" and is_onnx(model):
@@ -236,8 +233,7 @@ def search(
     if plot is not None:
         draw_front(found, plot, Path(opened.name).name)
         say(f"wrote {plot}")
-    if opened.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random)
     if json:
         print_json(found.to_dict())
     else:

@@ -21,9 +21,9 @@ from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_target, choose_plan, parse_tiles
+from .arguments import check_targets, choose_plan, parse_tiles
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
-from .onnx import is_onnx
+from .onnx import shown_name
 from .progress import progress_bar
 
 
@@ -64,9 +64,7 @@ def correlate(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Correlation]:
-        for target in (channels, plot):
-            if target is not None:
-                check_target(target, force)
+        check_targets(force, channels, plot)
         wanted = None if tiles is None else parse_tiles(tiles)
         if (wanted is None) == (tile is None and plan is None):
             raise TiledSEError("give the tiles with --tiles T,T,..., --tile T or --plan FILE, one of them")
@@ -131,8 +129,7 @@ def sensitivity(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Sensitivity]:
-        if plot is not None:
-            check_target(plot, force)
+        check_targets(force, plot)
         wanted = parse_tiles(tiles)
         opened = opened_together(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
@@ -194,8 +191,7 @@ def sweep(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
     wanted = parse_tiles(tiles)
     setting.check()
-    if plot is not None:
-        check_target(plot, force)
+    check_targets(force, plot)
     if weights and len(weights) != len(models):
         raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
     file = SweepFile(output)
@@ -203,7 +199,7 @@ def sweep(
     def entry(number: int, speaks: bool) -> Entry:
         model, own = models[number], weights[number] if weights else None
         labels = {
-            "model": Path(model).name if is_onnx(model) else model,
+            "model": shown_name(model),
             "weights": "pretrained" if pretrained else "" if own is None else own.name,
             "task": task,
             "data": Path(data).name,
@@ -239,7 +235,7 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    names = {Path(model).name if is_onnx(model) else model for model in models}
+    names = {shown_name(model) for model in models}
     asked = [row for row in file.rows if row["model"] in names]
     if plot is not None:
         from ..report.plots import draw_sweep

@@ -18,8 +18,8 @@ from ..measure.subject import Subject, TorchSubject
 from ..measure.tasks import Task
 from ..plan import Plan
 from .app import say
-from .arguments import load_model, parse_size
-from .onnx import is_onnx, open_onnx
+from .arguments import check_blocks, load_model, parse_size, tell_random
+from .onnx import is_onnx, open_onnx, shown_name
 
 T = TypeVar("T")
 TASKS = ("classify", "detect", "segment")
@@ -120,13 +120,8 @@ def open_measured(
     """
     setting.check()
     subject, module, random = open_subject(model, size, weights, pretrained, where)
-    if not len(subject.plan):
-        near = len(subject.plan.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
-    name = Path(model).name if is_onnx(model) else model
-    return Opened(name, subject, _task(model, subject.plan, module, setting, labels), random)
+    check_blocks(subject.plan)
+    return Opened(shown_name(model), subject, _task(model, subject.plan, module, setting, labels), random)
 
 
 def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:
@@ -227,6 +222,5 @@ def in_processes(where: torch.device, work: Callable[[bool], T]) -> T | None:
 def opened_together(open_: Callable[[], Opened], speaks: bool) -> Opened:
     """Open network and task in every process, and say where weights are random."""
     opened = together(open_)
-    if opened.random and speaks:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random and speaks)
     return opened

@@ -10,7 +10,6 @@ import typer
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
 from ..networks import convert as convert_network
-from ..networks import find as find_blocks
 from ..networks.saving import save
 from ..networks.verification import identity_difference
 from ..plan import Plan
@@ -18,7 +17,7 @@ from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_target, choose_plan, load_model
+from .arguments import check_targets, choose_plan, load_planned, tell_random
 from .onnx import convert_to_onnx, find_any, is_onnx
 
 
@@ -67,7 +66,7 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Choose a tile for each block and write the plan."""
-    check_target(output, force)
+    check_targets(force, output)
     settings = [_setting(text) for text in set_ or []]
     name, found = find_any(model, input, weights, pretrained)
     chosen = _plan(found, tile, first, settings)
@@ -137,9 +136,7 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
-    check_target(output, force)
-    if alls is not None:
-        check_target(alls, force)
+    check_targets(force, output, alls)
     if is_onnx(output):
         convert_to_onnx(
             model, output, tile, plan, input, weights, pretrained, divisor_tiles, alls, force, json
@@ -150,14 +147,12 @@ def convert(
     if divisor_tiles or alls is not None:
         option = "--divisor-tiles" if divisor_tiles else "--alls"
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     tse = convert_network(loaded.model, chosen)
     difference, largest = identity_difference(loaded.model, chosen)
     save(tse, chosen, output, loaded.name)
     converted = sum(not tile.whole for tile in chosen.tiles)
-    if loaded.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(loaded.random)
     if json:
         print_json(
             {

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
-from ..networks import find as find_blocks
 from ..networks.converter import convert_shared
 from ..report.streaming import held_table, simulation_table, stages_table
 from ..stream.executor import Stream
@@ -25,7 +24,7 @@ from ..stream.sources import ImageRows, OutputFile
 from ..stream.trace_file import write_trace
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_target, choose_plan, load_model
+from .arguments import check_targets, load_planned
 
 Plot = Annotated[
     Optional[Path],  # noqa: UP045
@@ -63,11 +62,8 @@ def stream(
 
     Rows of integers are scaled by their largest value and then by the mean and deviation that timm gives the network.
     """
-    for path in (output, plot):
-        if path is not None:
-            check_target(path, force)
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    check_targets(force, output, plot)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     config = getattr(loaded.model, "pretrained_cfg", None) or {}
     source = None if image is None else ImageRows(image, config.get("mean"), config.get("std"))
     channels, height, width = chosen.input_size
@@ -206,12 +202,9 @@ def simulate(
     json: options.Json = False,
 ) -> None:
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
-    for path in (plot, trace):
-        if path is not None:
-            check_target(path, force)
+    check_targets(force, plot, trace)
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)
     size = "x".join(map(str, chosen.input_size))
     if plot is not None:

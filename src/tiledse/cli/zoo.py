@@ -10,7 +10,7 @@ import typer
 from ..errors import TiledSEError
 from . import options
 from .app import app, print_json, print_text
-from .arguments import check_target
+from .arguments import check_targets
 
 
 @app.command("zoo")
@@ -45,7 +45,7 @@ def zoo(
         return
     entry = find_entry(name)
     if out is not None:
-        check_target(out, force)
+        check_targets(force, out)
         model, plan, _ = open_network(name)
         save(model, plan, out, f"zoo:{name}")
     if json:
