@@ -27,8 +27,8 @@ from .finder import (
     stated_tiles,
 )
 from .model import OnnxModel
+from .nodes import integer
 from .shapes import Image, Shapes, batched, checked
-from .squeeze import integer
 
 
 def convert(

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from .constants import Constants
+from .nodes import Miss, integer, ints
 from .shapes import Shapes
-from .squeeze import Miss, integer, ints
 
 ELEMENTWISE = {
     "Abs", "Add", "Cast", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",

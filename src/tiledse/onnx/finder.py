@@ -19,8 +19,9 @@ from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
 from .model import OnnxModel
+from .nodes import Miss, integer, ints, only_user, string
 from .shapes import Shapes, shapes_of
-from .squeeze import WHOLE, Miss, Squeeze, SqueezeReader, integer, ints, only_user, string
+from .squeeze import WHOLE, Squeeze, SqueezeReader
 
 METADATA_KEY = "tiledse.tiles"
 WEIGHTS_KEY = "tiledse.calibrated_weights"
@@ -250,10 +251,10 @@ class _Finder:
                 other = node.inputs[1 - slot]
                 if other is None or len(self.shapes.of(other) or ()) != 4:
                     continue
-                view = self.squeezes.view(other)
+                view = self.squeezes.views.trace(other)
                 # The map as it is, or the same map in another order of axes.
-                root = self.squeezes.view(squeeze.source)
-                if view.axes[0] == 0 and root.axes[0] == 0 and self.squeezes.same(view.root, root.root):
+                root = self.squeezes.views.trace(squeeze.source)
+                if view.axes[0] == 0 and root.axes[0] == 0 and self.squeezes.views.same(view.root, root.root):
                     back = [root.axes.index(a) for a in view.axes]
                     label = {0: 0, **{a: i + 1 for i, a in enumerate(squeeze.axes)}}
                     layout = tuple(label[a] for a in back)
@@ -316,13 +317,13 @@ class _Finder:
     def lengths(self, value: ir.Value | None, squeeze: Squeeze, axes: list[int]) -> bool:
         """Whether a value lists lengths of axes of the map."""
         if len(axes) == 1:
-            return self.squeezes.is_length(value, squeeze.source, axes[0])
+            return self.squeezes.views.is_length(value, squeeze.source, axes[0])
         concat = None if value is None else value.producer()
         if concat is None or concat.op_type != "Concat" or len(concat.inputs) != len(axes):
             return False
         shape = self.shapes.of(squeeze.source) or ()
         return all(
-            self.squeezes.is_length(v, squeeze.source, a) or self.constants.ints(v) == (shape[a],)
+            self.squeezes.views.is_length(v, squeeze.source, a) or self.constants.ints(v) == (shape[a],)
             for v, a in zip(concat.inputs, axes)
         )
 
