@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import TiledSEError
-from ..measure.correlation import Correlation
+from ..measure.agreement import Correlation
 from ..measure.correlation import correlate as correlate_subject
 from ..measure.processes import own_device
 from ..measure.sensitivity import Sensitivity
