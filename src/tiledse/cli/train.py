@@ -10,7 +10,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import TiledSEError
-from ..train.recipe import Network, Recipe, Variant, differences, parse_changes, read_recipe
+from ..train.recipe import Recipe, parse_changes, read_recipe
+from ..train.sections import Network, Variant
+from ..train.tables import differences
 from . import options
 from .app import Interrupted, app, print_json, print_text, say
 

@@ -19,7 +19,8 @@ from ..networks.converter import convert_shared
 from ..networks.finder import find
 from .loop import Run, Say, Trained, _measure, train
 from .objective import Objective, Setting
-from .recipe import Recipe, Variant
+from .recipe import Recipe
+from .sections import Variant
 
 
 def objective_of(recipe: Recipe, setting: Setting) -> Objective:
