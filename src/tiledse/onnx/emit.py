@@ -5,7 +5,7 @@ multiplied by (full tile / elements there). AveragePool's ``ceil_mode`` divides 
 ONNX Runtime before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU;
 neither is used.
 
-``squeeze.py``, ``descriptors.py`` and ``finder.py`` read what is written here.
+``squeeze.py``, ``descriptors.py`` and ``product.py`` read what is written here.
 """
 
 from __future__ import annotations
