@@ -85,17 +85,8 @@ def _unary(fx: Fx, call: Callable[[list[Tensor]], Tensor]) -> Any:
 
 def _with_constants(b: Builder, fx: Fx, pick: Any, row_dim: int, place: int, height: int) -> Ref:
     """Elementwise with a constant map, of which each row of the image meets its own row."""
-    args, kwargs = b.filled(fx)
-    refs: list[Ref] = []
-
-    def slot(a: Any) -> Any:
-        if not isinstance(a, Ref):
-            return a
-        refs.append(a)
-        return Slot(len(refs) - 1)
-
-    args = tuple(slot(a) for a in args)
-    if len(refs) != 1 or any(isinstance(a, Ref) for a in kwargs.values()):
+    refs, args, kwargs = b.slotted(fx)
+    if len(refs) != 1 or any(isinstance(a, Slot) for a in kwargs.values()):
         return b.whole(fx, pick)
     target: Any = fx.target
 
