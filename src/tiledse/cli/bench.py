@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import torch
 import typer
@@ -15,12 +16,15 @@ from ..measure.compiled_operator import COMPILED_SHAPES, compare_compiled
 from ..measure.machine import keep_freed_memory, machine
 from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
 from ..measure.targets import verdicts
+from ..measure.tasks import Progress
 from ..measure.whole_networks import NETWORKS, compare_network
 from ..report.timing import compiled_table, networks_table, operator_table
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import check_targets
 from .progress import progress_bar
+
+T = TypeVar("T")
 
 
 @app.command()
@@ -106,29 +110,26 @@ def bench(
 
 def _operator(shapes: int, tiles: tuple[str, ...], repeats: int) -> list:
     work = [(shape, layout, tile) for shape in SHAPES[:shapes] for layout in LAYOUTS for tile in tiles]
-    done = []
     with progress_bar("operator") as progress:
-        for number, (shape, layout, tile) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare(shape, layout, tile, repeats))
-    return done
+        return [compare(shape, layout, tile, repeats) for shape, layout, tile in _counted(work, progress)]
 
 
 def _networks(repeats: int) -> list:
     work = [(name, shape, layout) for name, shape in NETWORKS for layout in LAYOUTS]
-    done = []
     with progress_bar("networks") as progress:
-        for number, (name, shape, layout) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare_network(name, shape, layout, repeats=repeats))
-    return done
+        return [
+            compare_network(name, shape, layout, repeats=repeats)
+            for name, shape, layout in _counted(work, progress)
+        ]
 
 
 def _compiled(repeats: int) -> list:
     work = [(shape, layout) for shape in COMPILED_SHAPES for layout in LAYOUTS]
-    done = []
     with progress_bar("compile") as progress:
-        for number, (shape, layout) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare_compiled(shape, layout, repeats))
-    return done
+        return [compare_compiled(shape, layout, repeats) for shape, layout in _counted(work, progress)]
+
+
+def _counted(work: Sequence[T], progress: Progress) -> Iterator[T]:
+    for number, case in enumerate(work):
+        progress(number, len(work))
+        yield case
