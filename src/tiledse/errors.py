@@ -1,4 +1,4 @@
-"""The one exception that tells a user what was wrong with the use."""
+"""The one exception that tells a user what was wrong with the use, and how others become it."""
 
 from __future__ import annotations
 
