@@ -9,7 +9,6 @@ the divergence (KL of the softmax from SE's, nats). No label is used.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,7 +20,7 @@ import torch
 from tiledse.choose.calibration import Fit, fit_means, strip_means
 from tiledse.choose.network import OnnxNetwork
 from tiledse.correction import Correction
-from tiledse.files import written_whole
+from tiledse.files import write_csv
 from tiledse.measure.images import open_images
 from tiledse.measure.preprocessing import Preprocessing
 from tiledse.measure.tasks import softmax_divergence
@@ -112,10 +111,7 @@ def main() -> None:
                 }
             )  # fmt: skip
             print(lines[-1], file=sys.stderr, flush=True)
-            with written_whole(args.output) as part, part.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(lines[0]))
-                writer.writeheader()
-                writer.writerows(lines)
+            write_csv(args.output, lines)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ and a run that was cut off goes on.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import pickle
 import platform
@@ -39,7 +38,7 @@ from tiledse.choose.exact import best_choices
 from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import Found, only, options_of
 from tiledse.correction import Correction
-from tiledse.files import written_whole
+from tiledse.files import write_csv, written_whole
 from tiledse.measure.classification import Classification
 from tiledse.measure.detection import CocoImages, Detection
 from tiledse.measure.images import ListedImages, open_images
@@ -326,10 +325,7 @@ def write(args, network, task, chosen, results, choice_divergence):
                 }
             )  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
-    with written_whole(args.output / f"{args.network}.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(args.output / f"{args.network}.csv", lines)
     record = {
         "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/choose --cache DIR",
         "versions": {

@@ -10,7 +10,6 @@ The labelled images are used for nothing but this. Differences are paired by ima
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiledse.files import written_whole
+from tiledse.files import write_csv
 from tiledse.measure.classification import Classification
 from tiledse.measure.images import open_images
 from tiledse.measure.preprocessing import Preprocessing
@@ -77,11 +76,7 @@ def main() -> None:
             }
         rows.append(row)
         print(row, flush=True)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(options.output) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, keys)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(options.output, rows)
 
 
 if __name__ == "__main__":

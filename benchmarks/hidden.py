@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tiledse.choose.calibration import fit_means, strip_means
-from tiledse.files import written_whole
+from tiledse.files import write_csv
 from tiledse.measure.images import open_images
 from tiledse.measure.preprocessing import Preprocessing
 from tiledse.measure.tasks import softmax_divergence
@@ -212,10 +212,7 @@ def main() -> None:
                 }
             )  # fmt: skip
             print(lines[-1], file=sys.stderr, flush=True)
-            with written_whole(args.output) as part, part.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(lines[0]))
-                writer.writeheader()
-                writer.writerows(lines)
+            write_csv(args.output, lines)
 
 
 if __name__ == "__main__":

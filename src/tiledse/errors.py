@@ -1,6 +1,9 @@
-"""The one exception that tells a user what was wrong with the use."""
+"""The one exception that tells a user what was wrong with the use, and how others become it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class TiledSEError(Exception):
@@ -23,3 +26,27 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Tell what a body raises, whatever it is, as wrong use; for the code of strangers.
+
+    Args:
+        what: What did not work; the exception's name and first line are put after it.
+
+    Raises:
+        TiledSEError: one of the body's own as it is, any other exception under ``what``.
+
+    Example:
+        >>> with told_as("the adapter failed"):
+        ...     [][0]
+        Traceback (most recent call last):
+        tiledse.errors.TiledSEError: the adapter failed: IndexError: list index out of range
+    """
+    try:
+        yield
+    except TiledSEError:
+        raise
+    except Exception as error:
+        raise TiledSEError(f"{what}: {type(error).__name__}: {first_line(error)}") from error

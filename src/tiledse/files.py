@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import TiledSEError
 
@@ -56,3 +58,31 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def write_csv(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as CSV under a header, whole or not at all.
+
+    Args:
+        path: The file.
+        rows: What each row has, by column.
+        columns: The columns, in order; what else a row has is left out. By default all there are, as they first come.
+
+    Raises:
+        TiledSEError: the file cannot be written.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+        >>> write_csv(path, [{"tile": "7xW"}, {"tile": "HxW", "drop": 0.5}])
+        >>> path.read_text().split()
+        ['tile,drop', '7xW,', 'HxW,0.5']
+    """
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)

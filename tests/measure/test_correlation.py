@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledse import Tile, TiledSEError
-from tiledse.measure.correlation import centre_tiles, correlate, tile_elements
+from tiledse.measure.correlation import correlate
 from tiledse.measure.images import ImageSet, Sample, stack
 from tiledse.measure.moments import Moments
 from tiledse.measure.subject import TorchSubject
+from tiledse.measure.tile_grid import centre_tiles, tile_elements
 
 TILES = [Tile.parse(text) for text in ("1xW", "3xW", "Hx3", "3x3", "3xW:running", "3xW:middle", "HxW")]
 

@@ -18,7 +18,8 @@ from tiledse.measure.adapters import effdet_detector
 from tiledse.networks.detector import build_detector
 from tiledse.train.detection import Boxed, Detection, categories_by_label, open_boxes
 from tiledse.train.objective import Setting
-from tiledse.train.recipe import Augment, Network, Recipe
+from tiledse.train.recipe import Recipe
+from tiledse.train.sections import Augment, Network
 
 MODEL = "effdet:efficientdet_d0"
 SIZE = (3, 128, 128)

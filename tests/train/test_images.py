@@ -12,7 +12,7 @@ from PIL import Image
 from tests.train.sets import picture
 from tiledse.train.images import Epochs, KeptImages, Pictures, crop_resized
 from tiledse.train.masks import IGNORED
-from tiledse.train.recipe import Augment
+from tiledse.train.sections import Augment
 from tiledse.train.segmentation import vary
 from tiledse.train.sources import open_source
 

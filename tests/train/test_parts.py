@@ -21,7 +21,7 @@ from tiledse.networks.finder import find
 from tiledse.networks.segmenter import build_segmenter
 from tiledse.train.distillation import divergence
 from tiledse.train.normalisation import restore_statistics
-from tiledse.train.recipe import Variant
+from tiledse.train.sections import Variant
 from tiledse.train.variants import load_fitting, with_variant
 
 SIZE = (3, 64, 64)
@@ -306,7 +306,8 @@ def test_segmentation_starts_from_a_backbone(mobilenet, shared, tmp_path):
 def test_mean_iou_by_counting(shared):
     """Our confusion matrix against sums over sets of pixels, on real masks with a wrong network."""
     from tiledse.train.objective import Setting
-    from tiledse.train.recipe import Network, Recipe
+    from tiledse.train.recipe import Recipe
+    from tiledse.train.sections import Network
     from tiledse.train.segmentation import Segmentation
 
     recipe = Recipe(

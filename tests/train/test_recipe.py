@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiledse import TiledSEError
-from tiledse.train.recipe import Recipe, differences, parse_changes, read_recipe
+from tiledse.train.recipe import Recipe, parse_changes, read_recipe
+from tiledse.train.tables import differences
 
 BASE = 'classes = 10\n[[network]]\nmodel = "timm:regnety_002"\n[[variant]]\nname = "se"\n'
 

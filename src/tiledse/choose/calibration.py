@@ -16,9 +16,9 @@ from ..tile import Tile
 from .network import Network, open_network
 
 if TYPE_CHECKING:
+    from ..measure.tasks import Progress
     from ..onnx import OnnxModel
 
-Progress = Callable[[int, "int | None"], None]
 Batches = Callable[[], Iterator[Tensor]]
 
 # Two slopes a channel and strip are fitted; with fewer images than this their noise is larger than what they mend.

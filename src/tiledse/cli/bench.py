@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import torch
 import typer
@@ -15,11 +16,15 @@ from ..measure.compiled_operator import COMPILED_SHAPES, compare_compiled
 from ..measure.machine import keep_freed_memory, machine
 from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
 from ..measure.targets import verdicts
+from ..measure.tasks import Progress
 from ..measure.whole_networks import NETWORKS, compare_network
 from ..report.timing import compiled_table, networks_table, operator_table
+from . import options
 from .app import app, print_json, print_text, say
-from .options import Force, Json, check_target
+from .arguments import check_targets
 from .progress import progress_bar
+
+T = TypeVar("T")
 
 
 @app.command()
@@ -50,8 +55,8 @@ def bench(
         Optional[Path],  # noqa: UP045
         typer.Option("-o", "--output", metavar="FILE.json", help="Write all figures."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Time the operator and whole networks: ratios to a copy, to SE and to the paper's code, in one run."""
     if only not in (None, "operator", "networks", "compile"):
@@ -65,8 +70,7 @@ def bench(
         raise TiledSEError(
             f"expected at least 2 repeats, 1 thread and 1 to {len(SHAPES)} shapes, got {repeats}, {threads}, {shapes}"
         )
-    if output is not None:
-        check_target(output, force)
+    check_targets(force, output)
     if allocator == "keep" and not keep_freed_memory():
         say("the C library has no mallopt: timings are with its own allocator settings")
         allocator = "system"
@@ -106,29 +110,26 @@ def bench(
 
 def _operator(shapes: int, tiles: tuple[str, ...], repeats: int) -> list:
     work = [(shape, layout, tile) for shape in SHAPES[:shapes] for layout in LAYOUTS for tile in tiles]
-    done = []
     with progress_bar("operator") as progress:
-        for number, (shape, layout, tile) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare(shape, layout, tile, repeats))
-    return done
+        return [compare(shape, layout, tile, repeats) for shape, layout, tile in _counted(work, progress)]
 
 
 def _networks(repeats: int) -> list:
     work = [(name, shape, layout) for name, shape in NETWORKS for layout in LAYOUTS]
-    done = []
     with progress_bar("networks") as progress:
-        for number, (name, shape, layout) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare_network(name, shape, layout, repeats=repeats))
-    return done
+        return [
+            compare_network(name, shape, layout, repeats=repeats)
+            for name, shape, layout in _counted(work, progress)
+        ]
 
 
 def _compiled(repeats: int) -> list:
     work = [(shape, layout) for shape in COMPILED_SHAPES for layout in LAYOUTS]
-    done = []
     with progress_bar("compile") as progress:
-        for number, (shape, layout) in enumerate(work):
-            progress(number, len(work))
-            done.append(compare_compiled(shape, layout, repeats))
-    return done
+        return [compare_compiled(shape, layout, repeats) for shape, layout in _counted(work, progress)]
+
+
+def _counted(work: Sequence[T], progress: Progress) -> Iterator[T]:
+    for number, case in enumerate(work):
+        progress(number, len(work))
+        yield case

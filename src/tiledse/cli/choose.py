@@ -15,36 +15,11 @@ from torch import Tensor
 from ..errors import TiledSEError
 from ..measure.images import ListedImages
 from ..plan import Plan
+from . import options
 from .app import app, print_json, print_text, say
-from .measuring import (
-    AdapterText,
-    BatchSize,
-    ImagesDir,
-    Masks,
-    Mean,
-    Opened,
-    Plot,
-    Preprocess,
-    Setting,
-    Std,
-    TaskName,
-    Tiles,
-    open_measured,
-    parse_tiles,
-)
+from .arguments import check_targets, choose_plan, parse_tiles, tell_random
+from .measuring import Opened, Setting, open_measured
 from .onnx import is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -63,7 +38,7 @@ Images = Annotated[
 
 @app.command()
 def calibrate(
-    model: Model,
+    model: options.Model,
     data: Images,
     output: Annotated[
         Path,
@@ -71,32 +46,32 @@ def calibrate(
             "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
         ),
     ],
-    tile: TileText = None,
-    plan: PlanFile = None,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
     images: Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")] = 500,
     prior: Annotated[
         float, typer.Option("--prior", metavar="N", help="Ridge: the weight of changing nothing, in images.")
     ] = 300.0,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.calibration import calibrate as fit
     from ..choose.divergence import divergence
     from ..choose.network import network_of
 
-    check_target(output, force)
+    check_targets(force, output)
     if output.suffix not in (".json", ".safetensors", ".onnx"):
         raise TiledSEError(
             f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx"
@@ -131,8 +106,7 @@ def calibrate(
                 far += divergence(opened.task, first, other(batch)).tolist()
     was, now = (float(np.mean(far)) for far in apart)
     _write(opened, network, calibrated, output, force)
-    if opened.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random)
     if now >= was:
         say(
             "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
@@ -159,9 +133,9 @@ def calibrate(
 
 @app.command()
 def search(
-    model: Model,
+    model: options.Model,
     data: Images,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    output: options.PlanOutput,
     max_buffer: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--max-buffer", metavar="N", help="Elements that may be held in all (see --buffer)."),
@@ -176,7 +150,7 @@ def search(
             help="What is held: by the gates (the paper's), or by all FIFOs of a row pipeline at their smallest."
         ),
     ] = "gates",
-    tiles: Tiles = None,
+    tiles: options.Tiles = None,
     uniform: Annotated[
         str,
         typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
@@ -190,24 +164,24 @@ def search(
     few: Annotated[
         int, typer.Option("--few", metavar="N", help="Images on which each block is measured alone.")
     ] = 128,
-    plot: Plot = None,
+    plot: options.Plot = None,
     cache: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
     ] = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Choose a tile for each block under a budget: of buffer, or of accuracy."""
     from ..choose.budget import GATES, Order
@@ -217,9 +191,7 @@ def search(
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
 
-    for target in (output, plot):
-        if target is not None:
-            check_target(target, force)
+    check_targets(force, output, plot)
     if few < 1:
         raise TiledSEError(f"expected --few of at least 1 image, got {few}")
     if buffer == "pipeline" and is_onnx(model):
@@ -261,8 +233,7 @@ def search(
     if plot is not None:
         draw_front(found, plot, Path(opened.name).name)
         say(f"wrote {plot}")
-    if opened.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random)
     if json:
         print_json(found.to_dict())
     else:

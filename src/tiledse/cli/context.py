@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import TiledSEError
-from ..measure.correlation import Correlation
+from ..measure.agreement import Correlation
 from ..measure.correlation import correlate as correlate_subject
 from ..measure.processes import own_device
 from ..measure.sensitivity import Sensitivity
@@ -19,73 +19,42 @@ from ..measure.sweep import sweep as run_sweep
 from ..measure.sweep_file import SweepFile
 from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
+from . import options
 from .app import app, print_json, print_text, say
-from .measuring import (
-    AdapterText,
-    BatchSize,
-    ClassMap,
-    Data,
-    Device,
-    ImagesDir,
-    Masks,
-    Mean,
-    Opened,
-    Plot,
-    Preprocess,
-    Setting,
-    Std,
-    TaskName,
-    Tiles,
-    Workers,
-    in_processes,
-    open_measured,
-    opened_together,
-    parse_tiles,
-)
-from .onnx import is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-)
+from .arguments import check_targets, choose_plan, parse_tiles
+from .measuring import Opened, Setting, in_processes, open_measured, opened_together
+from .onnx import shown_name
 from .progress import progress_bar
 
 
 @app.command()
 def correlate(
-    model: Model,
-    data: Data,
-    tiles: Tiles = None,
-    tile: TileText = None,
-    plan: PlanFile = None,
+    model: options.Model,
+    data: options.Data,
+    tiles: options.Tiles = None,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
     channels: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--channels", metavar="FILE.csv", help="Write the correlation of each channel."),
     ] = None,
-    plot: Plot = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    plot: options.Plot = None,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Correlate the descriptors and gates of tiles with those of the whole map, block by block (figure 4).
 
@@ -95,9 +64,7 @@ def correlate(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Correlation]:
-        for target in (channels, plot):
-            if target is not None:
-                check_target(target, force)
+        check_targets(force, channels, plot)
         wanted = None if tiles is None else parse_tiles(tiles)
         if (wanted is None) == (tile is None and plan is None):
             raise TiledSEError("give the tiles with --tiles T,T,..., --tile T or --plan FILE, one of them")
@@ -136,34 +103,33 @@ def correlate(
 
 @app.command()
 def sensitivity(
-    model: Model,
-    data: Data,
-    tiles: Tiles = None,
-    plot: Plot = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    model: options.Model,
+    data: options.Data,
+    tiles: options.Tiles = None,
+    plot: options.Plot = None,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Give tiles to each block alone, to each stage alone and to all, and measure what each costs (table 3)."""
     where = own_device(device)
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Sensitivity]:
-        if plot is not None:
-            check_target(plot, force)
+        check_targets(force, plot)
         wanted = parse_tiles(tiles)
         opened = opened_together(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
@@ -193,29 +159,29 @@ def sensitivity(
 @app.command()
 def sweep(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more networks.")],
-    data: Data,
+    data: options.Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="sweep.csv", help="Results, one a row.")],
-    tiles: Tiles = None,
-    plot: Plot = None,
+    tiles: options.Tiles = None,
+    plot: options.Plot = None,
     weights: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--weights", metavar="FILE", help="A state dict for each network, in their order."),
     ] = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    input: Input = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 32,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    input: options.Input = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Measure many tiles on many networks: figures 2 and 5b, table 2's weights as they are.
 
@@ -225,8 +191,7 @@ def sweep(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
     wanted = parse_tiles(tiles)
     setting.check()
-    if plot is not None:
-        check_target(plot, force)
+    check_targets(force, plot)
     if weights and len(weights) != len(models):
         raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
     file = SweepFile(output)
@@ -234,7 +199,7 @@ def sweep(
     def entry(number: int, speaks: bool) -> Entry:
         model, own = models[number], weights[number] if weights else None
         labels = {
-            "model": Path(model).name if is_onnx(model) else model,
+            "model": shown_name(model),
             "weights": "pretrained" if pretrained else "" if own is None else own.name,
             "task": task,
             "data": Path(data).name,
@@ -270,7 +235,7 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    names = {Path(model).name if is_onnx(model) else model for model in models}
+    names = {shown_name(model) for model in models}
     asked = [row for row in file.rows if row["model"] in names]
     if plot is not None:
         from ..report.plots import draw_sweep

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .app import app, print_json, print_text, say
-from .options import Json
 
 
 @app.command()
@@ -17,7 +17,7 @@ def demo(
         "demo"
     ),
     tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "7xW",
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Convert the text detector of the package rapidocr, and read drawn pages before and after."""
     from ..demo import run_demo

@@ -14,57 +14,29 @@ from ..measure.accuracy import evaluate as evaluate_pair
 from ..measure.comparison import TaskComparison, compare
 from ..measure.processes import own_device
 from ..plan import Plan
+from . import options
 from .app import app, print_json, print_text, say
-from .measuring import (
-    AdapterText,
-    BatchSize,
-    ClassMap,
-    Data,
-    Device,
-    ImagesDir,
-    Masks,
-    Mean,
-    Opened,
-    Preprocess,
-    Setting,
-    Std,
-    TaskName,
-    Workers,
-    in_processes,
-    open_measured,
-    opened_together,
-)
+from .arguments import check_targets, choose_plan
+from .measuring import Opened, Setting, in_processes, open_measured, opened_together
 from .onnx import is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-)
 from .progress import progress_bar
 
 
 @app.command("eval")
 def evaluate(
-    model: Model,
-    data: Data,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    task: TaskName = "classify",
-    adapter: AdapterText = None,
-    images_dir: ImagesDir = None,
-    masks: Masks = None,
-    preprocess: Preprocess = "network",
-    class_map: ClassMap = None,
-    batch_size: BatchSize = 64,
-    workers: Workers = 0,
-    device: Device = "cpu",
+    model: options.Model,
+    data: options.Data,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    task: options.TaskName = "classify",
+    adapter: options.AdapterText = None,
+    images_dir: options.ImagesDir = None,
+    masks: options.Masks = None,
+    preprocess: options.Preprocess = "network",
+    class_map: options.ClassMap = None,
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
     amp: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--amp", metavar="bfloat16|float16", help="Autocast, for speed on a GPU."),
@@ -73,13 +45,13 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--images", metavar="FILE.csv", help="classify: write both predictions for each image."),
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Measure the accuracy of SE and TSE on the same images, and what the difference is worth.
 
@@ -98,7 +70,7 @@ def evaluate(
         if images is not None:
             if task != "classify":
                 raise TiledSEError("--images goes with --task classify; leave it out")
-            check_target(images, force)
+            check_targets(force, images)
         chosen: list[Plan] = []
 
         def open_() -> Opened:

@@ -1,14 +1,13 @@
-"""What the measuring verbs share: their options, and how these become a network and a task."""
+"""What the measuring verbs share: how their options become a network and a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
-import typer
 from torch import nn
 
 from ..errors import TiledSEError
@@ -18,78 +17,12 @@ from ..measure.processes import joined_processes, part, together
 from ..measure.subject import Subject, TorchSubject
 from ..measure.tasks import Task
 from ..plan import Plan
-from ..tile import Tile
 from .app import say
-from .onnx import is_onnx, open_onnx
-from .options import load_model, parse_size
+from .arguments import check_blocks, load_model, parse_size, tell_random
+from .onnx import is_onnx, open_onnx, shown_name
 
 T = TypeVar("T")
 TASKS = ("classify", "detect", "segment")
-
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="classify: class folders, a folder with labels.csv (file,label), or tar shards, also as a pattern such "
-        "as 'val-{0000..0009}.tar'. detect: COCO's annotations.json. segment: a folder with images and masks, or a "
-        "CSV file with file,mask.",
-    ),
-]
-TaskName = Annotated[
-    str, typer.Option("--task", metavar="classify|detect|segment", help="What the network does.")
-]
-AdapterText = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--adapter",
-        metavar="package.module:adapter",
-        help="detect, segment: a function of the input size that gives the network's pre- and post-processing.",
-    ),
-]
-ImagesDir = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."
-    ),
-]
-Masks = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--masks", metavar="DIR", help="segment: PNG masks named as the images in --data."),
-]
-Preprocess = Annotated[
-    str,
-    typer.Option(
-        "--preprocess",
-        metavar="network|crop",
-        help="network: as it was evaluated by its makers. crop: the middle of images that are scaled already.",
-    ),
-]
-ClassMap = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."
-    ),
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")]
-Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")]
-Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
-Mean = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
-]
-Std = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
-]
-Tiles = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--tiles", metavar="T,T,...", help="Tiles, such as 1xW,3xW,7xW."),
-]
-Plot = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--plot", metavar="FILE", help="Draw it: .png, .pdf or .svg."),
-]
 
 
 @dataclass(frozen=True)
@@ -134,18 +67,6 @@ class Opened:
     subject: Subject
     task: Task[Any]
     random: bool
-
-
-def parse_tiles(text: str | None) -> list[Tile]:
-    """``1xW,7xW`` as tiles, each once.
-
-    Raises:
-        TiledSEError: none given, or no tile.
-    """
-    tiles = [Tile.parse(part.strip()) for part in (text or "").split(",") if part.strip()]
-    if not tiles:
-        raise TiledSEError("give the tiles with --tiles, such as --tiles 1xW,3xW,7xW")
-    return list(dict.fromkeys(tiles))
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -199,13 +120,8 @@ def open_measured(
     """
     setting.check()
     subject, module, random = open_subject(model, size, weights, pretrained, where)
-    if not len(subject.plan):
-        near = len(subject.plan.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
-    name = Path(model).name if is_onnx(model) else model
-    return Opened(name, subject, _task(model, subject.plan, module, setting, labels), random)
+    check_blocks(subject.plan)
+    return Opened(shown_name(model), subject, _task(model, subject.plan, module, setting, labels), random)
 
 
 def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:
@@ -306,6 +222,5 @@ def in_processes(where: torch.device, work: Callable[[bool], T]) -> T | None:
 def opened_together(open_: Callable[[], Opened], speaks: bool) -> Opened:
     """Open network and task in every process, and say where weights are random."""
     opened = together(open_)
-    if opened.random and speaks:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(opened.random and speaks)
     return opened

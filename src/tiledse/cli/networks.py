@@ -10,36 +10,24 @@ import typer
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
 from ..networks import convert as convert_network
-from ..networks import find as find_blocks
 from ..networks.saving import save
 from ..networks.verification import identity_difference
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
+from . import options
 from .app import app, print_json, print_text, say
+from .arguments import check_targets, choose_plan, load_planned, tell_random
 from .onnx import convert_to_onnx, find_any, is_onnx
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-    load_model,
-)
 
 
 @app.command()
 def find(
-    model: Model,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    json: Json = False,
+    model: options.Model,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    json: options.Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
     name, plan = find_any(model, input, weights, pretrained)
@@ -60,8 +48,8 @@ def find(
 
 @app.command()
 def plan(
-    model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")],
+    model: options.Model,
+    output: options.PlanOutput,
     tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "HxW",
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -71,14 +59,14 @@ def plan(
         Optional[int],  # noqa: UP045
         typer.Option("--first", metavar="N", help="Give --tile to the first N blocks only."),
     ] = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    force: Force = False,
-    json: Json = False,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Choose a tile for each block and write the plan."""
-    check_target(output, force)
+    check_targets(force, output)
     settings = [_setting(text) for text in set_ or []]
     name, found = find_any(model, input, weights, pretrained)
     chosen = _plan(found, tile, first, settings)
@@ -106,13 +94,13 @@ def _plan(found: Plan, tile: str, first: int | None, settings: list[tuple[str, s
 
 @app.command()
 def cost(
-    model: Model,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    json: Json = False,
+    model: options.Model,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    json: options.Json = False,
 ) -> None:
     """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
     _, found = find_any(model, input, weights, pretrained)
@@ -125,15 +113,15 @@ def cost(
 
 @app.command()
 def convert(
-    model: Model,
+    model: options.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")
     ],
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     divisor_tiles: Annotated[
         bool,
         typer.Option(
@@ -144,13 +132,11 @@ def convert(
         Optional[Path],  # noqa: UP045
         typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
-    check_target(output, force)
-    if alls is not None:
-        check_target(alls, force)
+    check_targets(force, output, alls)
     if is_onnx(output):
         convert_to_onnx(
             model, output, tile, plan, input, weights, pretrained, divisor_tiles, alls, force, json
@@ -161,14 +147,12 @@ def convert(
     if divisor_tiles or alls is not None:
         option = "--divisor-tiles" if divisor_tiles else "--alls"
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     tse = convert_network(loaded.model, chosen)
     difference, largest = identity_difference(loaded.model, chosen)
     save(tse, chosen, output, loaded.name)
     converted = sum(not tile.whole for tile in chosen.tiles)
-    if loaded.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(loaded.random)
     if json:
         print_json(
             {

@@ -13,7 +13,7 @@ from ..networks.converter import fingerprint
 from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import print_json, print_text, say
-from .options import choose_plan, load_model, parse_size
+from .arguments import choose_plan, load_model, load_planned, parse_size, tell_random
 
 if TYPE_CHECKING:
     from ..onnx import OnnxModel, Verification
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 def is_onnx(name: str | Path) -> bool:
     """Whether a MODEL, or an output, is an ONNX file."""
     return str(name).lower().endswith(".onnx")
+
+
+def shown_name(model: str) -> str:
+    """MODEL as it is printed: an ONNX file without its folder."""
+    return Path(model).name if is_onnx(model) else model
 
 
 def open_onnx(model: str, weights: Path | None, pretrained: bool) -> OnnxModel:
@@ -63,8 +68,7 @@ def convert_to_onnx(
         source, loaded = open_onnx(model, weights, pretrained), None
         chosen = choose_plan(room.find(source, parse_size(size)), tile, plan)
     else:
-        loaded = load_model(model, size, weights, pretrained)
-        ours = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+        loaded, ours = load_planned(model, size, weights, pretrained, tile, plan)
         say("exporting ...")
         source = room.export_se(loaded.model, ours)
         chosen = room.transfer(ours, room.find(source, ours.input_size))
@@ -80,8 +84,7 @@ def convert_to_onnx(
     if alls is not None and line is not None:
         with written_whole(alls) as part:
             part.write_text(line + "\n", encoding="utf-8")
-    if loaded is not None and loaded.random:
-        say("the weights are random: give --weights FILE or --pretrained for real ones")
+    tell_random(loaded is not None and loaded.random)
     converted = sum(not t.whole for t in given.tiles)
     if json:
         print_json(_record(given, report, torch_difference, output, alls))

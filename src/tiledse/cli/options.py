@@ -1,16 +1,13 @@
-"""The options that verbs share, and how MODEL, --tile and --plan become a network and a plan."""
+"""The options that verbs share, as annotations: a verb lists them in its signature, as typer reads it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from ..errors import TiledSEError
-from ..networks.loading import FORMS, Loaded, load
-from ..plan import Plan
+from ..networks.loading import FORMS
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)]
 Input = Annotated[
@@ -30,69 +27,72 @@ PlanFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--plan", metavar="FILE", help="A plan: JSON, or safetensors from `convert`."),
 ]
+PlanOutput = Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 
-
-def parse_size(text: str | None) -> tuple[int, int, int] | None:
-    """``3x224x224`` as (3, 224, 224).
-
-    Raises:
-        TiledSEError: no such size.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if match is None:
-        raise TiledSEError(f"no size: --input '{text}'; expected CxHxW, such as 3x224x224")
-    channels, height, width = (int(side) for side in match.groups())
-    return channels, height, width
-
-
-def load_model(model: str, size: str | None, weights: Path | None, pretrained: bool) -> Loaded:
-    """The network of MODEL, and the size of image it is looked at with.
-
-    Raises:
-        TiledSEError: see ``networks.loading.load``; also when no size is known.
-    """
-    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size))
-    if loaded.input_size is None:
-        raise TiledSEError(
-            f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
-        )
-    return loaded
-
-
-def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
-    """The plan that --tile or --plan asks for, checked against what was found.
-
-    Raises:
-        TiledSEError: neither or both were given, or the plan was made for another network or size.
-    """
-    if (tile is None) == (plan is None):
-        raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
-    if not len(found):
-        near = len(found.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
-    if tile is not None:
-        return found.with_tile(tile)
-    assert plan is not None
-    chosen = Plan.load(plan)
-    chosen.check_network(found)
-    return chosen
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Check that an output may be written before the work for it begins.
-
-    Raises:
-        TiledSEError: the file exists and --force was not given, or its folder does not exist.
-    """
-    if path.is_dir():
-        raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
-    if path.exists() and not force:
-        raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
-    if not path.parent.is_dir():
-        raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+# Of the verbs that measure on images.
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="classify: class folders, a folder with labels.csv (file,label), or tar shards, also as a pattern such "
+        "as 'val-{0000..0009}.tar'. detect: COCO's annotations.json. segment: a folder with images and masks, or a "
+        "CSV file with file,mask.",
+    ),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", metavar="classify|detect|segment", help="What the network does.")
+]
+AdapterText = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--adapter",
+        metavar="package.module:adapter",
+        help="detect, segment: a function of the input size that gives the network's pre- and post-processing.",
+    ),
+]
+ImagesDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."
+    ),
+]
+Masks = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--masks", metavar="DIR", help="segment: PNG masks named as the images in --data."),
+]
+Preprocess = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        metavar="network|crop",
+        help="network: as it was evaluated by its makers. crop: the middle of images that are scaled already.",
+    ),
+]
+ClassMap = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")]
+Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
+Mean = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
+]
+Std = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
+]
+Tiles = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--tiles", metavar="T,T,...", help="Tiles, such as 1xW,3xW,7xW."),
+]
+Plot = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--plot", metavar="FILE", help="Draw it: .png, .pdf or .svg."),
+]

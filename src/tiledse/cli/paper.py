@@ -8,8 +8,8 @@ import typer
 
 from ..measure.paper import choose_tables, paper_cells, summarise
 from ..report.paper import paper_tables
+from . import options
 from .app import app, print_json, print_text
-from .options import Json
 from .progress import progress_bar
 
 
@@ -19,7 +19,7 @@ def paper(
         Optional[str],  # noqa: UP045
         typer.Argument(metavar="[TABLE]", help="1, 2, 3, 4, 5, 6, B1, B2 or abstract; all where left out."),
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Put the paper's tables beside the networks as they are defined: equal, or why not."""
     tables = choose_tables(None if table is None else [table])

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
-from ..networks import find as find_blocks
 from ..networks.converter import convert_shared
 from ..report.streaming import held_table, simulation_table, stages_table
 from ..stream.executor import Stream
@@ -23,20 +22,9 @@ from ..stream.memory import peak_resident
 from ..stream.simulator import compare
 from ..stream.sources import ImageRows, OutputFile
 from ..stream.trace_file import write_trace
+from . import options
 from .app import app, print_json, print_text, say
-from .options import (
-    Force,
-    Input,
-    Json,
-    Model,
-    PlanFile,
-    Pretrained,
-    TileText,
-    Weights,
-    check_target,
-    choose_plan,
-    load_model,
-)
+from .arguments import check_targets, load_planned
 
 Plot = Annotated[
     Optional[Path],  # noqa: UP045
@@ -46,16 +34,16 @@ Plot = Annotated[
 
 @app.command()
 def stream(
-    model: Model,
+    model: options.Model,
     image: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Argument(metavar="[IMAGE]", help="TIFF, .npy or another image; a random one if left out."),
     ] = None,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Rows at a time.")] = 64,
     alone: Annotated[
         bool, typer.Option("--alone", help="Do not run the whole image for comparison.")
@@ -67,18 +55,15 @@ def stream(
         ),
     ] = None,
     plot: Plot = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Run the network row by row, compare with the whole image, and count what each layer holds.
 
     Rows of integers are scaled by their largest value and then by the mean and deviation that timm gives the network.
     """
-    for path in (output, plot):
-        if path is not None:
-            check_target(path, force)
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    check_targets(force, output, plot)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     config = getattr(loaded.model, "pretrained_cfg", None) or {}
     source = None if image is None else ImageRows(image, config.get("mean"), config.get("std"))
     channels, height, width = chosen.input_size
@@ -193,12 +178,12 @@ def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None, keep: bool) -
 
 @app.command()
 def simulate(
-    model: Model,
-    tile: TileText = None,
-    plan: PlanFile = None,
-    input: Input = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    model: options.Model,
+    tile: options.TileText = None,
+    plan: options.PlanFile = None,
+    input: options.Input = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     hardware: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--hardware", metavar="FILE", help="Multipliers, rates and FIFOs: TOML or JSON."),
@@ -213,16 +198,13 @@ def simulate(
         Optional[Path],  # noqa: UP045
         typer.Option("--trace", metavar="FILE", help="A trace for ui.perfetto.dev or chrome://tracing."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
-    for path in (plot, trace):
-        if path is not None:
-            check_target(path, force)
+    check_targets(force, plot, trace)
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded = load_model(model, input, weights, pretrained)
-    chosen = choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)
     size = "x".join(map(str, chosen.input_size))
     if plot is not None:

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import TiledSEError
-from ..train.recipe import Network, Recipe, Variant, differences, parse_changes, read_recipe
+from ..train.recipe import Recipe, parse_changes, read_recipe
+from ..train.sections import Network, Variant
+from ..train.tables import differences
+from . import options
 from .app import Interrupted, app, print_json, print_text, say
-from .options import Json
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/table1_tiles.toml.")
@@ -78,7 +80,7 @@ def train(
     amp: Amp = None,
     accumulate: Accumulate = 1,
     restart: Restart = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Train what a recipe says: networks, variants and seeds, each in its folder; resumes what was begun.
 
@@ -138,7 +140,7 @@ def finetune(
     amp: Amp = None,
     accumulate: Accumulate = 1,
     restart: Restart = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Give a trained SE network tiles, and train it on: with labels, or taught by the SE network without any.
 

@@ -8,8 +8,9 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import TiledSEError
+from . import options
 from .app import app, print_json, print_text
-from .options import Force, Json, check_target
+from .arguments import check_targets
 
 
 @app.command("zoo")
@@ -22,8 +23,8 @@ def zoo(
         Optional[Path],  # noqa: UP045
         typer.Option("-o", "--out", metavar="FILE", help="Write it as safetensors, in float32."),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """List the networks that were trained here, or tell of one and write its weights.
 
@@ -44,7 +45,7 @@ def zoo(
         return
     entry = find_entry(name)
     if out is not None:
-        check_target(out, force)
+        check_targets(force, out)
         model, plan, _ = open_network(name)
         save(model, plan, out, f"zoo:{name}")
     if json:

@@ -13,9 +13,9 @@ from ..networks.modes import evaluating
 from .evaluation import Evaluation, ImageResult
 from .images import Batch, ImageSet
 from .processes import gather, part, together
+from .tasks import Progress
 
 Runner = Callable[[Tensor], Tensor]
-Progress = Callable[[int, int | None], None]
 
 
 def evaluate(

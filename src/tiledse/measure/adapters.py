@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError, first_line, told_as
 
 Size = tuple[int, int]
 
@@ -86,14 +86,8 @@ def load_adapter(text: str, kind: type[Adapter], input_size: tuple[int, int, int
         ) from error
     finally:
         sys.path.remove("")
-    try:
+    with told_as(f"the adapter {text} failed"):
         adapter = function(input_size)
-    except TiledSEError:
-        raise
-    except Exception as error:  # a stranger's code may raise anything
-        raise TiledSEError(
-            f"the adapter {text} failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
     if not isinstance(adapter, kind):
         raise TiledSEError(
             f"the adapter {text} gave a {type(adapter).__name__}; expected a tiledse.measure.adapters.{kind.__name__}"

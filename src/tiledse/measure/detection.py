@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError, first_line, told_as
 from .adapters import Detector
 from .average_precision import Matches
 from .images import Batch, ListedImages, Sample
@@ -150,14 +150,8 @@ class Detection(Task[np.ndarray]):
 
     def judge(self, batch: Batch, targets: Any, output: Any, who: str) -> list[np.ndarray]:
         """See Task; the detections of each image, at most the 100 with the highest scores in each category."""
-        try:
+        with told_as(f"the adapter fails on what the {who} network gives"):
             found = self.detector.detect(output, targets)
-        except TiledSEError:
-            raise
-        except Exception as error:  # a stranger's code may raise anything
-            raise TiledSEError(
-                f"the adapter fails on what the {who} network gives: {type(error).__name__}: {first_line(error)}"
-            ) from error
         if len(found) != len(batch.names):
             raise TiledSEError(
                 f"the adapter gave detections of {len(found)} images for a batch of {len(batch.names)}; expected one "

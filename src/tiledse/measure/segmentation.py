@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError, told_as
 from .adapters import Segmenter
 from .classification import SUFFIXES
 from .images import Batch, ListedImages
@@ -141,14 +141,8 @@ class Segmentation(Task[np.ndarray]):
     def judge(self, batch: Batch, targets: Any, output: Any, who: str) -> list[np.ndarray]:
         """See Task."""
         sizes = [(int(t.shape[0]), int(t.shape[1])) for t in targets]
-        try:
+        with told_as(f"the adapter fails on what the {who} network gives"):
             found = self.segmenter.segment(output, sizes)
-        except TiledSEError:
-            raise
-        except Exception as error:  # a stranger's code may raise anything
-            raise TiledSEError(
-                f"the adapter fails on what the {who} network gives: {type(error).__name__}: {first_line(error)}"
-            ) from error
         if len(found) != len(targets):
             raise TiledSEError(f"the adapter gave {len(found)} maps for a batch of {len(targets)} images")
         results = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiledSEError
-from ..files import written_whole
+from ..files import write_csv
 
 COLUMNS = (
     "model", "weights", "task", "data", "preprocess", "input", "tile", "n", "metric", "se", "tse", "drop",
@@ -62,8 +62,5 @@ class SweepFile:
     def add(self, row: dict[str, Any]) -> None:
         """Add a row and write the file, whole or not at all."""
         rows = [*self.rows, {key: str(row[key]) for key in COLUMNS}]
-        with written_whole(self.path) as part_file, part_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(self.path, rows, COLUMNS)
         self.rows = rows

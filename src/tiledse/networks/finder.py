@@ -22,8 +22,9 @@ from ..tile import Tile
 from .block import TiledBlock
 from .counting import MacCounter
 from .dialects import Dialect, Layers, class_name, known_dialect
+from .forward import NOT_MULTIPLIED
 from .modes import evaluating
-from .structure import NOT_MULTIPLIED, recognise
+from .structure import recognise
 
 _WHOLE = Tile.parse("HxW")
 _BUILT = Dialect("tiledse", class_name(TiledSqueezeExcite), Layers(("fc1", "act", "fc2", "gate")))

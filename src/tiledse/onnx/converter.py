@@ -15,20 +15,11 @@ from ..tile import Tile
 from .constants import Constants
 from .emit import Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
-from .finder import (
-    METADATA_KEY,
-    WEIGHTS_KEY,
-    Finding,
-    Place,
-    Stated,
-    effect,
-    fingerprint,
-    locate,
-    stated_tiles,
-)
+from .finder import Finding, Place, effect, fingerprint, locate
+from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
 from .model import OnnxModel
+from .nodes import integer
 from .shapes import Image, Shapes, batched, checked
-from .squeeze import integer
 
 
 def convert(

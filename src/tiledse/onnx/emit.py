@@ -5,7 +5,7 @@ multiplied by (full tile / elements there). AveragePool's ``ceil_mode`` divides 
 ONNX Runtime before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU;
 neither is used.
 
-``squeeze.py`` and ``finder.py`` read what is written here.
+``squeeze.py``, ``descriptors.py`` and ``product.py`` read what is written here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from ..correction import Correction
 from ..tile import Tile
-from .squeeze import SWAPPED, WHOLE, correction, running_means
+from .factors import SWAPPED, correction, running_means
+from .squeeze import WHOLE
 
 Sides = tuple["int | None", "int | None"]
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from .constants import Constants
+from .nodes import Miss, integer, ints
 from .shapes import Shapes
-from .squeeze import Miss, integer, ints
 
 ELEMENTWISE = {
     "Abs", "Add", "Cast", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
@@ -158,7 +159,7 @@ class ExcitationReader:
 
     def _same_size(self, a: ir.Value | None, b: ir.Value) -> bool:
         one, two = self.shapes.of(a), self.shapes.of(b)
-        return one is not None and two is not None and _count(one) == _count(two)
+        return one is not None and two is not None and prod(one) == prod(two)
 
     def _small(self, node: ir.Node) -> bool:
         """Whether a node keeps one value a channel and tile: no constant map enters it, no window."""
@@ -192,7 +193,7 @@ class ExcitationReader:
             else:
                 outputs, inputs = shape if node.inputs[0] is weight else shape[::-1]
             own = node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None
-            if own and _count(self.shapes.of(node.inputs[2]) or ()) not in (1, outputs):
+            if own and prod(self.shapes.of(node.inputs[2]) or ()) not in (1, outputs):
                 raise Miss(f"the bias of {node.op_type} '{node.name}' does not fit its {outputs} outputs")
             layers.append(Dense(node, inputs, outputs, own or self.bias_after(node, outputs) is not None))
         return tuple(layers)
@@ -214,7 +215,7 @@ class ExcitationReader:
                 return None
             other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
             shape = self.shapes.of(other) if other in self.constants else None
-            if shape is None or _count(shape) != outputs or len([d for d in shape if d != 1]) > 1:
+            if shape is None or prod(shape) != outputs or len([d for d in shape if d != 1]) > 1:
                 return None
             return other
 
@@ -347,10 +348,3 @@ class ExcitationReader:
 
 def _weight(node: ir.Node, constants: Constants) -> ir.Value:
     return next(v for v in node.inputs if v is not None and v in constants)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -21,7 +21,7 @@ from ..plan import Plan
 from .converter import convert
 from .finder import find
 from .model import OnnxModel, from_proto
-from .squeeze import only_user
+from .nodes import only_user
 
 
 def export(model: nn.Module, plan: Plan, *, opset: int = 18, divisor_tiles: bool = False) -> OnnxModel:

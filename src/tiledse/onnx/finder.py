@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import onnx_ir as ir
 
 from ..correction import Correction
-from ..errors import TiledSEError
 from ..plan import NearMiss, Plan, SEBlock
 from ..tile import Tile
 from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
+from .metadata import WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
+from .nodes import Miss, ints
+from .product import ProductReader
 from .shapes import Shapes, shapes_of
-from .squeeze import WHOLE, Miss, Squeeze, SqueezeReader, integer, ints, only_user, string
+from .squeeze import Squeeze, SqueezeReader
 
-METADATA_KEY = "tiledse.tiles"
-WEIGHTS_KEY = "tiledse.calibrated_weights"
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-_POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "AveragePool"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ class _Finder:
         self.constants = constants
         self.squeezes = SqueezeReader(constants, shapes)
         self.excitations = ExcitationReader(constants, shapes)
+        self.products = ProductReader(constants, shapes, self.squeezes.views)
         self.names = Counter(node.name for node in model.ir.graph)
         self.stated = stated_tiles(model.ir)
         self.blocks: list[SEBlock] = []
@@ -215,7 +213,7 @@ class _Finder:
         ended: dict[ir.Node, tuple[ir.Node, int, tuple[int, ...]]] = {}
 
         def ends(node: ir.Node) -> bool:
-            end = self.product(node, squeeze, shape)
+            end = self.products.read(node, squeeze, shape)
             if end is not None:
                 ended[node] = end
             return end is not None
@@ -224,107 +222,8 @@ class _Finder:
         excitation = self.excitations.read(squeeze.descriptors, shape[squeeze.axes[0]], plain, ends)
         product, slot, layout = ended[excitation.user]
         if product is excitation.user:
-            self.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
+            self.products.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
         return Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
-
-    def check_gate(self, gate: ir.Value, layout: tuple[int, ...], channels: int) -> None:
-        """Check that gates that meet the map as they are, meet its channels."""
-        shape = self.shapes.of(gate) or ()
-        padded = (1,) * (4 - len(shape)) + tuple(shape)
-        wanted = layout.index(1)
-        long = [i for i, d in enumerate(padded) if d != 1 and i > 0]
-        if len(padded) != 4 or (
-            long and long != [wanted] and channels > 1 and not self._grid(padded, wanted, channels)
-        ):
-            raise Miss(f"its gates, of shape {shape}, do not lie along the channels of the map")
-
-    def _grid(self, shape: tuple[int, ...], axis: int, channels: int) -> bool:
-        return shape[axis] == channels
-
-    def product(
-        self, node: ir.Node, squeeze: Squeeze, shape: tuple[int, ...]
-    ) -> tuple[ir.Node, int, tuple[int, ...]] | None:
-        """The Mul with the map that a node is, or that it leads to over nothing but a repetition of the gates."""
-        if node.op_type == "Mul":
-            for slot in (0, 1):
-                other = node.inputs[1 - slot]
-                if other is None or len(self.shapes.of(other) or ()) != 4:
-                    continue
-                view = self.squeezes.view(other)
-                # The map as it is, or the same map in another order of axes.
-                root = self.squeezes.view(squeeze.source)
-                if view.axes[0] == 0 and root.axes[0] == 0 and self.squeezes.same(view.root, root.root):
-                    back = [root.axes.index(a) for a in view.axes]
-                    label = {0: 0, **{a: i + 1 for i, a in enumerate(squeeze.axes)}}
-                    layout = tuple(label[a] for a in back)
-                    return (node, slot, layout) if layout in ((0, 1, 2, 3), (0, 2, 3, 1)) else None
-            return None
-        if node.op_type == "Expand" or (
-            node.op_type == "Transpose" and ints(node, "perm", ()) == (0, 2, 3, 1)
-        ):
-            user = only_user(node.outputs[0])
-            return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
-        if node.op_type == "Resize":
-            return self.repeated(node, squeeze, shape)
-        return None
-
-    def repeated(
-        self, node: ir.Node, squeeze: Squeeze, shape: tuple[int, ...]
-    ) -> tuple[ir.Node, int, tuple[int, ...]] | None:
-        """Follow gates that are repeated, cropped and transposed, as ``emit.py`` writes it."""
-        tile = squeeze.tile
-        _, rows, cols = squeeze.axes
-        tall, wide = (1 if side is None else side for side in (tile.height, tile.width))
-        if tile.single or string(node, "mode", "nearest") != "nearest":
-            return None
-        if string(node, "coordinate_transformation_mode", "half_pixel") != "asymmetric":
-            return None
-        if string(node, "nearest_mode", "round_prefer_floor") != "floor" or len(node.inputs) < 3:
-            return None
-        scales = self.constants.array(node.inputs[2])
-        if scales is None or tuple(scales.reshape(-1)) != (1, 1, tall, wide):
-            return None
-        cropped = {2} if tile.height is not None and shape[rows] % tall else set()
-        cropped |= {3} if tile.width is not None and shape[cols] % wide else set()
-        user = only_user(node.outputs[0])
-        if user is not None and user.op_type == "Slice":
-            axes = self.constants.ints(user.inputs[3]) if len(user.inputs) > 3 else None
-            starts = self.constants.ints(user.inputs[1])
-            if (
-                axes is None
-                or starts is None
-                or any(starts)
-                or not set(axes) <= {2, 3}
-                or len(user.inputs) > 4
-            ):
-                return None
-            ends = self.constants.ints(user.inputs[2])
-            lengths = {2: (rows, shape[rows]), 3: (cols, shape[cols])}
-            if ends is not None:
-                if ends != tuple(lengths[a][1] for a in axes):
-                    return None
-            elif not self.lengths(user.inputs[2], squeeze, [lengths[a][0] for a in axes]):
-                return None
-            cropped -= set(axes)
-            user = only_user(user.outputs[0])
-        if cropped:
-            return None
-        if user is not None and user.op_type == "Transpose" and ints(user, "perm", ()) == (0, 2, 3, 1):
-            user = only_user(user.outputs[0])
-        return None if user is None or user.op_type != "Mul" else self.product(user, squeeze, shape)
-
-    def lengths(self, value: ir.Value | None, squeeze: Squeeze, axes: list[int]) -> bool:
-        """Whether a value lists lengths of axes of the map."""
-        if len(axes) == 1:
-            return self.squeezes.is_length(value, squeeze.source, axes[0])
-        concat = None if value is None else value.producer()
-        if concat is None or concat.op_type != "Concat" or len(concat.inputs) != len(axes):
-            return False
-        shape = self.shapes.of(squeeze.source) or ()
-        return all(
-            self.squeezes.is_length(v, squeeze.source, a) or self.constants.ints(v) == (shape[a],)
-            for v, a in zip(concat.inputs, axes)
-        )
 
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
@@ -336,24 +235,5 @@ def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
     return ("whole",) if size == (height, width) else (tile.squeeze, *size)
 
 
-class Stated(NamedTuple):
-    """What a converted file says of a block: its tile, and the operator that pooled the whole map before."""
-
-    tile: Tile
-    pool: str
-
-
-def stated_tiles(model: ir.Model) -> dict[str, Stated]:
-    """The tiles that a converted file says it has; the graph decides whether that is so."""
-    try:
-        entries = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
-        return {str(name): Stated(Tile.parse(tile), str(pool)) for name, (tile, pool) in entries.items()}
-    except (ValueError, TypeError, AttributeError, TiledSEError):  # not ours: the graph is read without it
-        return {}
-
-
 def _second(node: ir.Node) -> ir.Value | None:
     return node.inputs[1] if len(node.inputs) > 1 else None
-
-
-__all__ = ["WHOLE", "Finding", "Place", "find", "integer", "locate"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ..measure.correlation import Correlation
+from ..measure.agreement import Correlation
 from ..measure.sensitivity import Sensitivity
 from .text import digits
 

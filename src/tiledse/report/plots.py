@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import TiledSEError
 from ..files import written_whole
-from ..measure.correlation import BlockCorrelation, Correlation
+from ..measure.agreement import BlockCorrelation, Correlation
 from ..measure.sensitivity import Replacement, Sensitivity
 from ..tile import Tile
 

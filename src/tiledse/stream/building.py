@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError, told_as
 from ..networks.counting import MacCounter
 from ..plan import Plan
 from .graph import Node, RowGraph, Run, Value
@@ -120,14 +120,9 @@ class Builder:
         if isinstance(fx.meta["val"], (tuple, list)):
             self.env[fx] = Several(fx)
             return
-        try:
+        # It may be an operator in a form that the table does not know.
+        with told_as(f"'{self.layer(fx)}' ({fx.target}) cannot be streamed"):
             result = treat(self, fx)
-        except TiledSEError:
-            raise
-        except Exception as error:  # an operator in a form that the table does not know
-            raise TiledSEError(
-                f"'{self.layer(fx)}' ({fx.target}) cannot be streamed: {type(error).__name__}: {first_line(error)}"
-            ) from error
         self.env[fx] = result
         if in_place(fx):
             self.env[fx.args[0]] = result  # type: ignore[index]
@@ -138,6 +133,19 @@ class Builder:
         args = torch.fx.node.map_aggregate(fx.args, fill)
         kwargs = torch.fx.node.map_aggregate(fx.kwargs, fill)
         return tuple(args), dict(kwargs)
+
+    def slotted(self, fx: torch.fx.Node) -> tuple[list[Ref], tuple[Any, ...], dict[str, Any]]:
+        """The references among an operator's arguments, and its arguments with slots in their place."""
+        refs: list[Ref] = []
+
+        def slot(a: Any) -> Any:
+            if not isinstance(a, Ref):
+                return a
+            refs.append(a)
+            return Slot(len(refs) - 1)
+
+        args, kwargs = tree_map(slot, self.filled(fx))
+        return refs, args, kwargs
 
     def layer(self, fx: torch.fx.Node) -> str:
         """The name of the layer that an operator belongs to."""
@@ -213,16 +221,7 @@ class Builder:
 
     def call(self, fx: torch.fx.Node, pick: Any = None) -> tuple[list[Ref], Callable[[list[Tensor]], Any]]:
         """The references among an operator's arguments, and the operator as a function of their rows."""
-        args, kwargs = self.filled(fx)
-        refs: list[Ref] = []
-
-        def slot(a: Any) -> Any:
-            if not isinstance(a, Ref):
-                return a
-            refs.append(a)
-            return Slot(len(refs) - 1)
-
-        args, kwargs = tree_map(slot, args), tree_map(slot, kwargs)
+        refs, args, kwargs = self.slotted(fx)
         target: Any = functional(fx.target)
 
         def call(parts: list[Tensor]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,82 +12,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import TiledSEError
 from ..plan import Plan
-from .buffers import RowBuffer
 from .building import build_graph
-from .flow import Flow, Held, count_held
-from .graph import Node, RowGraph
-from .maps import Window
+from .engine import Engine
+from .flow import Held, count_held
+from .graph import RowGraph
+from .heights import check_free, check_unknown, sized_plan
 from .state import load_state, save_state
-
-
-class Engine(Flow):
-    """A flow that computes what flows.
-
-    Attributes:
-        buffers: Rows that are still needed, by value.
-        states: Running sums, by node.
-        taken: Rows that a running sum has taken in, by node.
-        given: New rows of the outputs.
-        bytes: Bytes in the buffers now.
-        peak_bytes: The most there were.
-    """
-
-    def __init__(self, graph: RowGraph, rows: int, known: bool) -> None:
-        super().__init__(graph, rows, known)
-        self.buffers = [RowBuffer(v.row_dim) for v in graph.values]
-        self.states: dict[int, Any] = {}
-        self.taken = {i: 0 for i, node in enumerate(graph.nodes) if node.absorbs}
-        self.given: list[list[Tensor]] = [[] for _ in graph.outputs]
-        self.bytes = self.peak_bytes = 0
-
-    def put(self, value: int, start: int, rows: Tensor) -> None:
-        """Hand rows of a value to those who read it."""
-        for i, output in enumerate(self.graph.outputs):
-            if output == value:
-                self.given[i].append(rows)
-        if self.graph.values[value].users:
-            self.buffers[value].append(start, rows)
-            self.bytes += rows.nbytes
-            self.peak_bytes = max(self.peak_bytes, self.bytes)
-
-    def make(self, index: int, node: Node, a: int, b: int) -> None:
-        """Compute output rows a to b of a node from the rows in the buffers."""
-        if node.absorbs:
-            assert node.finish is not None
-            rows = node.finish(self.states.pop(index))
-        else:
-            parts = []
-            for value, how in zip(node.inputs, node.maps):
-                height = self.heights[value]
-                high = how.need(b, self.progress.produced[value] if height is None else height)
-                parts.append(self.buffers[value].read(how.low(a), high))
-            if node.stateful:
-                rows, self.states[index] = node.run(parts, a, b, self.states.get(index))
-            else:
-                rows = node.run(parts, a, b)
-            del parts
-        for step in node.tail:
-            rows = step(rows)
-        self.put(node.output, a, rows)
-
-    def absorb(self, index: int, node: Node, avail: int) -> None:
-        """Add the rows up to ``avail`` to a running sum."""
-        taken = self.taken[index]
-        if avail > taken:
-            part = self.buffers[node.inputs[0]].read(taken, avail)
-            self.states[index] = node.run(part, self.states.get(index))
-            self.taken[index] = avail
-
-    def absorbed(self, index: int) -> int:
-        """Rows that a running sum has taken in."""
-        return self.taken[index]
-
-    def drop(self, value: int, row: int) -> None:
-        """Free rows of a value before ``row``."""
-        buffer = self.buffers[value]
-        before = buffer.bytes
-        buffer.drop(row)
-        self.bytes += buffer.bytes - before
 
 
 class Stream:
@@ -346,42 +275,6 @@ def stream(
     wide = width or plan.input_size[2]
     graph = build_graph(model, plan, batch, (tall, wide))
     if height is None:
-        _check_free(graph)
-        _check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide)))
+        check_free(graph)
+        check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide)))
     return Stream(graph, sized_plan(plan, graph), tall if height is not None else None, rows)
-
-
-def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
-    """The plan with the map sizes of the graph's image size; totals of another size are left out."""
-    sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
-    blocks = tuple(
-        replace(b, height=sizes[b.name][2], width=sizes[b.name][3]) if b.name in sizes else b
-        for b in plan.blocks
-    )
-    size: Any = graph.shape[1:]
-    same = size == plan.input_size
-    return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
-
-
-def _check_free(graph: RowGraph) -> None:
-    """No layer may say that it needs the height."""
-    for node in graph.nodes:
-        if node.needs_height:
-            raise TiledSEError(f"the height must be known: {node.needs_height}; give height=ROWS")
-
-
-def _check_unknown(graph: RowGraph, taller: RowGraph) -> None:
-    """Two traces of heights one apart must read rows in the same way; else the height must be known."""
-    if len(graph.nodes) != len(taller.nodes):
-        raise TiledSEError(
-            "the height must be known: the network has other layers at another height; give height=ROWS"
-        )
-    for node, other in zip(graph.nodes, taller.nodes):
-        same = len(node.maps) == len(other.maps) and all(
-            a == b for a, b in zip(node.maps, other.maps) if isinstance(a, Window) or type(a) is not type(b)
-        )
-        if not same:
-            raise TiledSEError(
-                f"the height must be known: layer '{node.name}' pads by the height of its map (TensorFlow's 'same' "
-                "padding does); give height=ROWS"
-            )

@@ -1,6 +1,6 @@
 """Flow: the order in which rows are made, and how many rows each value holds at each moment. Integers only.
 
-Rows are made as late in the network as possible first, so that they are used up before new ones come. The executor
+Rows are made as late in the network as possible first, so that they are used up before new ones come. The engine
 is a Flow that also computes; without it, a Flow counts.
 """
 
@@ -183,7 +183,7 @@ class Flow:
         """Rows that an absorbing node has taken in; a counting flow takes them at once."""
         return self.progress.produced[self.graph.nodes[index].inputs[0]]
 
-    # What the executor adds to counting.
+    # What the engine adds to counting.
     def make(self, index: int, node: Node, a: int, b: int) -> None:
         """Output rows a to b of a node are made."""
 

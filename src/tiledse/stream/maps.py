@@ -161,12 +161,8 @@ class Table:
         return int(np.searchsorted(self.last, avail, side="left"))
 
 
-@dataclass(frozen=True)
-class Total:
-    """A mean, sum or maximum over all rows: rows are absorbed as they come, and one row goes out at the end."""
-
-    def height(self, h: int) -> int:
-        return 1
+class _All:
+    """Every row of the output needs all rows."""
 
     def need(self, b: Rows, h: int) -> Rows:
         return clip(b, 0, 1) * h
@@ -179,22 +175,21 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Total(_All):
+    """A mean, sum or maximum over all rows: rows are absorbed as they come, and one row goes out at the end."""
+
+    def height(self, h: int) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class Whole(_All):
     """A layer that is not local in rows: it waits for the whole map and holds it."""
 
     rows: int
 
     def height(self, h: int) -> int:
         return self.rows
-
-    def need(self, b: Rows, h: int) -> Rows:
-        return clip(b, 0, 1) * h
-
-    def low(self, b: Rows) -> Rows:
-        return b * 0
-
-    def ready(self, avail: int) -> int:
-        return 0
 
 
 RowMap = Window | Strips | Between | Repeat | First | Table | Total | Whole

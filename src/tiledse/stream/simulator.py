@@ -12,9 +12,9 @@ from torch import nn
 from ..errors import TiledSEError
 from ..plan import Plan
 from .building import build_graph
-from .executor import sized_plan
 from .graph import RowGraph
 from .hardware import Hardware
+from .heights import sized_plan
 from .sizes import minimum_rows, most_rows, occupancy, unhindered_rows
 from .stages import Pipeline, build_pipeline
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
+from .engine import Engine
 from .graph import RowGraph
-
-if TYPE_CHECKING:
-    from .executor import Engine
 
 FORMAT = "tiledse.stream/1"
 

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
-from .recipe import differences
+from .tables import differences
 
 FORMAT = "tiledse.checkpoint/1"
 

@@ -22,7 +22,8 @@ from ..networks.detector import build_detector
 from ..networks.loading import read_state
 from .images import Epochs, Ticket, TrainingImages, _seeded, mix
 from .objective import Objective, Setting
-from .recipe import Augment, Recipe
+from .recipe import Recipe
+from .sections import Augment
 from .variants import load_fitting
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import TiledSEError
-from .recipe import Augment
+from .sections import Augment
 from .sources import Source
 
 Ticket = tuple[int, int]  # (epoch, index)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from ..files import written_whole
+from ..files import write_csv
 
 
 class Log:
@@ -46,10 +45,7 @@ class Log:
                     self._board.add_scalar(key, value, int(row["epoch"]))
 
     def _write(self) -> None:
-        with written_whole(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self._rows[-1]), extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self._rows)
+        write_csv(self._path, self._rows, list(self._rows[-1]))
 
 
 def _board(folder: Path, done: int) -> Any:

@@ -25,7 +25,8 @@ from .log import Log
 from .normalisation import restore_statistics
 from .objective import Objective
 from .optimisation import count_steps, freeze, make_average, make_optimizer, make_schedule
-from .recipe import Recipe, Variant
+from .recipe import Recipe
+from .sections import Variant
 from .variants import with_variant
 
 Say = Callable[[str], None]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from ..errors import TiledSEError, first_line
 from ..tile import Tile
+from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant
+from .tables import made, merged
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,124 +21,6 @@ else:
     import tomli as tomllib
 
 Task = Literal["classify", "segment", "detect", "distill"]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """How weights are moved; made by ``timm.optim``.
-
-    Args:
-        name: timm's name.
-        lr: Base rate, of the global batch that the recipe names.
-        momentum: Of SGD.
-        weight_decay: L2.
-        nesterov: Nesterov's momentum, as pycls and timm's ``sgd`` have it.
-        decay_all: Whether biases and normalisation decay too, as in pycls.
-        clip_norm: Largest norm of the gradient; 0 leaves it.
-    """
-
-    name: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-5
-    nesterov: bool = True
-    decay_all: bool = True
-    clip_norm: float = 0.0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the rate moves, step by step; made by ``timm.scheduler``.
-
-    Args:
-        name: ``cosine``, ``poly`` or ``constant``.
-        warmup_epochs: Epochs of linear warm-up.
-        warmup_factor: The rate at its beginning, relative to the base rate.
-        power: Of ``poly``.
-        min_factor: The rate at the end, relative to the base rate.
-    """
-
-    name: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup_epochs: float = 0.0
-    warmup_factor: float = 0.1
-    power: float = 0.9
-    min_factor: float = 0.0
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How training images vary.
-
-    Args:
-        crop_scale: Smallest and largest share of the image's area that a crop keeps; (1, 1) crops nothing.
-        crop_ratio: Smallest and largest aspect ratio of a crop.
-        flip: Probability of a horizontal flip.
-        resize_range: segment and detect: smallest and largest factor of the resize before the crop.
-        jitter: Strength of brightness, contrast and saturation changes; 0 for none.
-    """
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: float = 0.5
-    resize_range: tuple[float, float] = (1.0, 1.0)
-    jitter: float = 0.0
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What is minimised.
-
-    Args:
-        smoothing: classify: label smoothing.
-        temperature: distill: of the teacher's and the student's softmax.
-    """
-
-    smoothing: float = 0.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of a table: what stands where the network has SE blocks.
-
-    Args:
-        name: Of the row, in file names and results.
-        tile: ``HxW`` (SE), a tile, or ``none`` for the network without attention.
-        start: ``scratch``; ``weights`` (those given, such as ImageNet's, at the shapes that fit); or the name of
-            another variant whose trained weights it starts from (the paper's fine-tuning).
-        kernel: (along, across) the tiles, of the excitation's convolutions; the paper's C3x1 is [3, 1].
-        ratio: The paper's R; the width between the convolutions is that of the network's own SE times 4 / R.
-    """
-
-    name: str
-    tile: str = "HxW"
-    start: str = "scratch"
-    kernel: tuple[int, int] | None = None
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.tile != "none":
-            Tile.parse(self.tile)
-        if not self.name or any(mark in self.name for mark in "/\\ *"):
-            raise TiledSEError(f"no name of a variant: '{self.name}'; it names a folder")
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network of a recipe, and what differs for it.
-
-    Args:
-        model: MODEL.
-        input: Its input, where it is not the recipe's.
-        batch_size: Its global batch, where it is not the recipe's.
-        lr: Its base rate, where it is not the recipe's.
-    """
-
-    model: str
-    input: str | None = None
-    batch_size: int | None = None
-    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -252,15 +134,15 @@ class Recipe:
         if scale is not None:
             if scale not in scales:
                 raise TiledSEError(f"recipe: no scale '{scale}'; it has {', '.join(scales) or 'none'}")
-            data = _merged(data, scales[scale])
+            data = merged(data, scales[scale])
         for key, value in (changes or {}).items():
             nested: Any = value
             for part in reversed(key.split(".")):
                 nested = {part: nested}
-            data = _merged(data, nested)
-        recipe = _made(cls, data, "recipe")
+            data = merged(data, nested)
+        recipe = made(cls, data, "recipe")
         for name in scales:  # a scale that nobody chose is checked too
-            _made(cls, _merged(data, scales[name]), f"recipe, [scale.{name}]")
+            made(cls, merged(data, scales[name]), f"recipe, [scale.{name}]")
         return recipe
 
     def for_network(self, network: Network) -> Recipe:
@@ -322,86 +204,9 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def differences(
-    mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """(dotted key, mine, the other's) of each key in which two recipes' dictionaries differ.
-
-    Example:
-        >>> differences({"epochs": 2, "loss": {"smoothing": 0.1}}, {"epochs": 2, "loss": {"smoothing": 0.0}})
-        [('loss.smoothing', 0.1, 0.0)]
-    """
-    found: list[tuple[str, Any, Any]] = []
-    for key in dict.fromkeys((*mine, *other)):
-        a, b = mine.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append((f"{prefix}{key}", a, b))
-    return found
-
-
 def _size(text: str) -> tuple[int, int, int]:
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise TiledSEError(f"recipe: input = '{text}'; expected CxHxW, such as 3x224x224")
     channels, height, width = map(int, parts)
     return channels, height, width
-
-
-def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(data)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = (
-            _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
-    return result
-
-
-def _made(cls: type[T], data: Any, where: str) -> T:
-    """A dataclass from a table, with every key and type checked."""
-    if not isinstance(data, Mapping):
-        raise TiledSEError(f"{where}: expected a table of keys, got {data!r}")
-    hints = get_type_hints(cls)
-    entries = dataclasses.fields(cls)  # type: ignore[arg-type]
-    names = [entry.name for entry in entries]
-    values = {}
-    for key, value in data.items():
-        if key not in names:
-            near = difflib.get_close_matches(key, names, 1, 0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}"
-            raise TiledSEError(f"{where}: no key '{key}'; {hint}")
-        values[key] = _value(hints[key], value, f"{where}: {key}")
-    needed = [e.name for e in entries if e.default is e.default_factory is dataclasses.MISSING]
-    for name in needed:
-        if name not in values:
-            raise TiledSEError(f"{where}: the key '{name}' is missing")
-    return cls(**values)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _value(next(one for one in inner if one is not type(None)), value, where)
-    if origin is Literal:
-        if value not in inner:
-            raise TiledSEError(f"{where} = {value!r}; expected {', '.join(map(str, inner))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
-            raise TiledSEError(
-                f"{where} = {value!r}; expected a list{'' if inner[-1] is ... else f' of {len(inner)}'}"
-            )
-        return tuple(_value(inner[0], one, where) for one in value)
-    if dataclasses.is_dataclass(kind):
-        assert isinstance(kind, type)
-        return _made(kind, value, where.replace(": ", ", ", 1))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TiledSEError(f"{where} = {value!r}; expected {_KINDS[kind]}")
-    return value
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

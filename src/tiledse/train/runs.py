@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ import torch
 from torch import nn
 
 from ..errors import TiledSEError
-from ..files import written_whole
+from ..files import write_csv, written_whole
 from ..measure.costs import cost
 from ..networks.converter import convert_shared
 from ..networks.finder import find
 from .loop import Run, Say, Trained, _measure, train
 from .objective import Objective, Setting
-from .recipe import Recipe, Variant
+from .recipe import Recipe
+from .sections import Variant
 
 
 def objective_of(recipe: Recipe, setting: Setting) -> Objective:
@@ -121,11 +121,7 @@ def write_results(folder: Path) -> None:
     """Gather the result.json of all runs under a folder into results.csv."""
     rows = [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))]
     flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
-    keys = list(dict.fromkeys(key for row in flat for key in row))
-    with written_whole(folder / "results.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, keys)
-        writer.writeheader()
-        writer.writerows(flat)
+    write_csv(folder / "results.csv", flat)
 
 
 def _chosen(

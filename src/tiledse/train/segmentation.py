@@ -17,7 +17,8 @@ from .classification import own_preprocessing
 from .images import Ticket, TrainingImages, mix
 from .masks import IGNORED, Masked, open_masked
 from .objective import Objective, Setting
-from .recipe import Augment, Recipe
+from .recipe import Recipe
+from .sections import Augment
 from .variants import load_fitting
 
 

@@ -12,7 +12,7 @@ from ..networks.converter import convert
 from ..networks.finder import find
 from ..networks.loading import read_state
 from ..plan import Plan
-from .recipe import Variant
+from .sections import Variant
 
 
 def with_variant(

@@ -1,0 +1,119 @@
+"""How MODEL, --tile, --plan and --output become a network, a plan and a file that may be written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import TiledSEError
+from ..networks import find as find_blocks
+from ..networks.loading import Loaded, load
+from ..plan import Plan
+from ..tile import Tile
+from .app import say
+
+
+def parse_size(text: str | None) -> tuple[int, int, int] | None:
+    """``3x224x224`` as (3, 224, 224).
+
+    Raises:
+        TiledSEError: no such size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise TiledSEError(f"no size: --input '{text}'; expected CxHxW, such as 3x224x224")
+    channels, height, width = (int(side) for side in match.groups())
+    return channels, height, width
+
+
+def parse_tiles(text: str | None) -> list[Tile]:
+    """``1xW,7xW`` as tiles, each once.
+
+    Raises:
+        TiledSEError: none given, or no tile.
+    """
+    tiles = [Tile.parse(part.strip()) for part in (text or "").split(",") if part.strip()]
+    if not tiles:
+        raise TiledSEError("give the tiles with --tiles, such as --tiles 1xW,3xW,7xW")
+    return list(dict.fromkeys(tiles))
+
+
+def load_model(model: str, size: str | None, weights: Path | None, pretrained: bool) -> Loaded:
+    """The network of MODEL, and the size of image it is looked at with.
+
+    Raises:
+        TiledSEError: see ``networks.loading.load``; also when no size is known.
+    """
+    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size))
+    if loaded.input_size is None:
+        raise TiledSEError(
+            f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
+        )
+    return loaded
+
+
+def load_planned(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, tile: str | None, plan: Path | None
+) -> tuple[Loaded, Plan]:
+    """The network of MODEL, and the plan that --tile or --plan asks for.
+
+    Raises:
+        TiledSEError: see ``load_model`` and ``choose_plan``.
+    """
+    loaded = load_model(model, size, weights, pretrained)
+    return loaded, choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+
+
+def tell_random(random: bool) -> None:
+    """Say that weights are random, where they are."""
+    if random:
+        say("the weights are random: give --weights FILE or --pretrained for real ones")
+
+
+def check_blocks(found: Plan) -> None:
+    """Check that a network has SE blocks.
+
+    Raises:
+        TiledSEError: it has none.
+    """
+    if not len(found):
+        near = len(found.near_misses)
+        raise TiledSEError(
+            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+        )
+
+
+def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
+    """The plan that --tile or --plan asks for, checked against what was found.
+
+    Raises:
+        TiledSEError: neither or both were given, or the plan was made for another network or size.
+    """
+    if (tile is None) == (plan is None):
+        raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
+    check_blocks(found)
+    if tile is not None:
+        return found.with_tile(tile)
+    assert plan is not None
+    chosen = Plan.load(plan)
+    chosen.check_network(found)
+    return chosen
+
+
+def check_targets(force: bool, *paths: Path | None) -> None:
+    """Check that outputs may be written before the work for them begins; None is an output that nobody asked for.
+
+    Raises:
+        TiledSEError: a file exists and --force was not given, or its folder does not exist.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
+        if path.exists() and not force:
+            raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
+        if not path.parent.is_dir():
+            raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")

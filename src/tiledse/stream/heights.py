@@ -1,0 +1,47 @@
+"""What the height of an image changes: a plan's map sizes, and whether a network runs without knowing it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..errors import TiledSEError
+from ..plan import Plan
+from .graph import RowGraph
+from .maps import Window
+
+
+def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
+    """The plan with the map sizes of the graph's image size; totals of another size are left out."""
+    sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
+    blocks = tuple(
+        replace(b, height=sizes[b.name][2], width=sizes[b.name][3]) if b.name in sizes else b
+        for b in plan.blocks
+    )
+    size: Any = graph.shape[1:]
+    same = size == plan.input_size
+    return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
+
+
+def check_free(graph: RowGraph) -> None:
+    """No layer may say that it needs the height."""
+    for node in graph.nodes:
+        if node.needs_height:
+            raise TiledSEError(f"the height must be known: {node.needs_height}; give height=ROWS")
+
+
+def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
+    """Two traces of heights one apart must read rows in the same way; else the height must be known."""
+    if len(graph.nodes) != len(taller.nodes):
+        raise TiledSEError(
+            "the height must be known: the network has other layers at another height; give height=ROWS"
+        )
+    for node, other in zip(graph.nodes, taller.nodes):
+        same = len(node.maps) == len(other.maps) and all(
+            a == b for a, b in zip(node.maps, other.maps) if isinstance(a, Window) or type(a) is not type(b)
+        )
+        if not same:
+            raise TiledSEError(
+                f"the height must be known: layer '{node.name}' pads by the height of its map (TensorFlow's 'same' "
+                "padding does); give height=ROWS"
+            )

@@ -1,0 +1,39 @@
+"""How each operator treats rows: one function an operator, which adds a node to the row graph.
+
+An operator that is not in the table works elementwise (torch's own tag says so), or it takes the whole map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..building import Builder, Ref
+from ..maps import First
+
+# Each module enters its operators into the table.
+from . import axes, blocks, layout, windows  # noqa: F401
+from .elementwise import elementwise
+from .table import TABLE, Fx
+
+
+def treat(b: Builder, fx: Fx, pick: Any = None) -> Ref:
+    """Add the node of one operator to the row graph; ``pick`` is which of several results is meant."""
+    refs, _ = b.call(fx)
+    if all(b.values[r.index].row_dim is None for r in refs):
+        return _once(b, fx, pick)
+    namespace = str(fx.target).split(".")
+    name = namespace[1].rstrip("_") if namespace[0] == "aten" else ".".join(namespace[:2])
+    treatment = TABLE.get(name)
+    if treatment is None and torch.Tag.pointwise in getattr(fx.target, "tags", ()):
+        treatment = elementwise
+    if treatment is None:
+        return b.whole(fx, pick)
+    return treatment(b, fx, pick)
+
+
+def _once(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """All operands come as one piece, and so does the result."""
+    refs, call = b.call(fx, pick)
+    return b.add(fx, "row", refs, [First()] * len(refs), lambda parts, lo, hi: call(parts), None, pick)
