@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite as by_loops
 from tests.reference import two_layers
-from tiledse.op import scale, squeeze, tiled_squeeze_excite
+from tiledse.op import fast, scale, squeeze, tiled_squeeze_excite
+from tiledse.op.functional import _squeeze, mean
 
 TILES = (
     "HxW",
@@ -183,6 +184,15 @@ def test_a_layer_in_place_overwrites_only_where_no_gradient_is_recorded():
         assert block(x) is x
 
 
+def test_in_place_gives_the_map_itself_however_its_rows_are_cut(monkeypatch):
+    monkeypatch.setattr(fast, "_ROW_BYTES", 0)
+    block, x = ts.TiledSqueezeExcite(5, 2, "3xW"), torch.randn(2, 5, 10, 64)
+    with torch.no_grad():
+        expected = block(x)
+        assert tiled_squeeze_excite(x, block.excite, "3xW", inplace=True) is x
+    torch.testing.assert_close(x, expected)
+
+
 @pytest.mark.parametrize("tile", TILES)
 def test_maps_that_are_parts_of_others(tile):
     block, excite = block_and_excite(4, tile)
@@ -263,3 +273,10 @@ def test_no_map(x, message):
 def test_an_excitation_that_changes_the_grid():
     with pytest.raises(ts.TiledSEError, match=r"expected \(1, 2, 3, 1\), got \(1, 2, 2, 1\)"):
         tiled_squeeze_excite(torch.zeros(1, 2, 9, 4), lambda z: z[:, :, :2], "3xW")
+
+
+@pytest.mark.parametrize("tile", ["7xW", "7x650", "7xW:running"])
+def test_long_sums_of_ragged_tiles_in_channels_last(tile):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 23, 700).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(squeeze(x, tile), _squeeze(x, ts.Tile.parse(tile), mean))

@@ -155,7 +155,8 @@ def _pool(x: Tensor, tall: int, wide: int) -> Tensor:
 def _pool_full(x: Tensor, tall: int, wide: int) -> Tensor:
     if tall * wide <= _LONGEST_SUM:
         return F.avg_pool2d(x, (tall, wide))
-    return _rows_then_columns(F.avg_pool2d(x, (1, wide)), tall, 1)
+    full = x.narrow(2, 0, x.shape[2] // tall * tall)
+    return _rows_then_columns(F.avg_pool2d(full, (1, wide)), tall, 1)
 
 
 def _rows_then_columns(x: Tensor, tall: int, wide: int) -> Tensor:
@@ -211,7 +212,10 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
     cut = 0 if recorded else _cuts(tile, x)
     if cut:
         rows, gate = _in_rows(x, cut), _over_rows(gates, tile, x, cut)
-        return torch.mul(rows, gate, out=rows).view(x.shape) if inplace else (rows * gate).view(x.shape)
+        if not inplace:
+            return (rows * gate).view(x.shape)
+        torch.mul(rows, gate, out=rows)
+        return x
     if not inplace and fills_strips(tile, x):
         if gates.shape[2:] == (1, 1):
             return x * gates
