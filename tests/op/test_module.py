@@ -143,3 +143,76 @@ def test_hooks_that_come_later_are_called(name):
     handle.remove()
     block(x)
     assert calls == [name]
+
+
+def test_weights_are_cut_turned_or_swapped_in_place_of_their_numbers():
+    torch.manual_seed(0)
+    block, x = ts.TiledSqueezeExcite(4, 4, "2xW"), torch.randn(1, 4, 4, 6)
+
+    def is_as_its_layers():
+        z = x.unflatten(2, (2, 2)).mean((3, 4))[..., None]
+        gates = block.gate(block.fc2(block.act(block.fc1(z))))
+        torch.testing.assert_close(block(x), x * gates.repeat_interleave(2, 2))
+
+    with torch.no_grad():
+        is_as_its_layers()
+        block.fc1.weight.data = block.fc1.weight.data.transpose(0, 1)
+        is_as_its_layers()
+        block.fc1.weight.data, block.fc1.bias.data = block.fc1.weight.data[:3], block.fc1.bias.data[:3]
+        block.fc2.weight.data = block.fc2.weight.data[:, :3]
+        is_as_its_layers()
+        torch.utils.swap_tensors(block.fc1.weight, nn.Parameter(torch.randn(3, 4, 1, 1)))
+        is_as_its_layers()
+
+
+@pytest.mark.parametrize("change", ["patched", "class"])
+def test_an_excitation_that_is_replaced_later_is_called(change):
+    class Mine(ts.TiledSqueezeExcite):
+        pass
+
+    class Other(ts.TiledSqueezeExcite):
+        def excite(self, descriptors):
+            return torch.ones_like(descriptors)
+
+    block, x = Mine(4, 2, "2xW"), torch.randn(1, 4, 4, 6)
+    assert not torch.equal(block(x), x)
+    if change == "patched":
+        Mine.excite = Other.excite
+    else:
+        block.__class__ = Other
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_a_layer_that_does_nothing_are_called(kind):
+    class Normed(ts.TiledSqueezeExcite):
+        def __init__(self):
+            super().__init__(8, 4, "2xW")
+            self.bn = nn.Identity()
+
+        def excite(self, descriptors):
+            return self.gate(self.fc2(self.act(self.bn(self.fc1(descriptors)))))
+
+        def layers(self):
+            return self.fc1, self.bn, self.act, self.fc2, self.gate
+
+    block, calls, x = Normed(), [], torch.randn(1, 8, 4, 6, requires_grad=True)
+    block(x).sum().backward()
+    getattr(block.bn, f"register_{kind}_hook")(lambda *_: calls.append(kind))
+    block(x).sum().backward()
+    assert calls == [kind]
+
+
+@pytest.mark.parametrize("layers", [nn.Sequential, nn.ModuleList, lambda *layers: None])
+def test_a_block_of_one_s_own_may_call_anything_layers(layers):
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.squeezed = nn.Conv2d(8, 8, 1)
+            self.layers = layers([self.squeezed]) if layers is nn.ModuleList else layers(self.squeezed)
+
+        def excite(self, descriptors):
+            return self.squeezed(descriptors).sigmoid()
+
+    block, x = Mine(), torch.randn(1, 8, 4, 6)
+    assert ts.tiled_squeeze_excite(x, block.excite, "2xW").shape == x.shape

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MethodType
+from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -93,14 +93,19 @@ def two_layers(excite: object) -> TwoLayers | None:
     owner: Any = excite.__self__
     if excite.__func__ is not getattr(type(owner), "excite", None):
         return None
+    says = owner.layers  # somebody else's block may keep modules under this name
+    if not isinstance(owner, nn.Module) or not isinstance(says, (MethodType, FunctionType)):
+        return None
     if torch.compiler.is_compiling():
         found = _look(owner)
         return found.layers() if found is not None else None
+    functions = excite.__func__, getattr(says, "__func__", says)
     known = _known.get(owner)
-    if known is None or not known.holds(owner):
+    if known is None or known.functions != functions or not known.holds(owner):
         known = _look(owner)
         if known is None:
             return None
+        known.functions = functions
         _known[owner] = known
     return known.layers()
 
@@ -108,24 +113,31 @@ def two_layers(excite: object) -> TwoLayers | None:
 class _Known:
     """What was found in a block, and what it was found in: to look again takes 50 us when the cache is cold."""
 
+    functions: tuple[object, object] | None = None  # what excite and layers were
+
     def __init__(
-        self, owner: nn.Module, called: tuple[nn.Module, ...],
+        self, owner: nn.Module, called: tuple[nn.Module, ...], first: nn.Module, second: nn.Module,
         parameters: tuple[Tensor, Tensor, Tensor, Tensor], names: tuple[str, str],
     ) -> None:  # fmt: skip
         self._modules = tuple(owner._modules.values())
         self._called, self._classes = called, tuple(map(type, called))
+        self._first, self._second = first, second
         self._parameters, self._names = parameters, names
-        self._memory: tuple[int, int] | None = None
+        self._memory: tuple[object, ...] | None = None
 
     def layers(self) -> TwoLayers:
         """With views of the weights; where gradients are recorded, views that belong to this call."""
         w1, b1, w2, b2 = self._parameters
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return TwoLayers(w1.view(w1.shape[:2]), b1, w2.view(w2.shape[:2]), b2, *self._names)
-        memory = w1.data_ptr(), w2.data_ptr()
+        # Other numbers, and as many of the same as .data may be cut to.
+        memory = w1.data_ptr(), w2.data_ptr(), w1.shape, w2.shape, w1.stride(), w2.stride()
         if memory != self._memory:
             self._memory = memory
-            self._views = TwoLayers(w1.view(w1.shape[:2]), b1, w2.view(w2.shape[:2]), b2, *self._names)
+            # Of .data: views of the parameters themselves would keep torch.utils.swap_tensors from them.
+            self._views = TwoLayers(
+                w1.data.view(w1.shape[:2]), b1, w2.data.view(w2.shape[:2]), b2, *self._names
+            )
         return self._views
 
     def holds(self, owner: nn.Module) -> bool:
@@ -134,16 +146,9 @@ class _Known:
             return False
         for layer, cls in zip(self._called, self._classes):
             own = vars(layer)
-            if (
-                type(layer) is not cls
-                or own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or own["_backward_hooks"]
-                or own["_backward_pre_hooks"]
-                or "forward" in own
-            ):
+            if type(layer) is not cls or _is_more_than_its_class(own):
                 return False
-        first, second = vars(self._called[0])["_parameters"], vars(self._called[2])["_parameters"]
+        first, second = vars(self._first)["_parameters"], vars(self._second)["_parameters"]
         w1, b1, w2, b2 = self._parameters
         return (
             first.get("weight") is w1
@@ -157,11 +162,11 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 def _look(owner: Any) -> _Known | None:
-    layers = owner.layers()
-    if layers is None:
+    called = owner.layers()
+    if not isinstance(called, tuple):
         return None
-    layers = tuple(layer for layer in layers if type(layer) is not nn.Identity)
-    if len(layers) != 4:
+    layers = [layer for layer in called if type(layer) is not nn.Identity]
+    if len(layers) != 4 or any(_is_more_than_its_class(vars(layer)) for layer in called):
         return None
     first, act, second, gate = layers
     if not (is_pointwise(first) and is_pointwise(second)):
@@ -172,14 +177,21 @@ def _look(owner: Any) -> _Known | None:
     b1, b2 = first.bias, second.bias
     if b1 is None or b2 is None:
         return None
-    return _Known(owner, layers, (first.weight, b1, second.weight, b2), (act_name, gate_name))
+    return _Known(owner, called, first, second, (first.weight, b1, second.weight, b2), (act_name, gate_name))
+
+
+def _is_more_than_its_class(own: Mapping[str, Any]) -> bool:
+    """Whether a layer with these attributes has hooks, or a way forward of its own."""
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
 
 
 def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        return None
-    if "forward" in vars(layer):
-        return None
     cls = type(layer)
     if cls in known:
         return known[cls]
