@@ -194,6 +194,14 @@ def test_in_place_gives_the_map_itself_however_its_rows_are_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("tile", TILES)
+def test_maps_without_numbers(tile):
+    block = ts.TiledSqueezeExcite(5, 2, tile).to("meta")
+    x = torch.empty(2, 5, 10, 9, device="meta", requires_grad=True)
+    block(x).sum().backward()
+    assert x.grad.shape == block(x.detach()).shape == x.shape
+
+
+@pytest.mark.parametrize("tile", TILES)
 def test_maps_that_are_parts_of_others(tile):
     block, excite = block_and_excite(4, tile)
     whole = torch.randn(3, 9, 13, 12, dtype=torch.float64)

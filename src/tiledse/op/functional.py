@@ -38,7 +38,7 @@ from ..tile import Tile
 from . import fast, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
-from .grids import Span, is_channels_last, is_eager, running, spans
+from .grids import Span, is_autocast, is_channels_last, is_eager, running, spans
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
@@ -216,7 +216,7 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
     if traced:
         return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
     if torch.is_grad_enabled():
-        if torch.is_autocast_enabled(x.device.type):
+        if is_autocast(x):
             return None  # which types its layers get is autocast's choice
         _check_inplace(inplace and any(v.requires_grad for v in (x, *layers.weights)))
     return whole.run(x, layers, tile, inplace)
@@ -231,7 +231,7 @@ def library_is_on(x: Tensor) -> bool:
     1.8). On a GPU neither was measured under torch.compile. An exported program is the formula, which runs where
     tiledse is not installed.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         return False  # which types its layers get is autocast's choice
     asked = os.environ.get("TILEDSE_LIBRARY")
     if asked in ("0", "1"):

@@ -88,6 +88,14 @@ def is_eager(x: Tensor) -> bool:
     )
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; some, such as meta, have none, and torch does not say False then."""
+    device = x.device.type
+    return (
+        device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    ) and torch.is_autocast_enabled(device)
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether channels lie side by side in memory; where both layouts are the same, not."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
