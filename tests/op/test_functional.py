@@ -193,6 +193,18 @@ def test_in_place_gives_the_map_itself_however_its_rows_are_cut(monkeypatch):
     torch.testing.assert_close(x, expected)
 
 
+@pytest.mark.parametrize("tile", [*TILES, "5xW"])
+@pytest.mark.parametrize("act", [torch.nn.ReLU, torch.nn.GELU])  # by two layers, and by layers of one's own
+@pytest.mark.parametrize("width", [9, 64])
+def test_a_frozen_block_s_output_is_no_view(tile, act, width, monkeypatch):
+    monkeypatch.setattr(fast, "_ROW_BYTES", 0)
+    block, x = ts.TiledSqueezeExcite(5, 2, tile, act=act), torch.randn(2, 5, 10, width)
+    with torch.no_grad():
+        y = block(x)
+    y += torch.nn.Parameter(torch.ones(5, 1, 1))  # refused for a view that was made under no_grad
+    assert y.requires_grad
+
+
 @pytest.mark.parametrize("tile", TILES)
 def test_maps_without_numbers(tile):
     block = ts.TiledSqueezeExcite(5, 2, tile).to("meta")

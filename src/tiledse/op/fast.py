@@ -88,7 +88,7 @@ def strips(x: Tensor, excite: Callable[[Tensor], Tensor], tile: Tile) -> Tensor 
         gates = excite(cut.mean(3, keepdim=True))
         pieces = _cuts(tile, x)
         if pieces:
-            return (_in_rows(x, pieces) * _over_rows(gates, tile, x, pieces)).view(x.shape)
+            return _shaped(_in_rows(x, pieces) * _over_rows(gates, tile, x, pieces), x)
         gates = gates.contiguous()
     elif x.is_contiguous(memory_format=torch.channels_last):
         if tall * width > _LONGEST_SUM:
@@ -98,7 +98,7 @@ def strips(x: Tensor, excite: Callable[[Tensor], Tensor], tile: Tile) -> Tensor 
         gates = gates.contiguous(memory_format=torch.channels_last).unsqueeze(3)
     else:
         return None
-    return (cut * gates).view(x.shape)
+    return _shaped(cut * gates, x)
 
 
 def kernels_are_on(x: Tensor) -> bool:
@@ -213,15 +213,20 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
     if cut:
         rows, gate = _in_rows(x, cut), _over_rows(gates, tile, x, cut)
         if not inplace:
-            return (rows * gate).view(x.shape)
+            return _shaped(rows * gate, x)
         torch.mul(rows, gate, out=rows)
         return x
     if not inplace and fills_strips(tile, x):
         if gates.shape[2:] == (1, 1):
             return x * gates
         ((strips, gate),) = _along_rows(gates, tile, x)
-        return (_strips(x, strips) * gate).view(x.shape)
+        return _shaped(_strips(x, strips) * gate, x)
     return scale_into(x if inplace else torch.empty_like(x, dtype=gates.dtype), x, gates, tile)
+
+
+def _shaped(product: Tensor, x: Tensor) -> Tensor:
+    """A product in the shape of x, and no view: torch lets none that was made under no_grad be added to in place."""
+    return torch.ops.aten._unsafe_view(product, x.shape)
 
 
 def scale_into(out: Tensor, x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
