@@ -202,6 +202,22 @@ def tiled_squeeze_excite(
     return scale(x, gates, tile, inplace=inplace)
 
 
+def direct(excite: Excite, x: Tensor) -> Excite:
+    """The same excitation of descriptors of x without calls of its layers, where it is two of them; else as it is.
+
+    For squeezes that ``tiled_squeeze_excite`` does not have: descriptors that were corrected, say.
+
+    Example:
+        >>> block, x = torch.nn.Identity(), torch.randn(1, 8, 4, 4)
+        >>> direct(block.forward, x) == block.forward
+        True
+    """
+    if not is_eager(x) or torch.is_autocast_enabled(x.device.type):
+        return excite
+    layers = two_layers(excite)
+    return layers.excite if layers is not None and layers.fit(x) else excite
+
+
 def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | None:
     """The operator with its excitation inside, where that is the way to take (see the table above)."""
     traced = torch.compiler.is_compiling()
