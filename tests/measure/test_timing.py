@@ -23,6 +23,10 @@ def test_cases_take_turns_and_the_first_turn_does_not_count():
 
 def test_ratios_are_taken_within_a_turn():
     slow, fast = Timing((2.0, 20.0, 4.0), (6.0, 6.0, 6.0)), Timing((1.0, 10.0, 2.0), (2.0, 3.0, 6.0))
+    shared = Timing(slow.cpu_s, slow.wall_s, threads=2)
+    assert (
+        shared.ratio(fast) == shared.ratio(fast, wall=True) == slow.ratio(fast, wall=True) != slow.ratio(fast)
+    )
     assert slow.ratio(fast) == Ratio(2.0, 2.0, 2.0)
     assert slow.ratio(fast, wall=True).median == 2.0
 

@@ -167,3 +167,8 @@ def test_the_real_network_gives_the_same_numbers_back(mobilenet):
     ]  # fmt: skip  (shared/models/README.md)
     difference, largest = identity_difference(mobilenet, plan)
     assert difference <= 1e-6 * largest
+
+
+def test_a_tile_is_no_plan(model):
+    with pytest.raises(ts.TiledSEError, match=r"expected a plan, got str '7xW'; find\(model, input_size\)"):
+        ts.convert(model, "7xW")

@@ -120,6 +120,9 @@ def test_torch_compile_gets_it_where_it_is_faster(monkeypatch):
     with torch.no_grad():
         assert "tiledse" not in graph_of(block, x)
         assert "tiledse" in graph_of(block, x.to(memory_format=torch.channels_last))
+        monkeypatch.setenv("TILEDSE_CPP", "1")
+        assert "tiledse" in graph_of(block, x)
+        monkeypatch.delenv("TILEDSE_CPP")
     monkeypatch.setenv("TILEDSE_LIBRARY", "0")
     assert "tiledse" not in graph_of(block, x)
     monkeypatch.setenv("TILEDSE_LIBRARY", "1")

@@ -1,8 +1,8 @@
 """Timings that can be compared: the cases take turns in one run, and ratios are taken within each turn.
 
-On a machine with other work to do, times drift by half; ratios of calls that follow each other do not. Time is that of
-the calling thread (what it computed, with the page faults of its memory), so others' work counts less; wall time
-is kept beside it.
+On a machine with other work to do, times drift by half; ratios of calls that follow each other do not. With one thread
+time is that of the calling thread (what it computed, with the page faults of its memory), so others' work counts less.
+With several it is wall time, because what the other threads compute is nowhere in the calling thread's. Both are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -21,13 +23,16 @@ class Timing:
     Attributes:
         cpu_s: Seconds of the calling thread.
         wall_s: Seconds on the clock.
+        threads: Of torch.
     """
 
     cpu_s: tuple[float, ...]
     wall_s: tuple[float, ...]
+    threads: int = 1
 
-    def ratio(self, other: Timing, wall: bool = False) -> Ratio:
-        """How many times as long as another case of the same run."""
+    def ratio(self, other: Timing, wall: bool | None = None) -> Ratio:
+        """How many times as long as another case of the same run; by the clock where several threads ran, or asked."""
+        wall = self.threads > 1 if wall is None else wall
         mine, theirs = (self.wall_s, other.wall_s) if wall else (self.cpu_s, other.cpu_s)
         return Ratio.of([a / b for a, b in zip(mine, theirs, strict=True)])
 
@@ -86,4 +91,8 @@ def interleave(
     finally:
         if collects:
             gc.enable()
-    return {name: Timing(*map(tuple, zip(*spent))) for name, spent in times.items()}
+    threads = torch.get_num_threads()
+    return {
+        name: Timing(tuple(cpu for cpu, _ in spent), tuple(wall for _, wall in spent), threads)
+        for name, spent in times.items()
+    }

@@ -105,7 +105,7 @@ class Comparison:
         def ratios(timings: dict[str, Timing], base: str) -> dict[str, Any]:
             return {
                 name: {
-                    "cpu": rounded(t.ratio(timings[base])),
+                    "cpu": rounded(t.ratio(timings[base], wall=False)),
                     "wall": rounded(t.ratio(timings[base], wall=True)),
                 }
                 for name, t in timings.items()

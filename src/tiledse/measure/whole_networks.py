@@ -44,7 +44,10 @@ class NetworkComparison:
             "shape": list(self.shape),
             "layout": self.layout,
             "tile": self.tile,
-            "tse_to_se": {"cpu": rounded(tse.ratio(se)), "wall": rounded(tse.ratio(se, wall=True))},
+            "tse_to_se": {
+                "cpu": rounded(tse.ratio(se, wall=False)),
+                "wall": rounded(tse.ratio(se, wall=True)),
+            },
             "se_s": round(sorted(se.cpu_s)[len(se.cpu_s) // 2], 4),
             "share_in_blocks": {name: round(value, 3) for name, value in self.share.items()},
         }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..correction import Correction
 from ..errors import TiledSEError
 from ..op.correction import correct
-from ..op.functional import scale, squeeze, tiled_squeeze_excite
+from ..op.functional import direct, scale, squeeze, tiled_squeeze_excite
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
@@ -84,7 +84,8 @@ class TiledBlock(nn.Module):
         if self.correction is None:
             x = tiled_squeeze_excite(x, self.excite, self.tile, reduce)
         else:
-            x = scale(x, self.excite(self._corrected(x, self.correction)), self.tile)
+            gates = direct(self.excite, x)(self._corrected(x, self.correction))
+            x = scale(x, gates, self.tile)
         return x.permute(0, 2, 3, 1) if self.dialect.nhwc else x
 
     def _corrected(self, x: Tensor, correction: Correction) -> Tensor:

@@ -82,6 +82,11 @@ def _with_tiles(
     model: nn.Module, plan: Plan, known: tuple[Plan, tuple[Dialect, ...]] | None = None
 ) -> nn.Module:
     """Put the tiles into this very network."""
+    if not isinstance(plan, Plan):
+        raise TiledSEError(
+            f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
+            "find(model, input_size).with_tile('7xW') makes one"
+        )
     if not len(plan):
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"

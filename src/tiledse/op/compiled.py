@@ -38,12 +38,15 @@ _GATES = {"sigmoid": 0, "hardsigmoid": 1}
 _Numbers = ctypes.c_int64 * 15
 
 
-def takes(x: Tensor, tile: Tile) -> bool:
-    """Whether the kernels are asked for and take this: a dense float32 map on a CPU, and any tile."""
+def asked(x: Tensor) -> bool:
+    """Whether the kernels are asked for, and x is of their type."""
+    return os.environ.get("TILEDSE_CPP") == "1" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile."""
     return (
-        os.environ.get("TILEDSE_CPP") == "1"
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        asked(x)
         and x.numel() > 0
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
         and library() is not None

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import fast, whole
+from . import compiled, fast, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_autocast, is_channels_last, is_eager, running, spans
@@ -202,6 +202,22 @@ def tiled_squeeze_excite(
     return scale(x, gates, tile, inplace=inplace)
 
 
+def direct(excite: Excite, x: Tensor) -> Excite:
+    """The same excitation of descriptors of x without calls of its layers, where it is two of them; else as it is.
+
+    For squeezes that ``tiled_squeeze_excite`` does not have: descriptors that were corrected, say.
+
+    Example:
+        >>> block, x = torch.nn.Identity(), torch.randn(1, 8, 4, 4)
+        >>> direct(block.forward, x) == block.forward
+        True
+    """
+    if not is_eager(x) or torch.is_autocast_enabled(x.device.type):
+        return excite
+    layers = two_layers(excite)
+    return layers.excite if layers is not None and layers.fit(x) else excite
+
+
 def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | None:
     """The operator with its excitation inside, where that is the way to take (see the table above)."""
     traced = torch.compiler.is_compiling()
@@ -226,10 +242,10 @@ def library_is_on(x: Tensor) -> bool:
     """Whether a compiler or exporter gets the operator by name (library.py), not the formula.
 
     TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it on a CPU where that is faster: for
-    gradients, which take 4.7 to 5.5 copies by the operator and 9 to 10.5 compiled, and in channels_last, 1.7 and 3.9
-    (RegNetY-800MF's first maps, one thread; in NCHW without gradients the compiled formula has 1.6 and the operator
-    1.8). On a GPU neither was measured under torch.compile. An exported program is the formula, which runs where
-    tiledse is not installed.
+    gradients, which take 5.5 to 7.3 copies by the operator and 10 to 19 compiled, in channels_last, 2.2 to 3.4 and 3.0
+    to 5.8, and with the C++ kernels (three maps, one thread; in NCHW without gradients the compiled formula has 1.8 to
+    2.1 and the operator 2.1 to 2.7, 1.5 to 2.6 in C++). On a GPU neither was measured under torch.compile. An exported
+    program is the formula, which runs where tiledse is not installed.
     """
     if is_autocast(x):
         return False  # which types its layers get is autocast's choice
@@ -238,7 +254,9 @@ def library_is_on(x: Tensor) -> bool:
         return asked == "1"
     if torch.compiler.is_exporting() or x.device.type != "cpu":
         return False
-    return x.nbytes >= SMALL_BYTES and (torch.is_grad_enabled() or is_channels_last(x))
+    if x.nbytes < SMALL_BYTES:
+        return False
+    return torch.is_grad_enabled() or is_channels_last(x) or compiled.asked(x)
 
 
 def _check_map(x: Tensor) -> None:

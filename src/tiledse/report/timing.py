@@ -40,11 +40,12 @@ def operator_table(comparisons: Sequence[Comparison], training: bool) -> Table:
         if training:
             cells.append(", ".join(f"{c.peak_bytes[way] / c.shape.map_bytes:.2f}" for way in ("se", "tse")))
         table.add_row(*cells)
+    alone = all(c.inference["copy"].threads == 1 for c in comparisons)
     table.caption = (
-        "time of the calling thread; medians over turns (middle half); peak: memory of a step in maps, the map left out"
-        if training
-        else "time of the calling thread; medians over turns (middle half)"
+        f"{'time of the calling thread' if alone else 'wall time'}; medians over turns (middle half)"
     )
+    if training:
+        table.caption += "; peak: memory of a step in maps, the map left out"
     table.caption_justify = "left"
     return table
 

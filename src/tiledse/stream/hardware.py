@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiledSEError, first_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,6 @@ class Hardware:
             if path.suffix == ".json":
                 content = json.loads(path.read_text(encoding="utf-8"))
             else:
-                try:
-                    import tomllib
-                except ImportError as error:
-                    raise TiledSEError(
-                        f"{path}: TOML is read by Python 3.11 and newer; write it as JSON"
-                    ) from error
                 content = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise TiledSEError(f"cannot read hardware file {path}: {first_line(error)}") from error
