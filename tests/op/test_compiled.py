@@ -156,10 +156,16 @@ def test_gradients_of_gradients_and_wrong_use(kernels):
         ts.tiled_squeeze_excite(x, block.excite, "2xW", inplace=True)
 
 
-def test_without_a_compiler_plain_pytorch_is_used_and_said_once(monkeypatch, tmp_path):
+def nowhere():
+    raise RuntimeError("could not determine home directory")
+
+
+@pytest.mark.parametrize("reason", ["compiler", "quote", "home"])
+def test_without_a_compiler_plain_pytorch_is_used_and_said_once(reason, monkeypatch, tmp_path):
     monkeypatch.setenv("TILEDSE_CPP", "1")
-    monkeypatch.setenv("TILEDSE_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TILEDSE_CACHE", "" if reason == "home" else str(tmp_path))
+    monkeypatch.setenv("CXX", 'no-such-compiler "' if reason == "quote" else "no-such-compiler")
+    monkeypatch.setattr(Path, "home", nowhere)
     compiled.library.cache_clear()
     block, x = ts.TiledSqueezeExcite(4, 2, "2xW"), torch.randn(1, 4, 4, 3)
     with torch.no_grad():
@@ -168,6 +174,33 @@ def test_without_a_compiler_plain_pytorch_is_used_and_said_once(monkeypatch, tmp
         torch.testing.assert_close(y, block(x))
     assert not list(tmp_path.glob("*"))
     compiled.library.cache_clear()
+
+
+def test_who_saved_a_map_that_is_written_in_place_learns_of_it(kernels):
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.randn(1, 8, 4, 6, requires_grad=True)
+    y = x.exp()  # its gradient is itself
+    with torch.no_grad():
+        ts.tiled_squeeze_excite(y, block.excite, "2xW", inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with torch.inference_mode():
+        ts.tiled_squeeze_excite(x.clone(), block.excite, "2xW", inplace=True)
+    assert kernels == ["forward", "forward"]
+
+
+def test_the_compiler_may_be_a_command_and_stand_in_a_folder_with_spaces(cache, monkeypatch, tmp_path):
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    folder = tmp_path / "with spaces"
+    folder.mkdir()
+    (folder / "c++").symlink_to(compiler)
+    monkeypatch.setattr(
+        compiled, "_SOURCE", shutil.copytree(compiled._SOURCE.parent, folder / "cpp") / "squeeze_excite.cpp"
+    )
+    (folder / "cpp" / ".DS_Store").write_bytes(b"\xff")  # no text, and no source
+    for name in (f"{compiler} -w", str(folder / "c++"), f"env {compiler}"):
+        monkeypatch.setenv("CXX", name)
+        monkeypatch.setenv("TILEDSE_CACHE", str(folder / "cache"))
+        assert compiled.build().exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect as Linux has it")

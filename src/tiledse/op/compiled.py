@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -61,10 +62,15 @@ def forward(
     *weights, act, gate = layers
     kept = (None, None, None) if saved is None else (part.data_ptr() for part in saved)
     weights = [w.contiguous() for w in weights]
+    inplace = out.data_ptr() == x.data_ptr()
     _built().tiledse_forward(
         x.data_ptr(), out.data_ptr(), *(w.data_ptr() for w in weights), *kept,
-        _numbers(x, weights[1].shape[0], tile, act, gate, out.data_ptr() == x.data_ptr()),
+        _numbers(x, weights[1].shape[0], tile, act, gate, inplace),
     )  # fmt: skip
+    if inplace and not out.is_inference():
+        torch.autograd.graph.increment_version(
+            out
+        )  # torch saw nobody write, but whoever saved it must learn of it
     return out
 
 
@@ -136,7 +142,8 @@ def library() -> ctypes.CDLL | None:
     """The built library; None, with a warning, where it cannot be built."""
     try:
         found = ctypes.CDLL(str(build()))
-    except (OSError, subprocess.SubprocessError) as fault:
+    # RuntimeError: nobody knows where home is. ValueError: CXX has a quote too many.
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as fault:
         reason = getattr(fault, "stderr", None) or str(fault)
         warnings.warn(
             f"TILEDSE_CPP=1, but the C++ kernels cannot be built, so plain PyTorch is used: {reason.strip()[:500]}",
@@ -159,12 +166,15 @@ def build() -> Path:
         OSError: there is no compiler (c++, g++ or clang++, or what CXX names), or the cache cannot be written.
         subprocess.SubprocessError: it does not compile.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    # As make takes it, "ccache g++" too; or one file, which may have spaces in its name.
+    compiler = [named] if named and shutil.which(named) else shlex.split(named or "")
+    if not compiler:
         raise OSError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
     cache = Path(os.environ.get("TILEDSE_CACHE") or Path.home() / ".cache" / "tiledse")
-    sources = [path.read_text() for path in sorted(_SOURCE.parent.iterdir())]
-    facts = "\n".join((*sources, compiler, *_FLAGS, _processor()))
+    # Not all files: what editors and file managers leave there need not be text.
+    sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]*"))]
+    facts = "\n".join((*sources, *compiler, *_FLAGS, _processor()))
     target = cache / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
@@ -172,7 +182,7 @@ def build() -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         part = Path(folder, "op.so")
         subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(part)],
+            [*compiler, *_FLAGS, str(_SOURCE), "-o", str(part)],
             check=True,
             capture_output=True,
             text=True,

@@ -212,7 +212,7 @@ def direct(excite: Excite, x: Tensor) -> Excite:
         >>> direct(block.forward, x) == block.forward
         True
     """
-    if not is_eager(x) or torch.is_autocast_enabled(x.device.type):
+    if not is_eager(x) or is_autocast(x):
         return excite
     layers = two_layers(excite)
     return layers.excite if layers is not None and layers.fit(x) else excite
