@@ -121,7 +121,8 @@ def semantic(
 ) -> Segmenter:
     """For networks whose output is logits (N, classes, h, w), alone or as ``out``: torchvision's LR-ASPP and others.
 
-    Images are stretched to the input size and normalised, as ImageNet's unless told; logits are resized to the true map.
+    Images are stretched to the input size and normalised (as ImageNet's, unless told); logits are resized to the true
+    map.
     """
 
     def segment(output: Any, sizes: Sequence[Size]) -> list[Tensor]:
