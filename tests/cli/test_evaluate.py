@@ -221,3 +221,40 @@ def test_a_gpu(arguments):
     assert done.code == 0
     # Other kernels round differently: an image or two may change sides.
     assert json.loads(done.out)["tse"]["top1"] == pytest.approx(json.loads(alone.out)["tse"]["top1"], abs=2.5)
+
+
+@pytest.mark.slow  # 101 images by two networks
+def test_a_segmenter_of_the_zoo_needs_no_adapter(shared):
+    data = shared / "data" / "camvid"
+    done = tiledse(
+        "eval", "zoo:camvid-7xW", "--tile", "7xW", "--task", "segment", "--data", str(data / "val"),
+        "--masks", str(data / "val_masks"), "--json",
+    )  # fmt: skip
+    # 44.07 when it was added; images are resized by another filter here.
+    assert abs(json.loads(done.out)["tse"]["mIoU"] - 44.07) < 0.1
+
+
+def test_a_segmenter_of_the_zoo_scores_its_classes(tmp_path):
+    """Images without anything in them: the masks' void, 11, is left out, and all else is counted."""
+    from PIL import Image
+
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for k in range(2):
+        Image.new("RGB", (48, 36), (90, 90, 90)).save(tmp_path / "images" / f"{k}.png")
+        mask = Image.new("L", (48, 36), 11)
+        mask.paste(k, (0, 0, 24, 36))
+        mask.save(tmp_path / "masks" / f"{k}.png")
+    args = [
+        "--task",
+        "segment",
+        "--data",
+        str(tmp_path / "images"),
+        "--masks",
+        str(tmp_path / "masks"),
+        "--json",
+    ]
+    found = json.loads(tiledse("eval", "zoo:camvid-1xW", "--tile", "1xW", *args).out)
+    assert found["n"] == 2
+    assert set(found["tse"]) >= {"mIoU", "pixel_accuracy", "IoU_0", "IoU_1"}
+    assert "IoU_11" not in found["tse"]

@@ -177,8 +177,9 @@ def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Settin
 
 
 def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
-    from ..measure.adapters import VOC, Segmenter, load_adapter, semantic
+    from ..measure.adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
     from ..measure.segmentation import MaskedImages, Segmentation
+    from ..networks.zoo.catalogue import find_entry
 
     if setting.images_dir:
         raise TiledSEError("--images-dir goes with --task detect; leave it out")
@@ -186,6 +187,8 @@ def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
         segmenter = load_adapter(setting.adapter, Segmenter, plan.input_size)
     elif model.startswith("torchvision:"):
         segmenter = semantic(VOC, plan.input_size)
+    elif model.startswith("zoo:") and find_entry(model[4:]).task == "segment":
+        segmenter = zoo_segmenter(find_entry(model[4:]), plan.input_size)
     else:
         raise TiledSEError(
             f"{model} does not say what its outputs mean; give --adapter package.module:adapter, a function of the "

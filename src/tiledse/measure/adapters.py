@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line, told_as
+from ..networks.zoo.catalogue import Entry
 
 Size = tuple[int, int]
 
@@ -112,10 +113,16 @@ VOC = (
 )  # fmt: skip
 
 
-def semantic(classes: Sequence[str], input_size: tuple[int, int, int]) -> Segmenter:
+def semantic(
+    classes: Sequence[str],
+    input_size: tuple[int, int, int],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Segmenter:
     """For networks whose output is logits (N, classes, h, w), alone or as ``out``: torchvision's LR-ASPP and others.
 
-    Images are stretched to the input size and normalised as ImageNet's; logits are resized to the true map.
+    Images are stretched to the input size and normalised (as ImageNet's, unless told); logits are resized to the true
+    map.
     """
 
     def segment(output: Any, sizes: Sequence[Size]) -> list[Tensor]:
@@ -136,9 +143,31 @@ def semantic(classes: Sequence[str], input_size: tuple[int, int, int]) -> Segmen
         ]
 
     def prepare(image: Image.Image) -> Tensor:
-        return resized(image, input_size[1:], IMAGENET_MEAN, IMAGENET_STD)
+        return resized(image, input_size[1:], mean, std)
 
     return Segmenter(tuple(classes), prepare, segment, index_mask)
+
+
+def zoo_segmenter(entry: Entry, input_size: tuple[int, int, int]) -> Segmenter:
+    """For a segmenter of the zoo: normalised as in its training; what is no class of it in a mask is left out.
+
+    Example:
+        >>> from ..networks.zoo.catalogue import find_entry
+        >>> zoo_segmenter(find_entry("camvid-7xW"), (3, 180, 240)).truth(Image.new("L", (2, 1), 11)).tolist()
+        [[255, 255]]
+    """
+    import timm
+
+    source, _, name = entry.model.partition(":")
+    config = timm.get_pretrained_cfg(name) if source == "timm" else None
+    numbers = (config.mean, config.std) if config is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    adapter = semantic(tuple(map(str, range(entry.classes))), input_size, *numbers)
+
+    def truth(mask: Image.Image) -> Tensor:
+        values = index_mask(mask)
+        return values.masked_fill(values >= entry.classes, 255)
+
+    return replace(adapter, truth=truth)
 
 
 def index_mask(mask: Image.Image) -> Tensor:
