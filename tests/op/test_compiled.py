@@ -97,7 +97,11 @@ def test_is_the_formula(
 
 
 @pytest.mark.parametrize("tile", ["3xW", "2x2", "Hx3", "3xW:running", "3xW:middle"])
-def test_threads_share_the_tiles(tile, kernels, monkeypatch):
+@pytest.mark.parametrize("own", [False, True])
+def test_threads_share_the_tiles(tile, own, kernels, monkeypatch):
+    if own:  # not torch's
+        monkeypatch.setattr(compiled, "_threads_of_torch", lambda: None)
+    compiled.library().tiledse_use_threads_of(compiled._threads_of_torch())
     monkeypatch.setattr(compiled, "_BYTES_OF_A_THREAD", 1)
     block = ts.TiledSqueezeExcite(8, 4, tile)
     x, upstream = torch.randn(3, 8, 10, 6), torch.randn(3, 8, 10, 6)

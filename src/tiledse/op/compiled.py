@@ -3,7 +3,7 @@
 TILEDSE_CPP=1 asks for them. They take all tiles of float32 maps on a CPU, with an excitation of two layers, and give
 the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
 kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
-three seconds. It uses as many threads as torch does, where there is a megabyte for each.
+three seconds. It works on torch's own threads, as many as torch does, where there is a megabyte for each.
 """
 
 from __future__ import annotations
@@ -153,7 +153,29 @@ def library() -> ctypes.CDLL | None:
         return None
     for function, pointers in ((found.tiledse_forward, 9), (found.tiledse_backward, 9)):
         function.argtypes, function.restype = [ctypes.c_void_p] * pointers + [_Numbers], None
+    found.tiledse_use_threads_of.argtypes, found.tiledse_use_threads_of.restype = [ctypes.c_void_p], None
+    found.tiledse_use_threads_of(_threads_of_torch())
     return found
+
+
+def _threads_of_torch() -> int | None:
+    """GOMP_parallel of the OpenMP library that this process has loaded (libgomp, or Intel's or LLVM's, which have it too).
+
+    None where there is none, or where it cannot be told which; then the kernels start threads of their own.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    names = {line.split(None, 5)[-1] for line in lines if line.count(" ") and "/" in line}
+    found = [name for name in names if Path(name).name.startswith(("libgomp", "libiomp", "libomp"))]
+    torch_s = [name for name in found if Path(name).parent.name in ("lib", "torch.libs") and "torch" in name]
+    for name in torch_s or (found if len(found) == 1 else []):
+        try:
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def build() -> Path:

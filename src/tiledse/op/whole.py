@@ -23,6 +23,11 @@ def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None
     return found if found is not None and (fast.kernels_are_on(x) or fused.wins(found)) else None
 
 
+def has_kernel(x: Tensor, tile: Tile, layers: TwoLayers) -> bool:
+    """Whether it is not PyTorch's own operators that compute this."""
+    return compiled.takes(x) or _geometry(x, tile, layers) is not None
+
+
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
     """The operator; gradients are recorded where something asks for them."""
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):

@@ -122,7 +122,7 @@ class Sums {
       const Int read = reach ? (width + kWide - 1) / kWide * kWide : width;
       add(x + at + r0 * width, kTwo ? y + at + r0 * width : nullptr, lane_.data(), read, end - r0, width);
       for (Int t = 0; t < job_.cols(); ++t) {
-        float s = 0;
+        double s = 0;
         for (Int j = t * job_.wide, n = j + job_.tile_width(t); j < n; ++j) s += lane_[j];
         whole_[t] += s;
       }

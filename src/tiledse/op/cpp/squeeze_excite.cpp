@@ -1,6 +1,7 @@
 // The operator on float32 maps on a CPU, forward and backward, unit by unit: what has just been summed is still in the
 // cache when it is scaled, and the next unit is on its way from memory. What op/fused_kernels.py is for a GPU.
 
+#include <atomic>
 #include <thread>
 
 #include "functions.h"
@@ -8,15 +9,35 @@
 
 namespace tiledse {
 
+// GOMP_parallel of the OpenMP that torch runs on: its threads are there already, and those of another pool would wait
+// for a processor while torch's still look for work.
+typedef void (*Parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+Parallel parallel = nullptr;
+
 // Units are dealt out in equal runs, one for each thread; running strips need all strips above, so whole images.
 template <class Work>
-void shared(const Job &job, const Units &units, Work work) {
-  const Int step = job.running ? units.an_image : 1, runs = units.number / step;
-  const Int threads = std::max<Int>(1, std::min(job.threads, runs));
-  std::vector<std::thread> others;
-  for (Int t = 1; t < threads; ++t) others.emplace_back(work, runs * t / threads * step, runs * (t + 1) / threads * step);
-  work(0, runs / threads * step);
-  for (std::thread &other : others) other.join();
+void shared(const Job &job, const Units &units, const Work &work) {
+  struct Runs {
+    const Work &work;
+    Int step, number, parts;
+    std::atomic<Int> next;
+    void take() {
+      for (Int k = next++; k < parts; k = next++) work(number * k / parts * step, number * (k + 1) / parts * step);
+    }
+  };
+  const Int step = job.running ? units.an_image : 1, number = units.number / step;
+  const Int threads = std::max<Int>(1, std::min(job.threads, number));
+  Runs runs{work, step, number, threads, {0}};
+  if (threads == 1) {
+    runs.take();
+  } else if (parallel) {
+    parallel([](void *data) { static_cast<Runs *>(data)->take(); }, &runs, threads, 0);
+  } else {
+    std::vector<std::thread> others;
+    for (Int t = 1; t < threads; ++t) others.emplace_back(&Runs::take, &runs);
+    runs.take();
+    for (std::thread &other : others) other.join();
+  }
 }
 
 template <bool kTwo>
@@ -162,6 +183,8 @@ class Scaling {
 using namespace tiledse;
 
 extern "C" {
+
+void tiledse_use_threads_of(void *gomp_parallel) { parallel = reinterpret_cast<Parallel>(gomp_parallel); }
 
 // y = x by its gates. w1: R x C, w2: C x R. Unless null, descriptors, hidden (before its activation) and gates are kept:
 // tiles x C, R and C, a row for each tile.
