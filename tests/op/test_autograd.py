@@ -8,7 +8,8 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import fast, functional, scale, squeeze, tiled_squeeze_excite
+from tiledse.op import functional, scale, squeeze, tiled_squeeze_excite
+from tiledse.op import gradients as op_gradients
 from tiledse.op.functional import _scale, _squeeze, mean
 
 
@@ -55,7 +56,7 @@ def test_gradients_are_those_of_the_formula(tile, size, channels_last, small_byt
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("tile", ["3xW", "Hx2", "3x5", "3xW:running", "3xW:middle"])
 def test_gradients_in_pieces(tile, channels_last, piece_bytes, monkeypatch):
-    monkeypatch.setattr(fast, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(op_gradients, "_PIECE_BYTES", piece_bytes)
     check_gradients(tile, (10, 9), channels_last)
 
 

@@ -159,7 +159,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _threads_of_torch() -> int | None:
-    """GOMP_parallel of the OpenMP library that this process has loaded (libgomp, or Intel's or LLVM's, which have it too).
+    """GOMP_parallel of the OpenMP that torch has loaded: libgomp, or Intel's or LLVM's, which have it too.
 
     None where there is none, or where it cannot be told which; then the kernels start threads of their own.
     """

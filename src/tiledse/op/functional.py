@@ -14,10 +14,10 @@ torch.compile else, torch.export, torch.func, a subclass    the formula
 of Tensor
 two layers, on a GPU with Triton: row strips (R to 256)     whole.py, fused.py: one kernel, which reads the map once
 two layers, on a CPU with TILEDSE_CPP=1, float32            whole.py, compiled.py: by units that stay in the cache
-two layers else, but no gradients of less than 0.25 MB      whole.py, composed.py: fast.py in one autograd node
-other excitations, no gradient recorded                     fast.squeeze, fast.scale: by layout and tile
+two layers else, but no gradients of less than 0.25 MB      whole.py, composed.py: as below, in one autograd node
+other excitations, no gradient recorded                     squeezing.py, scaling.py: by layout and tile
 gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation
-gradients, smaller maps; squeeze and scale alone            the fast ones; the formula's scale for ragged strips
+gradients, smaller maps; squeeze and scale alone            the same; the formula's scale for ragged strips
 a squeeze that is no mean                                   the formula's squeeze, and scale as above
 ==========================================================  ====================================================
 
@@ -35,14 +35,14 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import compiled, fast, whole
+from . import compiled, scaling, squeezing, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_autocast, is_channels_last, is_eager, running, spans
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
-# fast.squeeze and fast.scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
+# both are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
 SMALL_BYTES = 1 << 19
 # So does even the one node of composed.py here: 445 us, not 383, for a step on 0.15 MB; as long on 0.25 MB.
 TINY_BYTES = 1 << 18
@@ -88,7 +88,7 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
     """
     tile = Tile.parse(tile)
     _check_map(x)
-    return fast.squeeze(x, tile) if reduce is mean and is_eager(x) else _squeeze(x, tile, reduce)
+    return squeezing.squeeze(x, tile) if reduce is mean and is_eager(x) else _squeeze(x, tile, reduce)
 
 
 def _squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
@@ -135,8 +135,8 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
     _check_gates(x, gates, tile)
     recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
     _check_inplace(inplace and recorded)
-    if is_eager(x) and (not recorded or fast.fills_strips(tile, x)):
-        return fast.scale(x, gates, tile, inplace)
+    if is_eager(x) and (not recorded or scaling.fills_strips(tile, x)):
+        return scaling.scale(x, gates, tile, inplace)
     return x.copy_(_scale(x, gates, tile)) if inplace else _scale(x, gates, tile)
 
 

@@ -41,6 +41,14 @@ def sizes(length: int, size: int) -> list[int]:
     return [span.size for span in spans(length, size) for _ in range(span.number)]
 
 
+def strips_of(x: Tensor, rows: Span) -> Tensor:
+    """A view of a run of equal strips: (N, C, rows, h, W)."""
+    n, channels, height, width = x.shape
+    if rows.number * rows.size != height:
+        x = x.narrow(2, rows.start, rows.number * rows.size)
+    return x.view(n, channels, rows.number, rows.size, width)
+
+
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:
     """The type that means of means are kept in: float32 for half precision, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
-from . import compiled, composed, fast, fused
+from . import compiled, composed, fused
 from .grids import is_batched
+from .triton_on import fused_is_on, kernels_are_on
 from .two_layers import ACTS, GATES, TwoLayers
 
 
 def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None:
     """How the kernel on a GPU goes about it, if it does."""
-    if not fast.fused_is_on(x):
+    if not fused_is_on(x):
         return None
     found = fused.geometry(x, tile, layers.w1.shape[0], layers.act, layers.gate)
-    return found if found is not None and (fast.kernels_are_on(x) or fused.wins(found)) else None
+    return found if found is not None and (kernels_are_on(x) or fused.wins(found)) else None
 
 
 def has_kernel(x: Tensor, tile: Tile, layers: TwoLayers) -> bool:
