@@ -300,3 +300,14 @@ def test_long_sums_of_ragged_tiles_in_channels_last(tile):
     torch.manual_seed(0)
     x = torch.randn(1, 3, 23, 700).to(memory_format=torch.channels_last)
     torch.testing.assert_close(squeeze(x, tile), _squeeze(x, ts.Tile.parse(tile), mean))
+
+
+@pytest.mark.parametrize("tile", ["3xW", "Hx3", "2x3", "3xW:running", "HxW", "3xW:upper"])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_layout_stays_with_gradients_of_a_single_small_map(tile, known):
+    block = ts.TiledSqueezeExcite(8, 4, tile, act=torch.nn.ReLU if known else torch.nn.GELU)
+    x = torch.randn(1, 8, 7, 5).to(memory_format=torch.channels_last).requires_grad_()
+    y = block(x)
+    assert y.requires_grad
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert not y.is_contiguous()

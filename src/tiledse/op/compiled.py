@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
-from .grids import is_channels_last, layout, like
+from .grids import is_channels_last, is_dense, layout, like
 
 _SOURCE = Path(__file__).with_name("cpp") / "squeeze_excite.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-simd", "-pthread")
@@ -46,12 +46,7 @@ def asked(x: Tensor) -> bool:
 
 def takes(x: Tensor) -> bool:
     """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile."""
-    return (
-        asked(x)
-        and x.numel() > 0
-        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
-        and library() is not None
-    )
+    return asked(x) and x.numel() > 0 and is_dense(x) and library() is not None
 
 
 def forward(

@@ -38,7 +38,7 @@ from ..tile import Tile
 from . import compiled, scaling, squeezing, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
-from .grids import Span, is_autocast, is_channels_last, is_eager, running, spans
+from .grids import Span, is_autocast, is_channels_last, is_dense, is_eager, layout, running, spans
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
@@ -137,7 +137,11 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
     _check_inplace(inplace and recorded)
     if is_eager(x) and (not recorded or scaling.fills_strips(tile, x)):
         return scaling.scale(x, gates, tile, inplace)
-    return x.copy_(_scale(x, gates, tile)) if inplace else _scale(x, gates, tile)
+    scaled = _scale(x, gates, tile)
+    if inplace:
+        return x.copy_(scaled)
+    # What is put together from ragged tiles may come out in the other layout.
+    return scaled.contiguous(memory_format=layout(x)) if is_eager(x) and is_dense(x) else scaled
 
 
 def _scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tile import Tile
 from .counters import counters
-from .grids import layout, like
+from .grids import is_dense, layout, like
 
 Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -64,7 +64,7 @@ def geometry(x: Tensor, tile: Tile, reduced: int, act: str, gate: str) -> Geomet
     """What the kernels are to do, or None where they cannot: other squeezes, types, strides, or tiles too large."""
     if tile.single or tile.squeeze == "running" or x.numel() == 0 or x.dtype == torch.float64:
         return None
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+    if not is_dense(x):
         return None
     height, width = x.shape[2:]
     strides = (x.stride(1), x.stride(2), x.stride(3))

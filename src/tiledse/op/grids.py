@@ -109,6 +109,11 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether x is contiguous or channels_last."""
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
 def layout(x: Tensor) -> torch.memory_format:
     """channels_last or contiguous, as x has it."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format

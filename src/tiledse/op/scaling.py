@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
-from .grids import Span, is_channels_last, spans, strips_of
+from .grids import Span, is_channels_last, is_dense, spans, strips_of
 from .triton_on import kernels_are_on
 
 # Torch multiplies rows by one number each at 0.9 to 1.1 copies where they have 32 to 64 elements, 1.2 from 128 on. Of
@@ -114,7 +114,7 @@ def scaled_tile(tile: Tile, x: Tensor) -> tuple[int, int]:
 
 def fills_strips(tile: Tile, x: Tensor) -> bool:
     """Whether strips divide the map, so that the product is one call and its memory is the output's."""
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+    if not is_dense(x):
         return False  # what torch gives for other strides need not be seen as a map again
     return tile.single or x.shape[2] % tile.size(x.shape[2], 1)[0] == 0
 
