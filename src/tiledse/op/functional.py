@@ -42,7 +42,7 @@ from .grids import Span, is_autocast, is_channels_last, is_dense, is_eager, layo
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
-# both are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
+# squeeze and scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
 SMALL_BYTES = 1 << 19
 # So does even the one node of composed.py here: 445 us, not 383, for a step on 0.15 MB; as long on 0.25 MB.
 TINY_BYTES = 1 << 18
@@ -239,8 +239,10 @@ def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | No
     if traced:
         return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
     if torch.is_grad_enabled():
-        if is_autocast(x) or (x.nbytes < TINY_BYTES and not whole.has_kernel(x, tile, layers)):
+        if is_autocast(x):
             return None  # which types its layers get is autocast's choice
+        if x.nbytes < TINY_BYTES and not whole.has_kernel(x, tile, layers):
+            return None
         _check_inplace(inplace and any(v.requires_grad for v in (x, *layers.weights)))
     return whole.run(x, layers, tile, inplace)
 

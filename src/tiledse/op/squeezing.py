@@ -69,7 +69,10 @@ def means_of(x: Tensor, tall: int, wide: int) -> Tensor:
 
 
 def _pool(x: Tensor, tall: int, wide: int) -> Tensor:
-    """By average pooling: of the full tiles, then of the ragged rest, which partial windows would slow down."""
+    """By average pooling: of the full tiles, then of the ragged rest.
+
+    ``ceil_mode`` would take both in one call, 0.91 of the time for large maps and 0.38 for 64 x 20 x 24; not done yet.
+    """
     height, width = x.shape[2:]
     bands = []
     for rows in spans(height, tall):

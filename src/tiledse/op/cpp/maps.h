@@ -12,8 +12,8 @@
 namespace tiledse {
 
 const Int kUnitBytes = 256 << 10, kFewWeightBytes = 64 << 10;
-const Int kSummed = 256;     // rows or pixels that are summed in float32
-const Int kShortRun = 128;   // numbers: too many ends of such runs would share a line with the next one
+const Int kSummed = 256;    // rows or pixels that are summed in float32
+const Int kShortRun = 128;  // numbers: too many ends of such runs would share a line with the next one
 
 struct Job {
   Int images, channels, height, width, tall, wide, first, stop, running, reduced, act, gate, last, past_cache, threads;
