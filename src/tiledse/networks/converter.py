@@ -38,7 +38,7 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         >>> plan = find_dialects(model, (3, 64, 64))[0].with_tile("7xW", "s1.*")
         >>> tse = convert(model, plan)
         >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
-        (Tile(height=7, width=None, squeeze='tiles'), True)
+        (Tile.parse('7xW'), True)
     """
     return _with_tiles(copy.deepcopy(model), plan)
 
@@ -98,10 +98,10 @@ def _with_tiles(
     before = zip(found.tiles, found.corrections, strict=True)
     for (block, tile), correction, now, dialect in zip(plan, plan.corrections, before, dialects, strict=True):
         module = model.get_submodule(block.name)
-        if tile.squeeze == "running" and dialect.squeeze(module) is not mean:
+        if tile.slides and dialect.squeeze(module) is not mean:
             raise TiledSEError(
                 f"block '{block.name}' squeezes a maximum as well as a mean, so {tile} has no meaning for it; "
-                "give it a tile without ':running'"
+                "give it a tile without ':running' or ':window'"
             )
         if correction is not None and not correctable(module, dialect):
             raise TiledSEError(
