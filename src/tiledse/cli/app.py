@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from ..documents import write_json
 from ..errors import TiledSEError
 
 # click's, which newer typer carries inside itself: named through what both export.
@@ -74,7 +74,7 @@ def _refuse(line: str, code: int = 2) -> int:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=1))
+    print(write_json(value, indent=1))
 
 
 def print_text(*renderables: Any) -> None:
