@@ -100,7 +100,7 @@ def test_the_writer_names_the_figure():
         write_json({"rate": math.inf})
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "1", None, 0, 2**60, 10**5000])
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, 0, 2**60, 10**400])
 def test_what_is_no_whole_number(value):
     with pytest.raises(ValueError, match="rows to be a whole number") as caught:
         whole(value, "rows")

@@ -169,13 +169,13 @@ def _without_texts(text: str) -> str:
 
 
 def _check_depth(value: Any) -> None:
-    level, deep = [value], 0
-    while level:
-        deep += 1
-        if deep > DEEPEST + 1:
-            raise ValueError(_TOO_DEEP)
+    level = [value]
+    for _ in range(DEEPEST + 1):
         inner = [entry for entry in level if isinstance(entry, (dict, list))]
+        if not inner:
+            return
         level = [one for entry in inner for one in (entry.values() if isinstance(entry, dict) else entry)]
+    raise ValueError(_TOO_DEEP)
 
 
 def _check_characters(value: Any) -> None:

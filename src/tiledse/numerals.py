@@ -31,7 +31,7 @@ def whole(value: Any, what: str, least: int = 1, most: int = MOST) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         upto = f" to {most}" if isinstance(value, int) and value > most else ""
-        raise ValueError(f"expected {what} to be a whole number from {least}{upto}, got {shown(value)}")
+        raise ValueError(f"expected {what} to be a whole number from {least}{upto}, got {quoted(value)}")
     return value
 
 
@@ -55,7 +55,7 @@ def real(value: Any, what: str, least: float = -inf, most: float = inf) -> float
             if least == -inf and most == inf
             else f" from {least:g}" + (f" to {most:g}" if most < inf else "")
         )
-        raise ValueError(f"expected {what} to be a finite number{bounds}, got {shown(value)}")
+        raise ValueError(f"expected {what} to be a finite number{bounds}, got {quoted(value)}")
     return float(value)
 
 
@@ -66,7 +66,7 @@ def text_of(value: Any, what: str) -> str:
         ValueError: another kind of value, or a NUL in it.
     """
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"expected {what} to be a text, got {shown(value)}")
+        raise ValueError(f"expected {what} to be a text, got {quoted(value)}")
     return value
 
 
@@ -87,7 +87,7 @@ def parse_whole(text: str, what: str, least: int = 0, most: int = MOST) -> int:
     if not re.fullmatch(
         r"[0-9]{1,19}", stripped
     ):  # Python refuses to read 4,301 digits, and takes long before
-        raise ValueError(f"expected {what} to be a whole number from {least}, got {shown(text)}")
+        raise ValueError(f"expected {what} to be a whole number from {least}, got {quoted(text)}")
     return whole(int(stripped), what, least, most)
 
 
@@ -105,7 +105,7 @@ def parse_real(text: str, what: str, least: float = -inf, most: float = inf) -> 
         number = float(text) if len(text) <= 64 else None
     except ValueError:
         number = None
-    return real(shown(text) if number is None else number, what, least, most)
+    return real(quoted(text) if number is None else number, what, least, most)
 
 
 def parse_reals(text: str, what: str, least: float = -inf) -> tuple[float, ...]:
@@ -117,7 +117,7 @@ def parse_reals(text: str, what: str, least: float = -inf) -> tuple[float, ...]:
     return tuple(parse_real(part, what, least) for part in text.split(","))
 
 
-def shown(value: Any, limit: int = 60) -> str:
+def quoted(value: Any, limit: int = 60) -> str:
     """A value as messages show it: cut, since a number may have thousands of digits."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"a number of about {value.bit_length() * 3 // 10} digits"

@@ -13,7 +13,7 @@ from .correction import Correction
 from .documents import read_json, read_safetensors_metadata, write_json
 from .errors import TiledSEError, first_line
 from .files import written_whole
-from .numerals import shown, text_of, whole
+from .numerals import quoted, text_of, whole
 from .tile import Tile
 
 FORMAT = "tiledse.plan/1"
@@ -276,7 +276,7 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             got = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {shown(got)}")
+            raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {quoted(got)}")
         try:
             blocks, tiles, corrections = [], [], []
             for entry in data["blocks"]:
@@ -363,7 +363,7 @@ def _size(value: Any, what: str) -> int:
 def _network(totals: Any) -> Network:
     uncounted = totals.get("uncounted", [])
     if not isinstance(uncounted, list):
-        raise ValueError(f"expected uncounted to be a list, got {shown(uncounted)}")
+        raise ValueError(f"expected uncounted to be a list, got {quoted(uncounted)}")
     names = tuple(text_of(name, "uncounted") for name in uncounted)
     return Network(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..documents import read_document
 from ..errors import TiledSEError, first_line
-from ..numerals import shown, whole
+from ..numerals import quoted, whole
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Hardware:
         known = [f.name for f in fields(cls)]
         if not isinstance(content, Mapping):
             raise TiledSEError(
-                f"hardware: expected a table with keys of {', '.join(known)}, got {shown(content)}"
+                f"hardware: expected a table with keys of {', '.join(known)}, got {quoted(content)}"
             )
         unknown = sorted(set(content) - set(known))
         if unknown:
@@ -71,7 +71,7 @@ class Hardware:
         for table in ("cycles_per_row", "fifo_rows"):
             if not isinstance(content.get(table, {}), Mapping):
                 raise TiledSEError(
-                    f"hardware: expected {table} to be a table of layer names, got {shown(content[table])}"
+                    f"hardware: expected {table} to be a table of layer names, got {quoted(content[table])}"
                 )
         return cls(**content)
 

@@ -16,7 +16,7 @@ from ..files import write_csv, written_whole
 from ..measure.costs import cost
 from ..networks.converter import convert_shared
 from ..networks.finder import find
-from ..numerals import shown
+from ..numerals import quoted
 from .loop import Run, Say, Trained, _measure, train
 from .objective import Objective, Setting
 from .recipe import Recipe
@@ -133,7 +133,7 @@ def _read_result(path: Path) -> dict[str, Any]:
     try:
         result = read_json(path.read_text("utf-8"))
         if not isinstance(result, dict):
-            raise ValueError(f"expected a table of figures, got {shown(result)}")
+            raise ValueError(f"expected a table of figures, got {quoted(result)}")
     except (OSError, ValueError) as error:
         raise TiledSEError(
             f"{path} is damaged: {first_line(error)}; remove it, or train that run again"
