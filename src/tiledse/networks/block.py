@@ -14,6 +14,7 @@ from ..op.functional import direct, scale, squeeze, tiled_squeeze_excite
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .inline_block import holder
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,7 +45,7 @@ class TiledBlock(nn.Module):
         tiled = _twin(block, cls)
         tiled.tile, tiled.dialect, tiled.source, tiled.correction = tile, dialect, type(block), correction
         if correction is not None:
-            like = next(iter(block.parameters()), torch.empty(0))
+            like = next(iter(holder(block).parameters()), torch.empty(0))
             for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
                 numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
                 tiled.register_buffer(name, numbers, persistent=False)

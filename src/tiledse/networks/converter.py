@@ -15,6 +15,8 @@ from ..plan import Plan
 from .block import with_tile
 from .dialects import Dialect
 from .finder import find_dialects
+from .inline import outline_again
+from .inline_host import settle
 
 
 def convert(model: nn.Module, plan: Plan) -> nn.Module:
@@ -93,6 +95,7 @@ def _with_tiles(
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     new: dict[int, nn.Module] = {}
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
@@ -117,4 +120,5 @@ def _with_tiles(
         for name, child in parent._modules.items():  # every place where it stands, under each of its names
             if id(child) in new:
                 parent._modules[name] = new[id(child)]
+    settle(model)
     return model
