@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import TiledSEError
+from .block import TiledBlock
 from .forward import NoBlock
 from .inline_block import InlineDialect, InlineSE
 from .inline_regions import Region, body, compiled, kinds, program, regions, replace
@@ -78,7 +79,7 @@ def settle(model: nn.Module) -> None:
     for host in list(model.modules()):
         if isinstance(host, InlineHost):
             names = list(host._tiledse_blocks)
-            if all(type(host._modules[name]) is InlineSE for name in names):
+            if not any(isinstance(host._modules[name], TiledBlock) for name in names):
                 host.__class__ = host._tiledse_source
                 for name in names:
                     del host._modules[name]

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import TiledSEError, first_line
 from ..tile import Tile
-from .block import TiledBlock
+from .block import set_tile
+from .inline_block import InlineSE
 from .inline_host import InlineHost
 from .inline_trace import Call
 
@@ -75,7 +76,7 @@ def _after(host: InlineHost, call: Call, tensors: list[Tensor], tiles: bool) -> 
     twin = copy.deepcopy(host)
     for name, dialect in twin._tiledse_blocks.items():
         if tiles:
-            twin._modules[name] = TiledBlock.of(twin.get_submodule(name), dialect, _ONE_TILE)
+            set_tile(twin.get_submodule(name), dialect, _ONE_TILE)
     try:
         return _run(twin, call, tensors)
     except TiledSEError:
@@ -105,7 +106,8 @@ def _random(call: Call, small: bool) -> list[Tensor]:
 
 def _prove_tiles(block: nn.Module, shape: tuple[int, ...], parameter: Tensor | None) -> None:
     """A block with strips of three rows and with patches gives what it gives on each tile alone."""
-    nhwc = block.dialect.nhwc  # type: ignore[union-attr]
+    assert isinstance(block, InlineSE)
+    dialect, nhwc = block.dialect, block.dialect.nhwc
     channels = shape[3] if nhwc else shape[1]
     x = torch.randn(2, channels, _ROWS, _COLS, generator=torch.Generator().manual_seed(0))
     x = x if parameter is None else x.to(parameter)
@@ -122,7 +124,9 @@ def _prove_tiles(block: nn.Module, shape: tuple[int, ...], parameter: Tensor | N
                     torch.cat([run(block, part) for part in row.split(wide, 3)], 3) for row in x.split(tall, 2)
                 ]
                 expected = torch.cat(alone, 2)
-                got = run(TiledBlock.of(block, block.dialect, tile), x)  # type: ignore[arg-type]
+                tiled = copy.copy(block)  # an object of its own with the same tables
+                set_tile(tiled, dialect, tile)
+                got = run(tiled, x)
         except Exception as error:
             raise TiledSEError(f"with tile {tile} it fails: {first_line(error, 80)}") from None
         worst = _difference([expected], [got])

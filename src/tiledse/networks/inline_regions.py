@@ -93,6 +93,9 @@ def body(region: Region) -> fx.Graph:
 
     for node in region.nodes:
         new[node] = graph.node_copy(node, outer)
+    if region.in_place:  # of the map itself; ``replace`` writes into it
+        last = new[region.product]
+        last.op, last.target = "call_function", operator.mul
     graph.output(new[region.product])
     return graph
 

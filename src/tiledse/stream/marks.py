@@ -81,16 +81,17 @@ class Marked(nn.Module):
         nhwc: bool
         reduce: Reduce
         if isinstance(block, TiledSqueezeExcite):
-            nhwc, reduce = False, mean
+            nhwc, reduce, correction, tile = False, mean, None, str(block.tile)
+            excite = block.excite
         else:
-            nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
+            made = block.tiledse
+            nhwc, reduce = made.dialect.nhwc, made.dialect.squeeze(block)
+            correction, tile, excite = made.correction, str(made.tile), block._tiledse_excite
         if nhwc:
             x = x.permute(0, 3, 1, 2)
-        if isinstance(block, TiledBlock) and block.correction is not None:
-            descriptors = squeeze_corrected(
-                x, *block.numbers, str(block.tile), block.correction.height, self.name
-            )
+        if isinstance(block, TiledBlock) and correction is not None:
+            descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, correction.height, self.name)
         else:
-            descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
-        x = scale(x, block.excite(descriptors), str(block.tile), self.name)
+            descriptors = squeeze(x, tile, reduce.__name__, self.name)
+        x = scale(x, excite(descriptors), tile, self.name)
         return x.permute(0, 2, 3, 1) if nhwc else x
