@@ -42,7 +42,9 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
         (Tile.parse('7xW'), True)
     """
-    return _with_tiles(copy.deepcopy(model), plan)
+    model = _with_tiles(copy.deepcopy(model), plan)
+    settle(model)
+    return model
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -69,7 +71,8 @@ def convert_shared(
     """``convert`` without a copy of the weights: both networks hold the same parameters and buffers.
 
     For running two networks side by side; training one changes the other. ``found`` is what ``find_dialects`` gave on
-    this very network, for callers that convert it many times.
+    this very network, for callers that convert it many times. Blocks that are written inline are children of the module
+    that holds them, whatever their tiles, so that each block is reached by its name.
     """
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return _with_tiles(copy.deepcopy(model, memo=tensors), plan, found)
@@ -113,5 +116,4 @@ def _with_tiles(
             )
         if (tile, correction) != now:
             set_tile(module, dialect, tile, correction)
-    settle(model)
     return model

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..correction import Correction
@@ -67,10 +67,10 @@ def find_dialects(
     run = observe(model, size)
     plan, dialects, missed = _read(model, size, run)
     if missed:
-        outlined, reasons = outline(model, missed, run.calls)
-        if outlined is not None:
-            plan, dialects, _ = _read(outlined, size, observe(outlined, size))
-        plan = replace(plan, near_misses=tuple(NearMiss(m.name, reasons.get(m.name, m.reason)) for m in plan.near_misses))
+        made = outline(model, missed, run.calls)
+        if made.model is not None:
+            plan, dialects, _ = _read(made.model, size, observe(made.model, size))
+        plan = replace(plan, near_misses=tuple(made.told(miss) for miss in plan.near_misses))
     return plan, dialects
 
 
@@ -185,6 +185,8 @@ def _observe(model: nn.Module, size: tuple[int, int, int]) -> Observation:
     def enter(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stack.append(name)
+            if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+                return  # a forward with inline SE is traced, not run
             first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             run.shapes.setdefault(name, []).append(() if first is None else tuple(first.shape))
             run.calls.setdefault(name, []).append(Call(args, kwargs).abstract())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
+from ..plan import NearMiss
 from .block import TiledBlock
 from .calls import MAXIMA, MEANS, NORMS
 from .dialects import class_name
-from .forward import ForwardReader, NoBlock
+from .forward import INLINE, ForwardReader, NoBlock
 from .inline_block import DIALECT, ByMode, InlineDialect, InlineSE
 from .inline_host import InlineHost, free_name, install, settle
 from .inline_proof import prove
@@ -27,16 +29,27 @@ _LEVELS = 4
 _SPREADS = {"expand", "expand_as", "repeat"}
 
 
-class Outlined(NamedTuple):
-    """What was made of a network; ``model`` is None where nothing was.
+@dataclass
+class Outlined:
+    """What was made of a network.
 
     Attributes:
-        model: A network with the same weights in which the blocks are children of the modules that hold them.
-        reasons: By module name, why what looks like inline SE is none.
+        model: A network with the same weights in which the blocks are children of the modules that hold them; None
+            where there is no such block.
+        refused: By module name, why what looks like inline SE is none.
+        unread: By module name, why its forward cannot be read at all.
     """
 
-    model: nn.Module | None
-    reasons: dict[str, str]
+    model: nn.Module | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def told(self, miss: NearMiss) -> NearMiss:
+        """A near miss; where it is inline SE, with the reason for which it did not become a block."""
+        reason = self.refused.get(miss.name)
+        if reason is None and miss.reason.startswith(INLINE):
+            reason = self.unread.get(miss.name)
+        return miss if reason is None else NearMiss(miss.name, f"{INLINE}, and {reason}")
 
 
 def outline(model: nn.Module, pools: Sequence[str], calls: dict[str, list[Call]]) -> Outlined:
@@ -49,22 +62,23 @@ def outline(model: nn.Module, pools: Sequence[str], calls: dict[str, list[Call]]
     """
     tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, memo=tensors)
-    read: dict[str, bool] = {}
-    reasons: dict[str, str] = {}
+    result = Outlined()
+    hosts: dict[str, bool] = {}
     with evaluating(made):
         for pool in dict.fromkeys(pools):
             name = pool
             for _ in range(_LEVELS):
-                if name not in read:
-                    read[name] = _outline_module(made, name, calls.get(name, []), reasons)
-                if read[name] or name in reasons or not name:
+                if name not in hosts:
+                    hosts[name] = _outline_module(made, name, calls.get(name, []), result)
+                if hosts[name] or name in result.refused or not name:
                     break
                 name = name.rpartition(".")[0]
-    for host in made.modules():
-        if isinstance(host, InlineHost):
-            for child in host._tiledse_blocks:
-                host.get_submodule(child).train(host.training)
-    return Outlined(made if any(read.values()) else None, reasons)
+    for module in made.modules():
+        if isinstance(module, InlineHost):
+            for child in module._tiledse_blocks:
+                module.get_submodule(child).train(module.training)
+    result.model = made if any(hosts.values()) else None
+    return result
 
 
 def outline_again(model: nn.Module, names: Sequence[str], dialects: Sequence[Any]) -> None:
@@ -85,17 +99,22 @@ def outline_again(model: nn.Module, names: Sequence[str], dialects: Sequence[Any
             install(model.get_submodule(name), blocks)
 
 
-def _outline_module(model: nn.Module, name: str, calls: list[Call], reasons: dict[str, str]) -> bool:
+def _outline_module(model: nn.Module, name: str, calls: list[Call], result: Outlined) -> bool:
     """Rewrite one module of this network where it has SE inline; say whether it has."""
     host = model.get_submodule(name)
-    if isinstance(host, (InlineHost, InlineSE, TiledBlock)) or not calls or next(host.children(), None) is None:
+    if (
+        isinstance(host, (InlineHost, InlineSE, TiledBlock))
+        or not calls
+        or next(host.children(), None) is None
+    ):
         return False
     try:
         found, why = _read(host, calls[0])
-    except NotTraced:
-        return False  # the finder has traced it as well, and says so
+    except NotTraced as error:
+        result.unread[name] = str(error)
+        return False
     if why:
-        reasons[name] = f"its squeeze, excitation and product are part of a larger forward, and {why}"
+        result.refused[name] = why
     if not found:
         return False
     blocks: dict[str, InlineDialect] = {}
@@ -103,12 +122,12 @@ def _outline_module(model: nn.Module, name: str, calls: list[Call], reasons: dic
         blocks[free_name(host, blocks)] = dialect
     try:
         if "forward" in vars(host):
-            raise NotTraced("that was replaced on the instance")
+            raise NotTraced("that forward is set on the instance")
         install(host, blocks)
         prove(host, calls, {child: shape for child, (_, shape) in zip(blocks, found)})
     except (NotTraced, NoBlock, TiledSEError) as error:
         settle(host)
-        reasons[name] = f"its squeeze, excitation and product are part of a larger forward, and {error}"
+        result.refused[name] = str(error)
         return False
     return True
 
@@ -147,6 +166,8 @@ def _read(host: nn.Module, call: Call) -> tuple[list[tuple[InlineDialect, tuple[
     if not read:
         return [], why
     training = _in_training(host, opened, call, read)
+    if isinstance(training, str):
+        return [(_dialect(host, now, training), now.shape) for now in read], why
     return [(_dialect(host, now, other), now.shape) for now, other in zip(read, training, strict=True)], why
 
 
@@ -167,7 +188,7 @@ def _dialect(host: nn.Module, now: _Reading, training: _Reading | str) -> Inline
 
 def _in_training(
     host: nn.Module, opened: tuple[str, ...], call: Call, read: list[_Reading]
-) -> list[_Reading] | list[str]:
+) -> list[_Reading] | str:
     """The same blocks in training mode, or why there are none."""
     modes = [(module, module.training) for module in host.modules()]
     host.train()
@@ -182,9 +203,9 @@ def _in_training(
                     continue
         if len(found) == len(read):
             return found
-        return ["its SE is something else there"] * len(read)
+        return "its SE is something else there"
     except NotTraced as why:
-        return [str(why)] * len(read)
+        return str(why)
     finally:
         for module, mode in modes:
             module.training = mode

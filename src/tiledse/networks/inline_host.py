@@ -38,9 +38,17 @@ class InlineHost(nn.Module):
         return tuple(made)
 
 
-@functools.cache
-def host_class(source: type[nn.Module]) -> type[InlineHost]:
+def host_class(source: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a module's class whose forward calls its SE blocks."""
+    if source not in _CLASSES:
+        _CLASSES[source] = _subclass(source)
+    return _CLASSES[source]
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _subclass(source: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(source.forward)
     def forward(self: InlineHost, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +65,7 @@ def host_class(source: type[nn.Module]) -> type[InlineHost]:
     return type(source.__name__, (InlineHost, source), names)
 
 
-def _remake(source: type[nn.Module]) -> InlineHost:
+def _remake(source: type[nn.Module]) -> nn.Module:
     cls = host_class(source)
     return cls.__new__(cls)
 
@@ -69,7 +77,7 @@ def install(host: nn.Module, blocks: dict[str, InlineDialect]) -> None:
     opened = {name for dialect in blocks.values() for name in dialect.opened}
     host._tiledse_opened = tuple(sorted(opened))  # type: ignore[assignment]
     host._tiledse_traces = {}  # type: ignore[assignment]
-    host.__class__ = host_class(type(host))
+    object.__setattr__(host, "__class__", host_class(type(host)))
     for name, dialect in blocks.items():
         host.add_module(name, InlineSE(host, dialect))
 
@@ -80,7 +88,7 @@ def settle(model: nn.Module) -> None:
         if isinstance(host, InlineHost):
             names = list(host._tiledse_blocks)
             if not any(isinstance(host._modules[name], TiledBlock) for name in names):
-                host.__class__ = host._tiledse_source
+                object.__setattr__(host, "__class__", host._tiledse_source)
                 for name in names:
                     del host._modules[name]
                 for key in [key for key in vars(host) if key.startswith("_tiledse_")]:

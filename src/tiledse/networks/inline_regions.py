@@ -87,7 +87,9 @@ def body(region: Region) -> fx.Graph:
             return graph.call_method("size", (new[region.x], axis))
         above = _reach(node, lambda n: n.all_input_nodes)
         if any(n.op in ("placeholder", "call_module") for n in above):
-            raise NoBlock(f"its gate takes '{node.name}' as well, which does not come from the map that it gates")
+            raise NoBlock(
+                f"its gate takes '{node.name}' as well, which does not come from the map that it gates"
+            )
         new[node] = graph.node_copy(node, outer)
         return new[node]
 
@@ -161,7 +163,7 @@ def _is_size(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in (operator.getitem, operator.mul, operator.floordiv):
         return all(_is_size(n) for n in node.all_input_nodes)
     if node.target is getattr:
-        return node.args[1] == "shape"
+        return bool(node.args[1] == "shape")
     return node.op in ("call_method", "call_function") and node.target in _SIZES
 
 
@@ -169,8 +171,14 @@ def _axis(node: fx.Node) -> int | None:
     """Of a node that is the size of one axis of a tensor: which axis."""
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
         return node.args[1] if isinstance(node.args[1], int) else None
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
-        return node.args[1] if _is_size(node.args[0]) and node.args[0].target is not operator.getitem else None
+    if (
+        node.target is operator.getitem
+        and isinstance(node.args[0], fx.Node)
+        and isinstance(node.args[1], int)
+    ):
+        return (
+            node.args[1] if _is_size(node.args[0]) and node.args[0].target is not operator.getitem else None
+        )
     return None
 
 
@@ -180,5 +188,3 @@ def compiled(graph: fx.Graph) -> Any:
     scope: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, "<forward with inline SE>", "exec"), scope)
     return scope["forward"]
-
-

@@ -82,8 +82,8 @@ def trace(module: nn.Module, cls: type[nn.Module], opened: tuple[str, ...], call
     Nothing of the module is changed: the forward runs on a stand-in that shares its layers and tensors.
 
     Raises:
-        NotTraced: the forward branches on values, draws random numbers in Python, stores something on the module, enters a
-            context, or makes tensors of its own; or hooks and replaced forwards would be passed over.
+        NotTraced: the forward branches on values, draws random numbers in Python, stores something on the module,
+            enters a context, or makes tensors of its own; or hooks and replaced forwards would be passed over.
     """
     for name in opened:
         _check_plain(module.get_submodule(name), name)
@@ -136,7 +136,9 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self.context:
-            raise NotTraced("part of it runs in a context of its own, such as torch.no_grad or torch.autocast")
+            raise NotTraced(
+                "part of it runs in a context of its own, such as torch.no_grad or torch.autocast"
+            )
         node = super().create_node(*args, **kwargs)
         # Which of the opened layers it stands in: the larger forward itself is none.
         within = {name for name, _ in self.module_stack.values()}
@@ -147,7 +149,12 @@ class _Tracer(fx.Tracer):
 def _check_plain(module: nn.Module, name: str) -> None:
     if "forward" in vars(module):
         raise NotTraced(f"the forward of its layer '{name}' was replaced on the instance")
-    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    tables = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
     hooks = (hook for table in tables for hook in table.values())
     if any(not getattr(hook, "__module__", "").startswith("tiledse.") for hook in hooks):  # ours only watch
         raise NotTraced(f"its layer '{name}' has hooks, which would be passed over")
@@ -181,12 +188,16 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
     own = vars(module)
-    return tuple((key, _frozen(own[key])) for key in own if key not in _OF_EVERY_MODULE and key[:8] != "_tiledse")
+    return tuple(
+        (key, _frozen(own[key])) for key in own if key not in _OF_EVERY_MODULE and key[:8] != "_tiledse"
+    )
 
 
 def _frozen(value: Any, depth: int = 0) -> Any:
     """A value that is equal as long as the other is: numbers and texts by value, containers by their items."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)):
+    if value is None or isinstance(
+        value, (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
+    ):
         return type(value).__name__, value
     if isinstance(value, (Tensor, nn.Module)):
         return type(value).__name__, id(value)
