@@ -38,9 +38,7 @@ def squeeze_corrected(
     block: str,
 ) -> Tensor:
     """Descriptors of the row strips of a block calibrated for maps of ``height`` rows; numbers (C, strips, 1)."""
-    strips = Tile(Tile.parse(tile).height, None)
-    tall = strips.size(x.shape[2], 1)[0]
-    return correct(squeeze_tiles(x, strips), x.shape[2], tall, (own, running, offset)).clone()
+    return correct(x, Tile.parse(tile), (own, running, offset)).clone()
 
 
 @squeeze_corrected.register_fake
