@@ -356,7 +356,7 @@ def _of_tile(block: SEBlock, tile: Tile, correction: Correction) -> Correction:
     if not fits or not (older or correction.tile == tile):
         stated = "" if correction.tile is None else f" ({correction.tile})"
         raise TiledSEError(
-            f"block '{block.name}': its correction was fitted for another tile{stated} than {tile}, or for another map "
+            f"block '{block.name}': its correction was fitted for another tile than {tile}{stated}, or for another map "
             f"(channels, strips, rows: expected {expected}, got {got}); calibrate the plan again"
         )
     return replace(correction, tile=tile) if older else correction
