@@ -1,6 +1,11 @@
-"""Marks: SE blocks written as two operators, squeeze and scale, that stay whole when the network is traced."""
+"""Marks: SE blocks written as three operators, squeeze, excite and scale, that stay whole when the network is traced.
+
+So the row graph does not depend on how a block is written: views, expands and transposes of its forward are inside.
+"""
 
 from __future__ import annotations
+
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +18,7 @@ from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 
+Block = Union[TiledBlock, TiledSqueezeExcite]
 REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
 
 
@@ -56,6 +62,17 @@ def _(
     return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
 
 
+@torch.library.custom_op("tiledse_stream::excite", mutates_args=())
+def excite(descriptors: Tensor, block: str) -> Tensor:
+    """Gates of the tiles of a block, by the layers that it has; it stands in a trace, and gates.py runs it."""
+    raise NotImplementedError(f"the excitation of '{block}' is known to the row graph only")
+
+
+@excite.register_fake
+def _(descriptors: Tensor, block: str) -> Tensor:
+    return torch.empty_like(descriptors)
+
+
 @torch.library.custom_op("tiledse_stream::scale", mutates_args=())
 def scale(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     """Each tile times its gate."""
@@ -68,12 +85,25 @@ def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
 
 
 class Marked(nn.Module):
-    """An SE block, tiled or not, whose squeeze and scale are the two marks, with its name in them."""
+    """An SE block, tiled or not, whose squeeze, excitation and scale are the marks, with its name in them.
 
-    def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str) -> None:
+    An excitation with a kernel over the grid of tiles is no mark: its convolutions are traced like any others.
+    """
+
+    def __init__(self, block: Block, name: str) -> None:
         super().__init__()
-        self.block: TiledBlock | TiledSqueezeExcite = block
+        self.block: Block = block
         self.name = name
+
+    @property
+    def tile_by_tile(self) -> bool:
+        """Whether a gate depends on the descriptor of its own tile and on no other."""
+        if isinstance(self.block, TiledBlock):
+            return True
+        layers = self.block.layers()
+        return layers is not None and all(
+            layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block does."""
@@ -92,5 +122,6 @@ class Marked(nn.Module):
             )
         else:
             descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
-        x = scale(x, block.excite(descriptors), str(block.tile), self.name)
+        gates = excite(descriptors, self.name) if self.tile_by_tile else block.excite(descriptors)
+        x = scale(x, gates, str(block.tile), self.name)
         return x.permute(0, 2, 3, 1) if nhwc else x
