@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..tile import Tile
 from .grids import is_channels_last, is_dense, layout, like
+from .sliding import by_rows
 
 _SOURCE = Path(__file__).with_name("cpp") / "squeeze_excite.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-simd", "-pthread")
@@ -44,9 +45,11 @@ def asked(x: Tensor) -> bool:
     return os.environ.get("TILEDSE_CPP") == "1" and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile."""
-    return asked(x) and x.numel() > 0 and is_dense(x) and library() is not None
+def takes(x: Tensor, tile: Tile) -> bool:
+    """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile but sliding ones."""
+    return (
+        asked(x) and x.numel() > 0 and is_dense(x) and not by_rows(tile, x.shape[2]) and library() is not None
+    )
 
 
 def forward(
@@ -118,7 +121,7 @@ def _job(
 ) -> ctypes.Array[ctypes.c_int64]:  # fmt: skip
     """What cpp/maps.h has as Job; it is read, and never written."""
     height, width = shape[2:]
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    tall, wide = tile.scaled(height, width)
     first, stop = tile.rows(height) if tile.single else (0, height)
     return _Numbers(
         *shape, tall, wide, first, stop, tile.squeeze == "running",

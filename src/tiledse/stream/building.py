@@ -16,7 +16,7 @@ from ..networks.counting import MacCounter
 from ..plan import Plan
 from .graph import Node, RowGraph, Run, Value
 from .maps import SAME, First, RowMap, Whole
-from .marks import Block, Marked
+from .marks import Block
 from .tracing import in_place, mark, trace
 
 
@@ -51,8 +51,7 @@ def build_graph(
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked = mark(model, plan)
-    blocks = {module.name: module.block for module in marked.modules() if isinstance(module, Marked)}
+    marked, blocks = mark(model, plan)
     return Builder(trace(marked, (batch, plan.input_size[0], height, width)), blocks).graph
 
 
@@ -156,8 +155,7 @@ class Builder:
         path = ""
         for entry in stack.values():
             path = entry[0]
-        path = path.removeprefix("L['self'].").removeprefix("L__self___")
-        return path.replace(".block.", ".").removesuffix(".block") if path else fx.name
+        return path.removeprefix("L['self'].").removeprefix("L__self___") or fx.name
 
     def value(self, name: str, shape: tuple[int, ...], row_dim: int | None) -> Ref:
         """A new value."""

@@ -14,7 +14,7 @@ from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
 from .building import Builder, Ref
 from .maps import SAME, Between, First, Repeat, Strips, Total
-from .marks import REDUCES
+from .marks import REDUCES, excitation
 
 
 def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, block: str) -> Ref:
@@ -22,6 +22,8 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     value = b.values[ref.index]
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
+    if tile.ahead or tile.above is not None:
+        raise TiledSEError(f"block '{block}' has the tile {tile}, which cannot be streamed yet; give it another")
     add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
     if tile.single:
         first, stop = tile.rows(height)
@@ -117,11 +119,12 @@ def _columns(tile: Tile, reduce: str, width: int) -> Any:
 def excite(b: Builder, fx: torch.fx.Node, ref: Ref, block: str) -> Ref:
     """Add the excitation of a block: the block's own layers, on the descriptors of as many tiles as there are."""
     module = b.blocks[block]
+    gates = excitation(module)
     _, channels, rows, cols = b.values[ref.index].shape
     weight = next(module.parameters(), torch.empty(0))
     with MacCounter() as counter:
-        module.excite(torch.zeros(1, channels, 1, 1, dtype=weight.dtype, device=weight.device))
-    run = lambda parts, lo, hi: module.excite(parts[0])  # noqa: E731
+        gates(torch.zeros(1, channels, 1, 1, dtype=weight.dtype, device=weight.device))
+    run = lambda parts, lo, hi: gates(parts[0])  # noqa: E731
     return b.add(fx, "excite", [ref], [SAME], run, 2, block=block, macs=counter.macs * rows * cols)
 
 

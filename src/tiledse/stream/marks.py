@@ -5,6 +5,8 @@ So the row graph does not depend on how a block is written: views, expands and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Union
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
 from ..op.correction import correct
-from ..op.functional import Reduce, mean, mean_and_max
+from ..op.functional import mean, mean_and_max
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite
@@ -84,44 +86,43 @@ def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     return torch.empty_like(x)
 
 
-class Marked(nn.Module):
-    """An SE block, tiled or not, whose squeeze, excitation and scale are the marks, with its name in them.
+def mark_block(block: Block, name: str) -> None:
+    """Make this very block call the marks, with its name in them; in all else it stays what it is.
 
     An excitation with a kernel over the grid of tiles is no mark: its convolutions are traced like any others.
     """
+    forward = partial(_forward, block, name)
+    object.__setattr__(block, "_tiledse_forward" if isinstance(block, TiledBlock) else "forward", forward)
 
-    def __init__(self, block: Block, name: str) -> None:
-        super().__init__()
-        self.block: Block = block
-        self.name = name
 
-    @property
-    def tile_by_tile(self) -> bool:
-        """Whether a gate depends on the descriptor of its own tile and on no other."""
-        if isinstance(self.block, TiledBlock):
-            return True
-        layers = self.block.layers()
-        return layers is not None and all(
-            layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)
-        )
+def _forward(block: Block, name: str, x: Tensor) -> Tensor:
+    """As the block does."""
+    if isinstance(block, TiledSqueezeExcite):
+        tile = str(block.tile)
+        descriptors = squeeze(x, tile, mean.__name__, name)
+        gates = excite(descriptors, name) if _tile_by_tile(block) else block.excite(descriptors)
+        return scale(x, gates, tile, name)
+    made, given = block.tiledse, x
+    tile, nhwc = str(made.tile), made.dialect.nhwc
+    if nhwc:
+        x = x.permute(0, 3, 1, 2)
+    if made.correction is not None:
+        descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, made.correction.height, name)
+    else:
+        descriptors = squeeze(x, tile, made.dialect.squeeze(block).__name__, name)
+    x = scale(x, excite(descriptors, name), tile, name)
+    x = x.permute(0, 2, 3, 1) if nhwc else x
+    return given.copy_(x) if made.way.inplace else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the block does."""
-        block = self.block
-        nhwc: bool
-        reduce: Reduce
-        if isinstance(block, TiledSqueezeExcite):
-            nhwc, reduce = False, mean
-        else:
-            nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
-        if nhwc:
-            x = x.permute(0, 3, 1, 2)
-        if isinstance(block, TiledBlock) and block.correction is not None:
-            descriptors = squeeze_corrected(
-                x, *block.numbers, str(block.tile), block.correction.height, self.name
-            )
-        else:
-            descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
-        gates = excite(descriptors, self.name) if self.tile_by_tile else block.excite(descriptors)
-        x = scale(x, gates, str(block.tile), self.name)
-        return x.permute(0, 2, 3, 1) if nhwc else x
+
+def excitation(block: Block) -> Callable[[Tensor], Tensor]:
+    """Descriptors (N, C, rows, cols) to gates, as the block does it."""
+    return block._tiledse_excite if isinstance(block, TiledBlock) else block.excite
+
+
+def _tile_by_tile(block: TiledSqueezeExcite) -> bool:
+    """Whether a gate depends on the descriptor of its own tile and on no other."""
+    layers = block.layers()
+    return layers is not None and all(
+        layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)
+    )

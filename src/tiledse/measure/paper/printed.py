@@ -39,7 +39,7 @@ class Method:
 
         Example:
             >>> Method.parse("TSE_1xW C3x1 R4")
-            Method(tile=Tile(height=1, width=None, squeeze='tiles'), kernel=(3, 1), ratio=4)
+            Method(tile=Tile.parse('1xW'), kernel=(3, 1), ratio=4)
         """
         if text in ("Vanilla", "SE"):
             return cls(None if text == "Vanilla" else Tile.parse("HxW"))
