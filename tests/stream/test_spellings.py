@@ -29,7 +29,9 @@ class Maps(nn.Module):
 
     def forward(self, x):
         x = self.stem(x)
-        return self.tail(self.block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.nhwc else self.block(x))
+        return self.tail(
+            self.block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.nhwc else self.block(x)
+        )
 
 
 def expected(model: Maps, x: torch.Tensor, tile: str) -> torch.Tensor:

@@ -23,7 +23,9 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
     if tile.ahead or tile.above is not None:
-        raise TiledSEError(f"block '{block}' has the tile {tile}, which cannot be streamed yet; give it another")
+        raise TiledSEError(
+            f"block '{block}' has the tile {tile}, which cannot be streamed yet; give it another"
+        )
     add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
     if tile.single:
         first, stop = tile.rows(height)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 
-Block = Union[TiledBlock, TiledSqueezeExcite]
+Block = TiledBlock | TiledSqueezeExcite
 REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
 
 
