@@ -227,7 +227,7 @@ class GlobalResponse(nn.Module):
         return x * self.fc(x.norm(p=2, dim=(2, 3), keepdim=True)).sigmoid()
 
 
-NOT_SE = (Eca, MaxToo, PoolsAnother, Grouped, Adds, Inline, Branches, NoLayers, GlobalResponse)
+NOT_SE = (Eca, MaxToo, PoolsAnother, Grouped, Adds, Branches, NoLayers, GlobalResponse)
 
 
 class Net(nn.Module):
