@@ -205,8 +205,7 @@ def test_dtype_moves_with_the_network(model, plan):
     assert tse(torch.randn(1, *SIZE).double()).dtype == torch.float64
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("way", ["export", "trace", "fx", "compile"])
+@pytest.mark.parametrize("way", ["export", "fx", "compile"])
 def test_tools_that_trace(model, plan, way):
     tse = ts.convert(model, plan)
     x = torch.randn(1, *SIZE)
@@ -214,8 +213,6 @@ def test_tools_that_trace(model, plan, way):
         expected = tse(x)
         if way == "export":
             made = torch.export.export(tse, (x,), strict=False).module()
-        elif way == "trace":
-            made = torch.jit.trace(tse, x)
         elif way == "fx":
             made = torch.fx.symbolic_trace(tse)
         else:
