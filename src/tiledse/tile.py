@@ -339,7 +339,7 @@ def _bounds(tile: Tile, height: int) -> np.ndarray:
     return found
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _weights(tile: Tile, height: int) -> np.ndarray:
     bounds = tile.bounds(height)
     row = np.arange(height)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +35,8 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
         return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)
     if tile.height is None:
         return b.add(fx, maps=[Total()], run=_absorb, finish=_columns(tile, reduce, width), **add)
-    if tile.squeeze == "running":
-
-        def running(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
-            _, seen, state = _strips(parts[0], tile.height, hi - lo, state)  # type: ignore[arg-type]
-            return seen, state
-
-        return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)
+    if tile.slides:
+        return b.add(fx, maps=[Strips(tile.height, tile.ahead)], run=_Slide(tile), stateful=True, **add)
     strip = Tile(tile.height, tile.width)
 
     def strips_of(parts: list[Tensor], lo: int, hi: int) -> Tensor:
@@ -79,6 +75,51 @@ def squeeze_corrected(
         fx, "squeeze", [ref], [Strips(tall)], run, 2, block=block, fresh=True, stateful=True,
         needs_height=f"block '{block}' is calibrated, and its numbers belong to strips at their places",
     )  # fmt: skip
+
+
+class _Slide:
+    """Means of the rows that strips see, as rows come.
+
+    The state is a sum over all rows so far, or for a window the means of the rows that a later strip still sees.
+    Sums are kept in float64, since a stream may be long.
+    """
+
+    def __init__(self, tile: Tile) -> None:
+        assert tile.height is not None  # strips of rows
+        self.tall, self.above = tile.height, tile.above
+        self.map = Strips(tile.height, tile.ahead)
+
+    def __call__(self, parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
+        """Descriptors of strips lo to hi, from the rows that came since strip lo - 1."""
+        x = parts[0]
+        rows = squeeze_tiles(x, Tile(1, None)) if x.shape[2] else x.mean(3, keepdim=True)
+        wide = rows.double()
+        before, first = state if state is not None else (wide.new_zeros((*wide.shape[:2], 1, 1)), 0)
+        if self.above is not None:
+            kept = wide if state is None else torch.cat([before, wide], 2)
+            before = kept.new_zeros((*kept.shape[:2], 1, 1))
+            wide = kept
+        stop = first + wide.shape[2]
+        sums = torch.cat([before, before + wide.cumsum(2)], 2)
+        strip = np.arange(lo, hi)
+        ends = np.minimum(self.map.end(strip + 1), stop)
+        starts = ends * 0 if self.above is None else np.maximum(strip * self.tall - self.above, 0)
+        starts = np.where(
+            starts < ends, starts, strip * self.tall
+        )  # a strip that sees no other row sees its own
+        total = _pick(sums, ends - first)
+        if self.above is not None:
+            total = total - _pick(sums, starts - first)
+        counts = torch.from_numpy(ends - starts).to(sums)[:, None]
+        descriptors = (total / counts).to(rows.dtype)
+        if self.above is None:
+            return descriptors, (sums[:, :, -1:].clone(), stop)
+        needed = min(max(hi * self.tall - self.above, first), stop)
+        return descriptors, (wide[:, :, needed - first :].clone(), needed)
+
+
+def _pick(sums: Tensor, rows: np.ndarray) -> Tensor:
+    return sums.index_select(2, torch.from_numpy(rows).to(sums.device))
 
 
 def _strips(part: Tensor, tall: int, count: int, state: Any) -> tuple[Tensor, Tensor, Any]:

@@ -19,12 +19,22 @@ REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
 @torch.library.custom_op("tiledse_stream::squeeze", mutates_args=())
 def squeeze(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
     """Descriptors of the tiles of a block."""
-    return squeeze_tiles(x, tile, REDUCES[reduce]).clone()
+    descriptors = squeeze_tiles(x, tile, REDUCES[reduce])
+    return descriptors.expand(-1, -1, *_grid(tile, x)).clone()
 
 
 @squeeze.register_fake
 def _(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
-    return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
+    return x.new_empty((*x.shape[:2], *_grid(tile, x)))
+
+
+def _grid(text: str, x: Tensor) -> tuple[int, int]:
+    """Rows and columns of gates. Each strip that slides has its own: the map may turn out to be taller."""
+    tile = Tile.parse(text)
+    height, width = int(x.shape[2]), int(x.shape[3])
+    if tile.slides and tile.height is not None:
+        return -(-height // tile.height), 1
+    return tile.grid(height, width)
 
 
 @torch.library.custom_op("tiledse_stream::squeeze_corrected", mutates_args=())
@@ -59,7 +69,9 @@ def _(
 @torch.library.custom_op("tiledse_stream::scale", mutates_args=())
 def scale(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     """Each tile times its gate."""
-    return scale_tiles(x, gates, tile)
+    parsed = Tile.parse(tile)
+    strips = Tile(parsed.height, None) if parsed.slides else parsed  # a gate for each strip: see _grid
+    return scale_tiles(x, gates, strips)
 
 
 @scale.register_fake
@@ -70,10 +82,15 @@ def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
 class Marked(nn.Module):
     """An SE block, tiled or not, whose squeeze and scale are the two marks, with its name in them."""
 
-    def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str) -> None:
+    def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str, known: bool) -> None:
         super().__init__()
         self.block: TiledBlock | TiledSqueezeExcite = block
-        self.name = name
+        self.name, self.known = name, known
+
+    def tile(self, height: int) -> Tile:
+        """The block's tile; on a map of known height that every gate sees, one gate for the map."""
+        tile = self.block.tile
+        return Tile(None, None) if self.known and tile.slides and tile.sees_all(height) else tile
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block does."""
@@ -86,11 +103,10 @@ class Marked(nn.Module):
             nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
         if nhwc:
             x = x.permute(0, 3, 1, 2)
+        tile = str(self.tile(int(x.shape[2])))
         if isinstance(block, TiledBlock) and block.correction is not None:
-            descriptors = squeeze_corrected(
-                x, *block.numbers, str(block.tile), block.correction.height, self.name
-            )
+            descriptors = squeeze_corrected(x, *block.numbers, tile, block.correction.height, self.name)
         else:
-            descriptors = squeeze(x, str(block.tile), reduce.__name__, self.name)
-        x = scale(x, block.excite(descriptors), str(block.tile), self.name)
+            descriptors = squeeze(x, tile, reduce.__name__, self.name)
+        x = scale(x, block.excite(descriptors), tile, self.name)
         return x.permute(0, 2, 3, 1) if nhwc else x

@@ -20,8 +20,13 @@ from ..plan import Plan
 from .marks import REDUCES, Marked
 
 
-def mark(model: nn.Module, plan: Plan) -> nn.Module:
+def mark(model: nn.Module, plan: Plan, known: bool = True) -> nn.Module:
     """A copy of the network that shares its weights, in eval mode, with the plan's tiles and marked blocks.
+
+    Args:
+        model: The network.
+        plan: From ``find`` on it.
+        known: Whether the height of the images is known: a tile that sees the whole of a map is then one gate.
 
     Raises:
         TiledSEError: the plan was made for another network, or a block's squeeze is none that can be streamed.
@@ -46,13 +51,13 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
             if isinstance(module, TiledBlock):
                 dialect, module = module.dialect, module.restore()
             reduce = dialect.squeeze(module)
-            if reduce not in REDUCES.values() or (tile.squeeze == "running" and reduce is not mean):
+            if reduce not in REDUCES.values() or (tile.slides and reduce is not mean):
                 raise TiledSEError(
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
             module = TiledBlock.of(module, dialect, tile, correction)
-        new[id(original)] = Marked(module, block.name)
+        new[id(original)] = Marked(module, block.name, known)
     if id(model) in new:
         return new[id(model)]
     for parent in list(model.modules()):
