@@ -12,7 +12,7 @@ from ..errors import TiledSEError
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
-from .block import with_tile
+from .block import set_tile
 from .dialects import Dialect
 from .finder import find_dialects
 
@@ -93,7 +93,6 @@ def _with_tiles(
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
-    new: dict[int, nn.Module] = {}
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     before = zip(found.tiles, found.corrections, strict=True)
@@ -110,11 +109,5 @@ def _with_tiles(
                 "to be trained instead; calibrate the plan again"
             )
         if (tile, correction) != now:
-            new[id(module)] = with_tile(module, dialect, tile, correction)
-    if id(model) in new:
-        return new[id(model)]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # every place where it stands, under each of its names
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
+            set_tile(module, dialect, tile, correction)
     return model

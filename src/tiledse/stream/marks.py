@@ -87,26 +87,26 @@ class Marked(nn.Module):
         self.block: TiledBlock | TiledSqueezeExcite = block
         self.name, self.known = name, known
 
-    def tile(self, height: int) -> Tile:
-        """The block's tile; on a map of known height that every gate sees, one gate for the map."""
-        tile = self.block.tile
-        return Tile(None, None) if self.known and tile.slides and tile.sees_all(height) else tile
-
     def forward(self, x: Tensor) -> Tensor:
         """As the block does."""
         block = self.block
         nhwc: bool
         reduce: Reduce
         if isinstance(block, TiledSqueezeExcite):
-            nhwc, reduce = False, mean
+            nhwc, reduce, correction, own = False, mean, None, block.tile
+            excite = block.excite
         else:
-            nhwc, reduce = block.dialect.nhwc, block.dialect.squeeze(block)
+            made = block.tiledse
+            nhwc, reduce = made.dialect.nhwc, made.dialect.squeeze(block)
+            correction, own, excite = made.correction, made.tile, block._tiledse_excite
         if nhwc:
             x = x.permute(0, 3, 1, 2)
-        tile = str(self.tile(int(x.shape[2])))
-        if isinstance(block, TiledBlock) and block.correction is not None:
-            descriptors = squeeze_corrected(x, *block.numbers, tile, block.correction.height, self.name)
+        # On a map of known height that every gate sees, there is one gate.
+        one = self.known and correction is None and own.slides and own.sees_all(int(x.shape[2]))
+        tile = "HxW" if one else str(own)
+        if isinstance(block, TiledBlock) and correction is not None:
+            descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, correction.height, self.name)
         else:
             descriptors = squeeze(x, tile, reduce.__name__, self.name)
-        x = scale(x, block.excite(descriptors), tile, self.name)
+        x = scale(x, excite(descriptors), tile, self.name)
         return x.permute(0, 2, 3, 1) if nhwc else x

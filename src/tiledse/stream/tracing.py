@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..errors import TiledSEError, first_line
-from ..networks.block import TiledBlock
+from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
 from ..networks.converter import correctable, fingerprint
 from ..networks.finder import find_dialects
 from ..op.functional import mean
@@ -48,15 +48,17 @@ def mark(model: nn.Module, plan: Plan, known: bool = True) -> nn.Module:
         if isinstance(module, TiledSqueezeExcite):
             module.tile = tile
         else:
+            way = Way()
             if isinstance(module, TiledBlock):
-                dialect, module = module.dialect, module.restore()
+                dialect, way = module.tiledse.dialect, module.tiledse.way
+                untile(module)
             reduce = dialect.squeeze(module)
             if reduce not in REDUCES.values() or (tile.slides and reduce is not mean):
                 raise TiledSEError(
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
-            module = TiledBlock.of(module, dialect, tile, correction)
+            module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
         new[id(original)] = Marked(module, block.name, known)
     if id(model) in new:
         return new[id(model)]
