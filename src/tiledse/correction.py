@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import TiledSEError
+from .numerals import text_of, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +89,11 @@ class Correction:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        shape = (int(data["shape"][0]), int(data["shape"][1]))
+        channels, strips = (whole(side, "shape", 1, 2**31 - 1) for side in data["shape"])
+        shape = (channels, strips)
         running = None if data["running"] is None else _array(data["running"], shape)
         own, offset = _array(data["own"], shape), _array(data["offset"], shape)
-        return cls(own, running, offset, int(data["height"]), str(data["weights"]))
+        return cls(own, running, offset, whole(data["height"], "height"), text_of(data["weights"], "weights"))
 
     def _key(self) -> tuple[Any, ...]:
         running = None if self.running is None else self.running.tobytes()
