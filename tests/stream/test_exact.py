@@ -112,16 +112,16 @@ def test_sliding_strips_of_unknown_height(tile):
 
 def test_a_long_stream_does_not_drift():
     """Running sums of float32 maps are kept in float64: after 20,000 rows they are the mean of the whole map."""
-    from tiledse.stream.gates import _Slide
+    from tiledse.stream.gates import _RowMeans
 
     torch.manual_seed(0)
     rows = torch.randn(1, 4, 20_000, 3) + 50
     for text in ("1xW:running+2", "1xW:window-9+2"):
         tile, state, parts = ts.Tile.parse(text), None, []
-        run = _Slide(tile)
+        run = _RowMeans(tile)
         for top in range(0, 20_000, 50):
             low, high = run.map.end(top), min(run.map.end(top + 50), 20_000)
-            part, state = run([rows[:, :, low:high]], top, top + 50, state)
+            _, part, state = run(rows[:, :, low:high], top, top + 50, state)
             parts.append(part)
         means = rows.double().mean(3, keepdim=True)
         ends = tile.bounds(20_000)[-3:].tolist()
