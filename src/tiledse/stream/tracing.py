@@ -21,8 +21,13 @@ from ..plan import Plan
 from .marks import REDUCES, Block, mark_block
 
 
-def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
+def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, dict[str, Block]]:
     """A copy of the network that shares its weights, in eval mode, with the plan's tiles and marked blocks.
+
+    Args:
+        model: The network.
+        plan: From ``find`` on it.
+        known: Whether the height of the images is known: a tile that sees the whole of a map is then one gate.
 
     Returns:
         The copy, and its blocks by name.
@@ -59,7 +64,7 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
                     "give it another tile"
                 )
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
-        mark_block(module, block.name)
+        mark_block(module, block.name, known)
         marked[block.name] = module
     return model, marked
 
