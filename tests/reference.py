@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 SIGMOID = "sigmoid"
@@ -24,8 +26,8 @@ def tiled_squeeze_excite(x, tile, excite):
                 elif squeeze == "middle":
                     start = (height - h) // 2
                     part = x[image, :, start : start + h, :]
-                elif squeeze == "running":
-                    part = x[image, :, : top + h, :]
+                elif squeeze.startswith(("running", "window")):
+                    part = rows_seen(x[image], top, int(tall), squeeze)
                 else:
                     part = x[image, :, top : top + h, left : left + w]
                 descriptor = part.reshape(channels, -1).mean(1)
@@ -33,6 +35,21 @@ def tiled_squeeze_excite(x, tile, excite):
                 for channel in range(channels):
                     out[image, channel, row, col] = x[image, channel, row, col] * gates[channel]
     return out
+
+
+def rows_seen(image, top, tall, squeeze):
+    """The rows (C, rows, W) that the strip from row ``top`` on sees, picked one by one.
+
+    squeeze: ``running``, ``running+6``, ``running-1``, ``window-6+6``: rows past the strip, and rows before it.
+    """
+    numbers = [int(n) for n in re.findall(r"[+-]\d+", squeeze)]
+    ahead = numbers[-1] if numbers else 0
+    above = -numbers[0] if squeeze.startswith("window") else None
+    last_row = top + tall - 1 + ahead
+    seen = [r for r in range(image.shape[1]) if r <= last_row and (above is None or r >= top - above)]
+    if not seen:
+        seen = [r for r in range(image.shape[1]) if top <= r < top + tall]
+    return image[:, seen]
 
 
 def two_layers(w1, b1, w2, b2):

@@ -7,16 +7,21 @@ Example:
     >>> tse = ts.convert(model, plan)
 """
 
+import sys
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .errors import TiledSEError
-from .measure import Cost, cost
-from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
-from .op import TiledSqueezeExcite, tiled_squeeze_excite
-from .plan import NearMiss, Network, Plan, SEBlock
-from .stream import Hardware, Simulation, Stream, simulate, stream
-from .tile import Tile
+
+if TYPE_CHECKING:
+    from .measure import Cost, cost
+    from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
+    from .op import TiledSqueezeExcite, tiled_squeeze_excite
+    from .plan import NearMiss, Network, Plan, SEBlock
+    from .stream import Hardware, Simulation, Stream, simulate, stream
+    from .tile import Tile
 
 __all__ = [
     "Cost",
@@ -48,8 +53,15 @@ __all__ = [
     "tiled_squeeze_excite",
 ]
 
-# Verbs whose rooms load more than torch come when they are first asked for.
-_ON_DEMAND = {
+# Where each name lives. A room is loaded when a name of it is first asked for, so that the command line
+# prints its help without loading torch.
+_HOMES = {
+    **dict.fromkeys(("Cost", "cost"), ".measure"),
+    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "convert", "find", "register_dialect"), ".networks"),
+    **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
+    **dict.fromkeys(("NearMiss", "Network", "Plan", "SEBlock"), ".plan"),
+    **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
+    "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".measure.correlation",
     "evaluate": ".measure.accuracy",
@@ -60,6 +72,29 @@ _ON_DEMAND = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_DEMAND:
-        return getattr(import_module(_ON_DEMAND[name], __name__), name)
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name], __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f".{name}", __name__)  # a room: ts.networks
     raise AttributeError(f"module 'tiledse' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package. ``stream`` is the verb, though the room that it lives in has the same name."""
+
+    @property
+    def stream(self) -> Any:
+        return import_module(".stream", __name__).stream
+
+    @stream.setter
+    def stream(self, room: ModuleType) -> None:
+        """The import system puts the room here once it is loaded; the verb stays."""
+
+
+sys.modules[__name__].__class__ = _Package

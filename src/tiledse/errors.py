@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .names import one_line
+
 
 class TiledSEError(Exception):
-    """Wrong use: what was expected, what came, and what to do, in one line.
+    """Wrong use: what was expected, what came, and what to do, in one line that a terminal only draws.
 
     Raised by the public calls. The command line prints its text and exits with 2.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,16 +36,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
-    part: Path | None = None
+    # Named before it is made, so that whatever interrupts us finds it. The suffix is kept, because libraries
+    # choose a format by it; the stem is cut, because a name may have 255 bytes and no more.
+    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
     try:
-        # The suffix is kept, because libraries choose a format by it.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        part = Path(name)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files for the owner only; a result has the permissions of any new file.
+        # While it is written it is for its owner only; a result has the permissions of any new file.
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o666 & ~mask)
@@ -56,8 +55,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             f"cannot write {path}: {reason}; nothing was written, free some space or choose another place"
         ) from error
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def write_csv(

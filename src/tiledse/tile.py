@@ -1,21 +1,32 @@
-"""Tile: the part of a map that one gate is computed from, in the paper's notation."""
+"""Tile: the part of a map that one gate is computed from, in the paper's notation; and the geometry of tiles.
+
+Everything that asks which rows a gate sees, how many, or with which weights asks here: ``bounds``, ``elements``,
+``weights``; which of them are the strip's own and later ones: ``own_bounds``, ``own_weights``; which rows it scales:
+``scaled``; what waits for it: ``held``.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
+
+import numpy as np
 
 from .errors import TiledSEError
 
-Squeeze = Literal["tiles", "upper", "middle", "running"]
+Squeeze = Literal["tiles", "upper", "middle", "running", "window"]
 
-_PATTERN = re.compile(r"(H|\d+)x(W|\d+)(?::([a-z]+))?")
+_PATTERN = re.compile(
+    r"(H|\d{1,10})x(W|\d{1,10})"
+    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+)))?"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tile:
-    """The tile of a tiled squeeze-and-excite block: its size, and which rows are squeezed.
+    """The tile of a tiled squeeze-and-excite block: what one gate scales, and which rows it is computed from.
 
     Written as in the paper (section 3.2, table 1), and printed back as it was written:
 
@@ -26,16 +37,23 @@ class Tile:
     ``7xW:upper``             the first 7 rows gate the whole map (table 1, "upper")
     ``7xW:middle``            the 7 rows about the middle gate the whole map (table 1, "middle")
     ``7xW:running``           strip j is gated by the mean of all rows down to its own end
+    ``1xW:running+6``         each row by the mean of all rows down to the sixth below it: look-ahead
+    ``1xW:running-1``         each row by the rows above it only: negative look-ahead
+    ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
     ========================  ==========================================================================
 
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
-    does not divide the map's, and are averaged over the elements that they have.
+    does not divide the map's, and are averaged over the elements that they have; so are rows seen that would lie
+    outside of the map. A strip that would see no row at all (the first, with rows above only) sees its own.
 
     Args:
         height: Rows of a tile, or None for all rows of the map (``H``).
         width: Columns of a tile, or None for all columns of the map (``W``).
-        squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle`` or ``running``; the last
-            three take strips of rows only.
+        squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle``, ``running`` or ``window``; all but
+            the first take strips of rows only.
+        ahead: Look-ahead of ``running`` and ``window``: rows seen past the end of the strip. Below 0, as many rows
+            of the strip's own end are not seen.
+        above: Rows before the strip that a ``window`` sees; None for all else.
 
     Raises:
         TiledSEError: a size below 1, an unknown squeeze, or one that does not go with the size.
@@ -46,11 +64,15 @@ class Tile:
         ('7xW', (7, 56), (8, 1), 25088)
         >>> Tile.parse("7xW:middle").rows(28)
         (10, 17)
+        >>> Tile.parse("1xW:running+2").bounds(5).tolist()
+        [[0, 3], [0, 4], [0, 5], [0, 5], [0, 5]]
     """
 
     height: int | None
     width: int | None
     squeeze: Squeeze = "tiles"
+    ahead: int = 0
+    above: int | None = None
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):
@@ -60,12 +82,52 @@ class Tile:
                 )
         if self.squeeze not in get_args(Squeeze):
             raise TiledSEError(
-                f"tile {self}: expected 'upper', 'middle' or 'running' after the colon, got '{self.squeeze}'"
+                f"tile {self}: expected 'upper', 'middle', 'running' or 'window' after the colon, got "
+                f"'{self.squeeze}'"
             )
         if self.squeeze != "tiles" and (self.height is None or self.width is not None):
             raise TiledSEError(
-                f"tile {self}: ':{self.squeeze}' goes with strips of rows only; write kxW:{self.squeeze}, "
-                f"for example 7xW:{self.squeeze}"
+                f"tile {self}: ':{self.squeeze}' goes with strips of rows only; write kxW{self._suffix}, "
+                f"for example 7xW{self._suffix}"
+            )
+        self._check_rows_seen()
+
+    def _check_rows_seen(self) -> None:
+        """Check look-ahead and rows above."""
+        for number in (self.ahead, 0 if self.above is None else self.above):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise TiledSEError(f"tile: expected whole numbers of rows ahead and above, got {number!r}")
+        if not self.slides:
+            if self.ahead or self.above is not None:
+                raise TiledSEError(
+                    f"tile {self}: look-ahead and rows above go with ':running' and ':window' of row strips, not "
+                    f"with '{self.squeeze}'; write for example 1xW:running+6 or 1xW:window-6+6"
+                )
+            return
+        assert self.height is not None  # checked before: strips of rows
+        if (self.squeeze == "window") != (self.above is not None):
+            raise TiledSEError(
+                f"tile {self}: ':window' needs the rows above and below, and ':running' sees all rows above; "
+                "write for example 1xW:window-6+6 or 1xW:running+6"
+            )
+        if self.above is not None and self.above < 0:
+            raise TiledSEError(
+                f"tile {self}: expected rows above of 0 or more, got {self.above}; "
+                "write for example 1xW:window-6+6"
+            )
+        if self.ahead < -self.height:
+            raise TiledSEError(
+                f"tile {self}: expected a look-ahead of at least {-self.height} (the rows above a strip of "
+                f"{self.height}), got {self.ahead}"
+            )
+        if self.above == 0 and self.ahead <= 0:
+            if self.ahead == 0:
+                raise TiledSEError(
+                    f"tile {self}: a window without rows about the strip is the strip; write {self.height}xW"
+                )
+            raise TiledSEError(
+                f"tile {self}: a negative look-ahead needs rows above the strip; write for example "
+                f"{self.height}xW:window-6{self.ahead} or {self.height}xW:running{self.ahead}"
             )
 
     @classmethod
@@ -77,7 +139,7 @@ class Tile:
 
         Example:
             >>> Tile.parse("Hx7")
-            Tile(height=None, width=7, squeeze='tiles')
+            Tile.parse('Hx7')
             >>> Tile.parse("7x")
             Traceback (most recent call last):
             tiledse.errors.TiledSEError: no tile: '7x'; expected HEIGHTxWIDTH with H or a number...
@@ -87,19 +149,34 @@ class Tile:
         match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise TiledSEError(
-                f"no tile: {text!r}; expected HEIGHTxWIDTH with H or a number of rows and W or a number of "
-                "columns, such as 7xW, Hx7, 7x7 or HxW, and after kxW one of :upper, :middle, :running"
+                f"no tile: {text!r:.80}; expected HEIGHTxWIDTH with H or a number of rows and W or a number of "
+                "columns, such as 7xW, Hx7, 7x7 or HxW, and after kxW one of :upper, :middle, :running, "
+                ":running+6, :window-6+6"
             )
-        height, width, squeeze = match.groups()
-        return cls(
-            None if height == "H" else int(height),
-            None if width == "W" else int(width),
-            squeeze or "tiles",  # type: ignore[arg-type]  # checked when made
-        )
+        height, width = (None if side in "HW" else int(side) for side in match.group(1, 2))
+        below, above, after, word = match.group("below", "above", "after", "word")
+        if below is not None:
+            return cls(height, width, "running", int(below))
+        if above is not None:
+            return cls(height, width, "window", int(after), int(above))
+        return cls(height, width, word or "tiles")  # type: ignore[arg-type]  # checked when made
 
     def __str__(self) -> str:
-        suffix = "" if self.squeeze == "tiles" else f":{self.squeeze}"
-        return f"{'H' if self.height is None else self.height}x{'W' if self.width is None else self.width}{suffix}"
+        return (
+            f"{'H' if self.height is None else self.height}x{'W' if self.width is None else self.width}"
+            f"{self._suffix}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Tile.parse({str(self)!r})"
+
+    @property
+    def _suffix(self) -> str:
+        if self.squeeze == "tiles":
+            return ""
+        above = "" if self.above is None else f"-{self.above}"
+        ahead = f"{self.ahead:+d}" if self.ahead or self.squeeze == "window" else ""
+        return f":{self.squeeze}{above}{ahead}"
 
     @property
     def whole(self) -> bool:
@@ -111,17 +188,38 @@ class Tile:
         """Whether one strip gates the whole map (``upper``, ``middle``)."""
         return self.squeeze in ("upper", "middle")
 
+    @property
+    def slides(self) -> bool:
+        """Whether a strip's gate sees other rows than the strip's own (``running``, ``window``)."""
+        return self.squeeze in ("running", "window")
+
+    @property
+    def strips(self) -> bool:
+        """Whether these are strips of rows that each have a gate: ``kxW``, with or without other rows seen."""
+        return self.height is not None and self.width is None and not self.single
+
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a full tile in a map of ``height`` x ``width``, never more than the map's."""
+        """Rows and columns of a full tile in a map of ``height`` x ``width``, never more than the map's.
+
+        It is the map where every gate would see the whole map.
+        """
         tall = height if self.height is None else min(self.height, height)
         wide = width if self.width is None else min(self.width, width)
-        return tall, wide
+        return (height if self.slides and self.sees_all(height) else tall), wide
+
+    def sees_all(self, height: int) -> bool:
+        """Whether the gate of each strip sees all rows of the map."""
+        assert self.height is not None  # strips of rows
+        last = (height - 1) // self.height * self.height
+        return self.height + self.ahead >= height and (self.above is None or self.above >= last)
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that one gate scales: a full tile, or the map for ``upper`` and ``middle``."""
+        return (height, width) if self.single else self.size(height, width)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of gates: ceil(H/h) x ceil(W/w), as figure A1 counts; (1, 1) for a single strip."""
-        if self.single:
-            return 1, 1
-        tall, wide = self.size(height, width)
+        tall, wide = self.scaled(height, width)
         return -(-height // tall), -(-width // wide)
 
     def tiles(self, height: int, width: int) -> int:
@@ -134,23 +232,155 @@ class Tile:
 
         ``middle`` is centred; where it cannot be, it stands one row higher (rounded down).
         """
+        if self.slides:
+            first, stop = self.bounds(height)[0].tolist()
+            return first, stop
         tall, _ = self.size(height, 1)
         start = (height - tall) // 2 if self.squeeze == "middle" else 0
         return start, start + tall
 
+    def bounds(self, height: int) -> np.ndarray:
+        """Which rows of a map each row of gates is computed from.
+
+        Returns:
+            (rows of the grid, 2), int64: the first row, and the row after the last. Read only.
+
+        Example:
+            >>> Tile.parse("2xW:window-1+1").bounds(5).tolist()
+            [[0, 3], [1, 5], [3, 5]]
+        """
+        return _bounds(self, height)
+
+    def own_bounds(self, height: int) -> np.ndarray:
+        """Which of those rows are the strip's own and later ones: what waits while the gate is computed.
+
+        Where none is (rows above only), they are all that the gate is computed from.
+
+        Returns:
+            As ``bounds``.
+
+        Example:
+            >>> Tile.parse("1xW:running+2").own_bounds(5).tolist()
+            [[0, 3], [1, 4], [2, 5], [3, 5], [4, 5]]
+        """
+        return _own_bounds(self, height)
+
+    def own_weights(self, height: int) -> np.ndarray:
+        """The share of each row in the mean over ``own_bounds``; shape as ``weights``."""
+        return _own_weights(self, height)
+
+    def weights(self, height: int) -> np.ndarray:
+        """The share of each row in the mean that each row of gates is computed from.
+
+        Returns:
+            (rows of the grid, height), float64; each row adds up to 1. Read only.
+
+        Example:
+            >>> Tile.parse("1xW:running+1").weights(3).round(2).tolist()
+            [[0.5, 0.5, 0.0], [0.33, 0.33, 0.33], [0.33, 0.33, 0.33]]
+        """
+        return _weights(self, height)
+
+    def elements(self, height: int, width: int) -> np.ndarray:
+        """How many elements of a channel each descriptor is the mean of.
+
+        Returns:
+            (rows, cols) of the grid, int64.
+
+        Example:
+            >>> Tile.parse("7xW:running").elements(16, 10).ravel().tolist()
+            [70, 140, 160]
+        """
+        _, wide = self.scaled(height, width)
+        _, cols = self.grid(height, width)
+        across = np.diff(np.minimum(np.arange(cols + 1) * wide, width))
+        return np.diff(self.bounds(height), axis=1) * across[None]
+
     def buffer(self, channels: int, height: int, width: int) -> int:
         """Elements that the gate holds until its tile is complete, tiles arriving one after the other.
 
-        min(h, H) * min(w, W) * C: section 3.2, "Buffering".
+        min(h, H) * min(w, W) * C: section 3.2, "Buffering". With a look-ahead of L rows, (h + L) rows, at most
+        the map's; with rows above only, 0.
         """
         tall, wide = self.size(height, width)
+        if self.slides and self.height is not None:
+            tall = min(self.height + self.ahead, height)
         return tall * wide * channels
 
-    def buffer_row_order(self, channels: int, height: int, width: int) -> int:
-        """Elements that a device holds to which the map comes row by row.
+    def held(self, height: int) -> int:
+        """Rows that a device holds for the gates to which the map comes row by row, at the most.
 
         Whole rows down to the end of the first tile: k rows for strips and patches, all rows for columns,
-        the rows above it as well for ``middle``. ``running`` holds k rows; its sums (one a channel) are
-        not counted as buffer.
+        the rows above it as well for ``middle``, (k + L) with a look-ahead. Where only rows above are seen, that is
+        the first strip, which has none: k rows at the top of the map, and nothing later.
         """
-        return self.rows(height)[1] * width * channels
+        if self.single:
+            return self.rows(height)[1]
+        bounds = self.bounds(height)
+        tops = np.arange(len(bounds)) * self.size(height, 1)[0]
+        return int(np.max(bounds[:, 1] - tops))
+
+    def row_sums(self, height: int) -> int:
+        """Sums that a device keeps for each channel beside the rows that it holds.
+
+        One for ``running``, which adds up all rows; for a ``window`` one for each row that a gate sees, since rows
+        leave it again; else 0. They are not counted as buffer.
+        """
+        if self.above is None:
+            return 1 if self.slides else 0
+        bounds = self.bounds(height)
+        return int(np.max(bounds[:, 1] - bounds[:, 0]))
+
+    def buffer_row_order(self, channels: int, height: int, width: int) -> int:
+        """Elements that a device holds to which the map comes row by row: ``held`` rows of the map.
+
+        Sums of rows (``row_sums``) are not counted as buffer.
+        """
+        return self.held(height) * width * channels
+
+
+@lru_cache(maxsize=4096)
+def _bounds(tile: Tile, height: int) -> np.ndarray:
+    if tile.single:
+        found = np.array([tile.rows(height)])
+    else:
+        tall, _ = tile.size(height, 1)
+        tops = np.arange(-(-height // tall)) * tall
+        starts, stops = tops, np.minimum(tops + tall, height)
+        if tile.slides:
+            first = tops * 0 if tile.above is None else np.maximum(tops - tile.above, 0)
+            assert tile.height is not None  # strips of rows
+            last = np.minimum(tops + tile.height + tile.ahead, height)
+            some = last > first
+            starts, stops = np.where(some, first, starts), np.where(some, last, stops)
+        found = np.stack([starts, stops], 1)
+    found.flags.writeable = False
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _own_bounds(tile: Tile, height: int) -> np.ndarray:
+    found = tile.bounds(height).copy()
+    if tile.slides:
+        tops = np.arange(len(found)) * tile.size(height, 1)[0]
+        found[:, 0] = np.where(found[:, 1] > tops, np.maximum(found[:, 0], tops), found[:, 0])
+    found.flags.writeable = False
+    return found
+
+
+@lru_cache(maxsize=32)
+def _weights(tile: Tile, height: int) -> np.ndarray:
+    return _shares(tile.bounds(height), height)
+
+
+@lru_cache(maxsize=32)
+def _own_weights(tile: Tile, height: int) -> np.ndarray:
+    return _shares(tile.own_bounds(height), height)
+
+
+def _shares(bounds: np.ndarray, height: int) -> np.ndarray:
+    row = np.arange(height)
+    inside = (row >= bounds[:, :1]) & (row < bounds[:, 1:])
+    found: np.ndarray = inside / inside.sum(1, keepdims=True)
+    found.flags.writeable = False
+    return found

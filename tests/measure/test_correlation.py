@@ -16,7 +16,7 @@ from tiledse.measure.correlation import correlate
 from tiledse.measure.images import ImageSet, Sample, stack
 from tiledse.measure.moments import Moments
 from tiledse.measure.subject import TorchSubject
-from tiledse.measure.tile_grid import centre_tiles, tile_elements
+from tiledse.measure.tile_grid import centre_tiles
 
 TILES = [Tile.parse(text) for text in ("1xW", "3xW", "Hx3", "3x3", "3xW:running", "3xW:middle", "HxW")]
 
@@ -100,7 +100,7 @@ def test_the_centre_half(tile, side, centre):
 
 @pytest.mark.parametrize("tile", ["1xW", "3xW", "Hx3", "3x4", "20x20"])
 def test_every_element_is_in_one_tile(tile):
-    assert tile_elements(Tile.parse(tile), 10, 7).sum() == 70
+    assert Tile.parse(tile).elements(10, 7).sum() == 70
 
 
 @pytest.fixture(scope="module")

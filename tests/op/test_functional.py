@@ -27,6 +27,13 @@ TILES = (
     "7xW:upper",
     "3xW:middle",
     "3xW:running",
+    "1xW:running+6",
+    "1xW:running-1",
+    "2xW:running+5",
+    "3xW:running-1",
+    "1xW:window-6+6",
+    "2xW:window-3+1",
+    "3xW:window-4-2",
 )
 
 
@@ -50,15 +57,20 @@ def test_equals_the_loops_in_float64(tile, size):
 sides = st.one_of(st.none(), st.integers(1, 12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     height=st.integers(1, 11), width=st.integers(1, 11), tall=sides, wide=sides, channels_last=st.booleans(),
-    squeeze_kind=st.sampled_from(["tiles", "upper", "middle", "running"]),
+    squeeze_kind=st.sampled_from(["tiles", "upper", "middle", "running", "window"]),
+    ahead=st.integers(-3, 12), above=st.integers(1, 12),
 )  # fmt: skip
-def test_any_tile_on_any_map(height, width, tall, wide, channels_last, squeeze_kind):
+def test_any_tile_on_any_map(height, width, tall, wide, channels_last, squeeze_kind, ahead, above):
     if squeeze_kind != "tiles":
         tall, wide = tall or 3, None
-    tile = ts.Tile(tall, wide, squeeze_kind)
+    if squeeze_kind in ("running", "window"):
+        above = above if squeeze_kind == "window" else None
+        tile = ts.Tile(tall, wide, squeeze_kind, max(ahead, -tall), above)
+    else:
+        tile = ts.Tile(tall, wide, squeeze_kind)
     block, excite = block_and_excite(4, tile)
     x = torch.randn(1, 4, height, width, dtype=torch.float64)
     expected = by_loops(x.numpy(), str(tile), excite)

@@ -23,7 +23,7 @@ from .moments import Moments
 from .processes import gather, part, together
 from .subject import Subject
 from .tasks import Progress, check_finite
-from .tile_grid import centre_tiles, tile_elements
+from .tile_grid import centre_tiles
 
 PAIRS_AN_IMAGE = 8
 IMAGES_DRAWN = 400
@@ -165,7 +165,7 @@ def _look(
     for t, tile in enumerate(tiles):
         descriptors = subject.squeeze(number, x, tile)
         tiled, tiled_gate = _cells(descriptors), _cells(subject.excite(number, descriptors))
-        share = 1 / tile_elements(tile, height, width) - 1 / (height * width)
+        share = 1 / tile.elements(height, width).ravel() - 1 / (height * width)
         new = _Gathered()
         new.squeeze, new.excite = Moments.of(first, tiled), Moments.of(first_gate, tiled_gate)
         new.delta = float(((tiled - first) ** 2).sum())

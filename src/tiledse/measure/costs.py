@@ -36,7 +36,7 @@ class TSECost:
         macs: Multiply-adds, biases included; None where the plan has no totals of its network.
         buffer: Elements that the gates hold, tiles arriving one after the other (the paper's figure).
         buffer_row_order: Elements that the gates hold where maps arrive row by row.
-        running_sums: Sums that ``running`` strips keep, one a channel; not counted as buffer.
+        running_sums: Sums of rows that ``running`` (one a channel) and ``window`` strips keep; not counted as buffer.
     """
 
     params: int | None
@@ -60,7 +60,7 @@ class BlockCost:
         se_buffer: Elements held with SE: H * W * C.
         buffer: Elements held, in tile order.
         buffer_row_order: Elements held, in row order.
-        running_sums: Sums kept by ``running``, else 0.
+        running_sums: Sums of rows kept by ``running`` and ``window``, else 0.
         se_macs: Multiply-adds of the excitation with SE.
         macs: Multiply-adds of the excitations of all tiles.
     """
@@ -171,7 +171,7 @@ def cost(plan: Plan) -> Cost:
                 se_buffer=block.channels * block.height * block.width,
                 buffer=tile.buffer(*size),
                 buffer_row_order=tile.buffer_row_order(*size),
-                running_sums=block.channels if tile.squeeze == "running" else 0,
+                running_sums=block.channels * tile.row_sums(block.height),
                 se_macs=block.excite_macs,
                 macs=tiles * block.excite_macs,
             )

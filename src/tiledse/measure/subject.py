@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.block import TiledBlock
 from ..networks.converter import convert_shared
 from ..networks.finder import find_dialects
 from ..networks.modes import evaluating
@@ -152,7 +151,7 @@ class TorchSubject(Subject):
         """See Subject."""
         module = self.module(block)
         with evaluating(module), torch.no_grad():
-            if isinstance(module, (TiledBlock, TiledSqueezeExcite)):
+            if isinstance(module, TiledSqueezeExcite):
                 return module.excite(descriptors)
             return self._dialects[block].excite(module, descriptors)
 

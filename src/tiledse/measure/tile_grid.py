@@ -1,4 +1,4 @@
-"""Where the tiles of a map lie, and how many elements each is the mean of."""
+"""Which tiles of a map are its centre half."""
 
 from __future__ import annotations
 
@@ -32,22 +32,3 @@ def centre_tiles(tile: Tile, height: int, width: int) -> np.ndarray:
 
     far = np.maximum(away(height, tall, rows)[:, None], away(width, wide, cols)[None]).ravel()
     return far <= np.sort(far)[-(-len(far) // 2) - 1] + 1e-9
-
-
-def tile_elements(tile: Tile, height: int, width: int) -> np.ndarray:
-    """How many elements of a channel each descriptor is the mean of: (rows * cols,).
-
-    Example:
-        >>> tile_elements(Tile.parse("7xW:running"), 16, 10).tolist()
-        [70, 140, 160]
-    """
-    if tile.single:
-        first, stop = tile.rows(height)
-        return np.array([(stop - first) * width])
-    rows, cols = tile.grid(height, width)
-    tall, wide = tile.size(height, width)
-    high = np.diff(np.minimum(np.arange(rows + 1) * tall, height))
-    across = np.diff(np.minimum(np.arange(cols + 1) * wide, width))
-    if tile.squeeze == "running":
-        high = np.cumsum(high)
-    return (high[:, None] * across[None]).ravel()

@@ -2,136 +2,310 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..correction import Correction
 from ..errors import TiledSEError
 from ..op.correction import correct
-from ..op.functional import direct, scale, squeeze, tiled_squeeze_excite
+from ..op.functional import direct, mean, scale, squeeze, tiled_squeeze_excite
+from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
-
-Module = TypeVar("Module", bound=nn.Module)
+from .subclass import tiled_class
 
 # Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
-_NUMBERS = ("_own", "_running", "_offset")
+_NUMBERS = ("_tiledse_own", "_tiledse_running", "_tiledse_offset")
 
 
-class TiledBlock(nn.Module):
-    """An SE block whose squeeze is tiled; in all else it is the block that it replaces.
+@dataclass(frozen=True)
+class Way:
+    """How a block does what it does, beside its dialect: what the proof of its conversion found out.
 
-    It holds the layers, parameters, buffers, hooks and attributes of that block under the same names, so the
-    state_dict keys stay and code that reaches into the block goes on working. ``restore`` gives the block back.
+    Args:
+        inplace: It writes the product into the map that it was given.
+        folded: Its excitation takes one tile an image only, so the tiles are folded into the batch.
+        folded_training: The same while it is trained.
+        training: The steps of its excitation while it is trained, where they are others.
+    """
 
-    Shape:
-        (N, C, H, W) to (N, C, H, W); (N, H, W, C) where the block that it replaces has it so.
+    inplace: bool = False
+    folded: bool = False
+    folded_training: bool = False
+    training: Callable[[nn.Module, Tensor], Tensor] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the excitation is called on the grid of tiles, and no other one in training."""
+        return not (self.folded or self.folded_training or self.training)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was made of a block.
+
+    Args:
+        tile: Its tile.
+        dialect: How its excitation is called.
+        source: The class that it had.
+        correction: Of its descriptors, from a calibration.
+        way: See Way.
     """
 
     tile: Tile
     dialect: Dialect
     source: type[nn.Module]
-    correction: Correction | None
+    correction: Correction | None = None
+    way: Way = field(default_factory=Way)
 
-    @classmethod
-    def of(
-        cls, block: nn.Module, dialect: Dialect, tile: Tile, correction: Correction | None = None
-    ) -> TiledBlock:
-        """The block with a tile; parameters are shared with it, not copied."""
-        tiled = _twin(block, cls)
-        tiled.tile, tiled.dialect, tiled.source, tiled.correction = tile, dialect, type(block), correction
-        if correction is not None:
-            like = next(iter(block.parameters()), torch.empty(0))
-            for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
-                numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
-                tiled.register_buffer(name, numbers, persistent=False)
-        return tiled
+    def __deepcopy__(self, memo: object) -> Conversion:
+        return self  # a value
 
-    def restore(self) -> nn.Module:
-        """The SE block that this one replaces; parameters are shared with it, not copied."""
-        block = _twin(self, self.source)
-        for name in ("tile", "dialect", "source", "correction"):
-            del block.__dict__[name]
-        for name in _NUMBERS:
-            block._buffers.pop(name, None)
-            block._non_persistent_buffers_set.discard(name)
-        return block
+
+class TiledBlock(nn.Module):
+    """An SE block whose squeeze is tiled; in all else it is the block that it was.
+
+    Its class is made for it (``subclass.tiled_class``) and comes first of two: this one, then the block's own. So it
+    is an instance of its own class still, with that class's methods, signature and state; parameters, buffers, hooks
+    and attributes are those that it had.
+
+    Attributes:
+        tiledse: What was made of it.
+        tile, dialect, source, correction: The parts of ``tiledse``. These names, and ``excite``, ``layers`` and
+            ``restore``, are given only where the block has none of its own under them.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W); (N, H, W, C) where the block had it so.
+    """
+
+    tiledse: Conversion
+
+    if TYPE_CHECKING:
+        tile: Tile
+        dialect: Dialect
+        source: type[nn.Module]
+        correction: Correction | None
+
+        def restore(self) -> nn.Module:
+            """The SE block that this one was; parameters are shared with it, not copied."""
+
+        def layers(self) -> tuple[nn.Module, ...] | None:
+            """What ``excite`` calls, in order, where it is layers in a row on channels in the second axis."""
+
+        def excite(self, descriptors: Tensor) -> Tensor:
+            """Descriptors (N, C, rows, cols) to gates of the same shape, by the layers of the block."""
+
+    def __init_subclass__(cls) -> None:
+        """No word to the block's own class, which may keep a register of the subclasses that it knows."""
 
     @property
-    def numbers(self) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _tiledse_numbers(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Of a corrected block: what ``correct`` takes, each (C, strips, 1)."""
-        return self._own, self._running, self._offset  # type: ignore[return-value]
+        return tuple(getattr(self, name) for name in _NUMBERS)
 
-    def excite(self, descriptors: Tensor) -> Tensor:
-        """Descriptors (N, C, rows, cols) to gates of the same shape, by the layers of the block."""
-        return self.dialect.excite(self, descriptors)
+    def _tiledse_excite(self, descriptors: Tensor) -> Tensor:
+        """See excite."""
+        made = self.tiledse
+        way = made.way
+        excite = way.training if self.training and way.training is not None else made.dialect.excite
+        if way.folded_training if self.training else way.folded:
+            return _folded(excite, self, descriptors)
+        return excite(self, descriptors)
 
-    def layers(self) -> tuple[nn.Module, ...] | None:
-        """What ``excite`` calls, in order, where it is layers in a row on channels in the second axis."""
-        named = self.dialect.excite
-        if not isinstance(named, Layers) or named.channels_last:
+    def _tiledse_layers(self) -> tuple[nn.Module, ...] | None:
+        """See layers."""
+        named = self.tiledse.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last or not self.tiledse.way.plain:
             return None
         return tuple(getattr(self, name) for name in named.names)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
-        reduce = self.dialect.squeeze(self)
-        if self.dialect.nhwc:
+        made = self.tiledse
+        whole = x
+        if made.dialect.nhwc:
             x = x.permute(0, 3, 1, 2)
-        if self.correction is None:
-            x = tiled_squeeze_excite(x, self.excite, self.tile, reduce)
+        if isinstance(x, fx.Proxy):
+            x = self._tiledse_traced(x)
+        elif made.correction is not None:
+            gates = direct(self._tiledse_excite, x)(self._tiledse_corrected(x, made.correction))
+            x = scale(x, gates, made.tile)
         else:
-            gates = direct(self.excite, x)(self._corrected(x, self.correction))
-            x = scale(x, gates, self.tile)
-        return x.permute(0, 2, 3, 1) if self.dialect.nhwc else x
+            reduce = made.dialect.squeeze(self)
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled()
+            # What is written over below must not be what a gradient needs.
+            given = x.clone() if made.way.inplace and not into else x
+            x = tiled_squeeze_excite(given, self._tiledse_excite, made.tile, reduce, inplace=into)
+            if into:
+                return whole
+        x = x.permute(0, 2, 3, 1) if made.dialect.nhwc else x
+        return whole.copy_(x) if made.way.inplace else x
 
-    def _corrected(self, x: Tensor, correction: Correction) -> Tensor:
+    def _tiledse_traced(self, x: Any) -> Any:
+        """The same for torch.fx, which knows no shapes: squeeze and scale stay calls, the layers are traced."""
+        made = self.tiledse
+        if made.correction is not None:
+            raise TiledSEError(
+                "torch.fx cannot trace a calibrated block, whose numbers belong to maps of one height; "
+                "use torch.export or torch.jit.trace"
+            )
+        call = x.tracer.create_proxy
+        reduce = made.dialect.squeeze(self)
+        descriptors = call(
+            "call_function", squeeze, (x, str(made.tile), *(() if reduce is mean else (reduce,))), {}
+        )
+        gates = self._tiledse_excite(descriptors)
+        return call("call_function", scale, (x, gates, str(made.tile)), {})
+
+    def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
         """Descriptors by the numbers of the calibration."""
         if x.dim() != 4 or x.shape[2] != correction.height:
             raise TiledSEError(
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
                 "give the network images of the size that it was calibrated with, or calibrate for this size"
             )
-        own = squeeze(x, Tile(self.tile.height, None))
-        tall, _ = self.tile.size(correction.height, 1)
-        return correct(own, correction.height, tall, self.numbers)
+        return correct(x, self.tiledse.tile, self._tiledse_numbers)
 
     def extra_repr(self) -> str:
-        """Tile and dialect, for print(model)."""
-        calibrated = "" if self.correction is None else ", calibrated"
-        return f"tile={self.tile}, dialect={self.dialect.name}{calibrated}"
+        """What the block says, tile and dialect, for print(model)."""
+        made = self.tiledse
+        calibrated = "" if made.correction is None else ", calibrated"
+        own = made.source.extra_repr(self)
+        return f"{own}{', ' if own else ''}tile={made.tile}, dialect={made.dialect.name}{calibrated}"
+
+    def _tiledse_restore(self) -> nn.Module:
+        """See restore."""
+        return untile(_twin(self))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Made again from the class that it had, for its own class stands in no module."""
+        getstate = getattr(self, "__getstate__", None)  # object has one from Python 3.11 on
+        state = vars(self).copy() if getstate is None else getstate()
+        free = tuple(name for name in _GIVEN if name in vars(type(self)))
+        return _blank, (self.tiledse, free), state
 
 
-def _twin(block: nn.Module, cls: type[Module]) -> Module:
-    """An instance of ``cls`` with the state of ``block``: tables of its own, the same tensors and layers."""
-    twin = cls.__new__(cls)
-    twin.__dict__ = {
-        key: value.copy() if isinstance(value, (dict, set)) else value for key, value in vars(block).items()
-    }
-    return twin
+# What a converted block is given where it has nothing of its own under these names.
+_GIVEN: dict[str, Any] = {
+    "tile": property(lambda self: self.tiledse.tile),
+    "dialect": property(lambda self: self.tiledse.dialect),
+    "source": property(lambda self: self.tiledse.source),
+    "correction": property(lambda self: self.tiledse.correction),
+    "excite": TiledBlock._tiledse_excite,
+    "layers": TiledBlock._tiledse_layers,
+    "restore": TiledBlock._tiledse_restore,
+}
 
 
-def with_tile(
-    block: nn.Module, dialect: Dialect, tile: Tile, correction: Correction | None = None
-) -> nn.Module:
-    """The same SE block with another tile, whatever it has now; ``HxW`` gives plain SE back.
+def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
+    """Make a plain SE block a tiled one: this very object, so that whoever holds it holds the tiled one.
+
+    Raises:
+        TiledSEError: no subclass can be made of its class, or its forward is one of its own.
+    """
+    if "forward" in vars(block):
+        raise TiledSEError(
+            "its forward is set on the instance (as accelerate's hooks do), which a tiled block cannot call; "
+            "take it off, convert, and set it again"
+        )
+    free = tuple(name for name in _GIVEN if not _has(block, name))
+    cls = _class_of(made.source, free)
+    object.__setattr__(block, "tiledse", made)
+    object.__setattr__(block, "__class__", cls)
+    tiled = cast(TiledBlock, block)
+    correction = made.correction
+    if correction is not None:
+        like = next(iter(block.parameters()), torch.empty(0))
+        for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
+            numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
+            tiled.register_buffer(name, numbers, persistent=False)
+    return tiled
+
+
+def untile(block: nn.Module) -> nn.Module:
+    """Make a tiled block the plain SE block that it was: this very object."""
+    source = cast(TiledBlock, block).tiledse.source
+    object.__setattr__(block, "__class__", source)
+    del block.__dict__["tiledse"]
+    for name in _NUMBERS:
+        block._buffers.pop(name, None)
+        block._non_persistent_buffers_set.discard(name)
+    return block
+
+
+def set_tile(
+    block: nn.Module,
+    dialect: Dialect,
+    tile: Tile,
+    correction: Correction | None = None,
+    way: Way | None = None,
+) -> None:
+    """Give an SE block a tile, whatever it has now; ``HxW`` makes it plain SE. It stays the same object.
 
     Args:
         block: A plain SE block, a TiledBlock or a TiledSqueezeExcite.
-        dialect: The dialect of a plain block; a tiled one knows its own.
+        dialect: Of a plain block; a tiled one knows its own.
         tile: The tile.
         correction: Of its descriptors, from a calibration.
+        way: How the block does what it does; a tiled one knows its own.
 
-    Returns:
-        A new module that shares the parameters.
+    Raises:
+        TiledSEError: see ``tile_block``.
     """
     if isinstance(block, TiledSqueezeExcite):
-        twin = _twin(block, type(block))
-        twin.tile = tile
-        return twin
+        block.tile = tile
+        return
     if isinstance(block, TiledBlock):
-        dialect, block = block.dialect, block.restore()
-    return block if tile.whole else TiledBlock.of(block, dialect, tile, correction)
+        dialect, way = block.tiledse.dialect, way or block.tiledse.way
+        untile(block)
+    if not tile.whole:
+        tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
+
+
+def _has(block: nn.Module, name: str) -> bool:
+    """Whether a block has something of its own under a name."""
+    held = (vars(block), block._modules, block._parameters, block._buffers)
+    return hasattr(type(block), name) or any(name in names for names in held)
+
+
+def _class_of(source: type[nn.Module], free: tuple[str, ...]) -> type[nn.Module]:
+    given = {name: _GIVEN[name] for name in free}
+    if hasattr(source, "__deepcopy__"):
+        given["__deepcopy__"] = _deepcopy
+    return tiled_class(source, TiledBlock, given)
+
+
+def _deepcopy(block: TiledBlock, memo: dict[int, Any]) -> TiledBlock:
+    """A copy of a block whose class copies itself in its own way."""
+    twin = tile_block(copy.deepcopy(untile(_twin(block)), memo), block.tiledse)
+    memo[id(block)] = twin
+    return twin
+
+
+def _blank(made: Conversion, free: tuple[str, ...]) -> nn.Module:
+    """A converted block without its state, for copies and pickles."""
+    block = object.__new__(_class_of(made.source, free))
+    block.__dict__["tiledse"] = made
+    return block
+
+
+def _twin(block: nn.Module) -> nn.Module:
+    """Another object of the same class and state: tables of its own, the same tensors and layers."""
+    twin = object.__new__(type(block))
+    twin.__dict__.update(
+        {key: value.copy() if isinstance(value, (dict, set)) else value for key, value in vars(block).items()}
+    )
+    return twin
+
+
+def _folded(excite: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, descriptors: Tensor) -> Tensor:
+    """The excitation of descriptors (N, C, rows, cols), called on one tile an image."""
+    n, channels, rows, cols = descriptors.shape
+    gates = excite(block, descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, channels, 1, 1))
+    return gates.reshape(n, rows, cols, channels).permute(0, 3, 1, 2)

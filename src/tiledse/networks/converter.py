@@ -12,7 +12,7 @@ from ..errors import TiledSEError
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
-from .block import with_tile
+from .block import set_tile
 from .dialects import Dialect
 from .finder import find_dialects
 
@@ -38,7 +38,7 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         >>> plan = find_dialects(model, (3, 64, 64))[0].with_tile("7xW", "s1.*")
         >>> tse = convert(model, plan)
         >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
-        (Tile(height=7, width=None, squeeze='tiles'), True)
+        (Tile.parse('7xW'), True)
     """
     return _with_tiles(copy.deepcopy(model), plan)
 
@@ -93,16 +93,15 @@ def _with_tiles(
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
-    new: dict[int, nn.Module] = {}
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     before = zip(found.tiles, found.corrections, strict=True)
     for (block, tile), correction, now, dialect in zip(plan, plan.corrections, before, dialects, strict=True):
         module = model.get_submodule(block.name)
-        if tile.squeeze == "running" and dialect.squeeze(module) is not mean:
+        if tile.slides and dialect.squeeze(module) is not mean:
             raise TiledSEError(
                 f"block '{block.name}' squeezes a maximum as well as a mean, so {tile} has no meaning for it; "
-                "give it a tile without ':running'"
+                "give it a tile without ':running' or ':window'"
             )
         if correction is not None and not correctable(module, dialect):
             raise TiledSEError(
@@ -110,11 +109,5 @@ def _with_tiles(
                 "to be trained instead; calibrate the plan again"
             )
         if (tile, correction) != now:
-            new[id(module)] = with_tile(module, dialect, tile, correction)
-    if id(model) in new:
-        return new[id(model)]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # every place where it stands, under each of its names
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
+            set_tile(module, dialect, tile, correction)
     return model

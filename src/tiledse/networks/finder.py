@@ -241,7 +241,7 @@ def _note(name: str, result: _Found | str, found: dict[str, _Found], misses: dic
 def _dialect(module: nn.Module) -> Dialect | None:
     """The dialect of a block of ours or of a registered class."""
     if isinstance(module, TiledBlock):
-        return module.dialect
+        return module.tiledse.dialect
     return _BUILT if isinstance(module, TiledSqueezeExcite) else known_dialect(module)
 
 
@@ -277,14 +277,19 @@ def _block(name: str, module: nn.Module, dialect: Dialect, run: Observation) -> 
         return f"its input has {len(shape)} axes, not the 4 of a map"
     if len(set(shapes)) > 1:
         return f"it is called {len(shapes)} times, on maps of different sizes"
-    tile = module.tile if isinstance(module, (TiledBlock, TiledSqueezeExcite)) else _WHOLE
+    tile = _WHOLE
+    correction = None
+    if isinstance(module, TiledBlock):
+        tile, correction = module.tiledse.tile, module.tiledse.correction
+    elif isinstance(module, TiledSqueezeExcite):
+        tile = module.tile
     channels, height, width = (shape[3], *shape[1:3]) if dialect.nhwc else shape[1:]
     try:
         reduced, macs = _excitation(module, dialect, channels)
     except Exception as error:
         return f"the excitation of dialect '{dialect.name}' fails on it: {first_line(error, 80)}"
     found = SEBlock(name, channels, reduced, height, width, dialect.name, macs)
-    return _Found(found, tile, dialect, module.correction if isinstance(module, TiledBlock) else None)
+    return _Found(found, tile, dialect, correction)
 
 
 def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int | None, int]:

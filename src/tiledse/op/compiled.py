@@ -3,7 +3,8 @@
 TILEDSE_CPP=1 asks for them. They take all tiles of float32 maps on a CPU, with an excitation of two layers, and give
 the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
 kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
-three seconds. It works on torch's own threads, as many as torch does, where there is a megabyte for each.
+three seconds. It is loaded from a folder that nobody else can write (cache_folder.py). It works on torch's own threads,
+as many as torch does, where there is a megabyte for each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
+from .cache_folder import is_own_file, private_folder
 from .grids import is_channels_last, is_dense, layout, like
+from .sliding import by_rows
 
 _SOURCE = Path(__file__).with_name("cpp") / "squeeze_excite.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-simd", "-pthread")
@@ -44,9 +47,11 @@ def asked(x: Tensor) -> bool:
     return os.environ.get("TILEDSE_CPP") == "1" and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile."""
-    return asked(x) and x.numel() > 0 and is_dense(x) and library() is not None
+def takes(x: Tensor, tile: Tile) -> bool:
+    """Whether the kernels are there and take this: a dense float32 map on a CPU, and any tile but sliding ones."""
+    return (
+        asked(x) and x.numel() > 0 and is_dense(x) and not by_rows(tile, x.shape[2]) and library() is not None
+    )
 
 
 def forward(
@@ -118,7 +123,7 @@ def _job(
 ) -> ctypes.Array[ctypes.c_int64]:  # fmt: skip
     """What cpp/maps.h has as Job; it is read, and never written."""
     height, width = shape[2:]
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    tall, wide = tile.scaled(height, width)
     first, stop = tile.rows(height) if tile.single else (0, height)
     return _Numbers(
         *shape, tall, wide, first, stop, tile.squeeze == "running",
@@ -188,16 +193,24 @@ def build() -> Path:
     compiler = [named] if named and shutil.which(named) else shlex.split(named or "")
     if not compiler:
         raise OSError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no compiler {compiler[0]}, which CXX names")
     cache = Path(os.environ.get("TILEDSE_CACHE") or Path.home() / ".cache" / "tiledse")
     # Not all files: what editors and file managers leave there need not be text.
     sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]*"))]
     facts = "\n".join((*sources, *compiler, *_FLAGS, _processor()))
-    target = cache / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
-    if target.exists():
+    folder, whose = private_folder(cache / "kernels")
+    if whose is not None:
+        warnings.warn(
+            f"the C++ kernels are built anew in each process: {whose}; name another folder in TILEDSE_CACHE",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    target = folder / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if is_own_file(target):
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        part = Path(folder, "op.so")
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        part = Path(inside, "op.so")
         subprocess.run(
             [*compiler, *_FLAGS, str(_SOURCE), "-o", str(part)],
             check=True,
@@ -205,6 +218,7 @@ def build() -> Path:
             text=True,
             timeout=120,
         )
+        part.chmod(0o700)  # the umask may let others write
         part.replace(target)  # whole or not at all, whoever else builds it
     return target
 

@@ -39,6 +39,7 @@ from . import compiled, scaling, squeezing, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
 from .grids import Span, is_autocast, is_channels_last, is_dense, is_eager, layout, running, spans
+from .sliding import by_rows, seen
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
@@ -99,8 +100,12 @@ def _squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
     if tile.whole:
         return reduce(x, (2, 3))[:, :, None, None]
     tall, wide = tile.size(height, width)
-    if tile.squeeze == "running" and reduce is not mean:
-        raise TiledSEError(f"tile {tile}: a running strip is a mean, but this block also squeezes a maximum")
+    if tile.slides and reduce is not mean:
+        raise TiledSEError(
+            f"tile {tile}: a {tile.squeeze} strip is a mean, but this block also squeezes a maximum"
+        )
+    if by_rows(tile, height):
+        return seen(x.mean(3, keepdim=True), tile)
     grid = torch.cat(
         [
             torch.cat([reduce(_tiles(x, rows, cols), (3, 5)) for cols in spans(width, wide)], 3)
@@ -148,7 +153,7 @@ def _scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
     height, width = x.shape[2:]
     if tile.grid(height, width) == (1, 1):
         return x * gates
-    tall, wide = tile.size(height, width)
+    tall, wide = tile.scaled(height, width)
     bands, row = [], 0
     for rows in spans(height, tall):
         parts, col = [], 0

@@ -62,7 +62,7 @@ class Geometry(NamedTuple):
 
 def geometry(x: Tensor, tile: Tile, reduced: int, act: str, gate: str) -> Geometry | None:
     """What the kernels are to do, or None where they cannot: other squeezes, types, strides, or tiles too large."""
-    if tile.single or tile.squeeze == "running" or x.numel() == 0 or x.dtype == torch.float64:
+    if tile.single or tile.slides or x.numel() == 0 or x.dtype == torch.float64:
         return None
     if not is_dense(x):
         return None

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..tile import Tile
 from .grids import accumulation_type, elements, layout, strips_of
-from .scaling import along_rows, cuts, in_rows, over_rows, scale_into, scaled_tile
+from .scaling import along_rows, cuts, in_rows, over_rows, scale_into
+from .sliding import by_rows, share
 from .squeezing import joined, means_of
 from .triton_on import kernels_are_on
 
@@ -18,7 +19,7 @@ _PIECE_BYTES = 1 << 20
 def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
     """Sums of a * b over what each gate scales, (N, C, rows, cols); b's layout counts."""
     height, width = b.shape[2:]
-    tall, wide = scaled_tile(tile, b)
+    tall, wide = tile.scaled(height, width)
     if kernels_are_on(b):
         from .kernels import tile_sums
 
@@ -47,7 +48,7 @@ def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
 def _even_strips(tile: Tile, *maps: Tensor) -> tuple[int, int, int, int] | None:
     """The shape (N, C, strips, elements) of maps in NCHW that row strips divide: one call for each step, then."""
     n, channels, height, width = maps[0].shape
-    tall = min(tile.height or height, height)
+    tall, _ = tile.size(height, width)
     if tile.width is not None or tile.single or height % tall or not all(x.is_contiguous() for x in maps):
         return None
     return n, channels, height // tall, tall * width
@@ -64,31 +65,33 @@ def spread(
     height, width = grad.shape[2:]
     form = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty_like(grad, memory_format=form)
-    share = None if grad_descriptors is None else share_of_descriptors(grad_descriptors, tile, height, width)
+    given = None if grad_descriptors is None else share_of_descriptors(grad_descriptors, tile, height, width)
+    if given is not None and by_rows(tile, height):
+        return spread(grad, gates, None, tile, channels_last).add_(given)
     if kernels_are_on(grad):
         from .kernels import multiply
 
         squeezed = tile.rows(height) if tile.single else None
-        return multiply(grad, gates, out, *scaled_tile(tile, grad), share, squeezed)
-    if share is None or tile.single:
+        return multiply(grad, gates, out, *tile.scaled(height, width), given, squeezed)
+    if given is None or tile.single:
         scale_into(out, grad, gates, tile)
-        if share is not None:
+        if given is not None:
             first, stop = tile.rows(height)
-            out.narrow(2, first, stop - first).add_(share)
+            out.narrow(2, first, stop - first).add_(given)
         return out
     cut = cuts(tile, grad) if out.is_contiguous() else 0
     if cut:
         scale_into(out, grad, gates, tile)
-        in_rows(out, cut).add_(over_rows(share, tile, grad, cut))
+        in_rows(out, cut).add_(over_rows(given, tile, grad, cut))
         return out
     even = _even_strips(tile, grad, out)
     if even:
-        torch.mul(grad.view(even), gates.contiguous(), out=out.view(even)).add_(share.contiguous())
+        torch.mul(grad.view(even), gates.contiguous(), out=out.view(even)).add_(given.contiguous())
         return out
     # One loop over three inputs is the fastest where values lie side by side, and 2 times slower than two loops
     # where the gate is one number for a whole strip.
     one_loop = channels_last or tile.size(height, width)[1] < width
-    for (rows, gate), (_, addend) in zip(along_rows(gates, tile, out), along_rows(share, tile, out)):
+    for (rows, gate), (_, addend) in zip(along_rows(gates, tile, out), along_rows(given, tile, out)):
         part = strips_of(out, rows)
         if one_loop:
             torch.addcmul(addend, strips_of(grad, rows), gate, out=part)
@@ -98,7 +101,9 @@ def spread(
 
 
 def share_of_descriptors(grad: Tensor, tile: Tile, height: int, width: int) -> Tensor:
-    """What one element of each tile gets of the descriptors' gradient; differentiable."""
+    """What one element of each tile, or of each row where they slide, gets of the descriptors' gradient."""
+    if by_rows(tile, height):
+        return share(grad, tile, height) / width
     if tile.single:
         return grad / (tile.size(height, width)[0] * width)
     count = elements(tile, height, width, grad)

@@ -63,7 +63,7 @@ def running(strips: Tensor, height: int, tall: int) -> Tensor:
 
 def elements(tile: Tile, height: int, width: int, like: Tensor) -> Tensor | int:
     """Elements that each gate of a map scales: one number, or (rows, cols) where the edge has smaller tiles."""
-    tall, wide = (height, width) if tile.single else tile.size(height, width)
+    tall, wide = tile.scaled(height, width)
     if height % tall == 0 and width % wide == 0:
         return tall * wide
     dtype = accumulation_type(like.dtype)

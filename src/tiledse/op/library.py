@@ -1,8 +1,8 @@
 """The operator with an excitation of two layers, known to torch by name: ``torch.ops.tiledse.squeeze_excite``.
 
 For compilers and exporters, which see one node instead of a formula, with its gradient as a second one. Whoever loads
-an exported program with these nodes must import tiledse first. A call goes through torch's dispatcher in Python, which
-takes tens of microseconds: eager code does not come this way (functional.py says who does).
+an exported program with these nodes must import tiledse.op first. A call goes through torch's dispatcher in Python,
+which takes tens of microseconds: eager code does not come this way (functional.py says who does).
 """
 
 from __future__ import annotations

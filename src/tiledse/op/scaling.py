@@ -66,7 +66,7 @@ def scale_into(out: Tensor, x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
     if kernels_are_on(x):
         from .kernels import multiply
 
-        return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *scaled_tile(tile, x))
+        return multiply(x, gates.expand(x.shape[0], -1, -1, -1), out, *tile.scaled(*x.shape[2:]))
     cut = cuts(tile, x) if out.is_contiguous() else 0
     if cut:
         torch.mul(in_rows(x, cut), over_rows(gates, tile, x, cut), out=in_rows(out, cut))
@@ -106,12 +106,6 @@ def over_rows(gates: Tensor, tile: Tile, x: Tensor, cut: int) -> Tensor:
     return gates.expand(-1, -1, -1, each).reshape(n, channels, strips * each, 1)[:, :, : height * cut]
 
 
-def scaled_tile(tile: Tile, x: Tensor) -> tuple[int, int]:
-    """Rows and columns that one gate scales."""
-    height, width = x.shape[2:]
-    return (height, width) if tile.single else tile.size(height, width)
-
-
 def fills_strips(tile: Tile, x: Tensor) -> bool:
     """Whether strips divide the map, so that the product is one call and its memory is the output's."""
     if not is_dense(x):
@@ -122,7 +116,7 @@ def fills_strips(tile: Tile, x: Tensor) -> bool:
 def along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Tensor]]:
     """One value a tile as (N, C, rows, 1, 1 or W) for each run of strips, to be broadcast over their rows."""
     height, width = x.shape[2:]
-    tall, wide = scaled_tile(tile, x)
+    tall, wide = tile.scaled(height, width)
     last = is_channels_last(x)
     if wide < width and wide > 1:
         n, channels, down, across = grid.shape

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..tile import Tile
 from .grids import accumulation_type, elements, is_channels_last, running, spans, strips_of
+from .sliding import by_rows, seen
 from .triton_on import kernels_are_on
 
 # Pooling adds one element after the other, which loses digits: 2e-5 for the mean of 700 x 400 numbers near 100.
@@ -46,6 +47,8 @@ def squeeze(x: Tensor, tile: Tile) -> Tensor:
         first, stop = tile.rows(height)
         return means_of(x.narrow(2, first, stop - first), stop - first, width)
     tall, wide = tile.size(height, width)
+    if by_rows(tile, height):
+        return seen(means_of(x, 1, width), tile)
     means = means_of(x, tall, wide)
     return running(means, height, tall) if tile.squeeze == "running" else means
 
@@ -57,6 +60,8 @@ def _squeeze_by_kernel(x: Tensor, tile: Tile) -> Tensor:
     tall, wide = tile.size(height, width)
     if tile.single:
         return (tile_sums(x, None, *tile.rows(height), tall, wide) / (tall * width)).to(x.dtype)
+    if by_rows(tile, height):
+        return seen(tile_sums(x, None, 0, height, 1, width) / width, tile).to(x.dtype)
     means = tile_sums(x, None, 0, height, tall, wide) / elements(tile, height, width, x)
     return (running(means, height, tall) if tile.squeeze == "running" else means).to(x.dtype)
 

@@ -26,7 +26,7 @@ def _geometry(x: Tensor, tile: Tile, layers: TwoLayers) -> fused.Geometry | None
 
 def has_kernel(x: Tensor, tile: Tile, layers: TwoLayers) -> bool:
     """Whether it is not PyTorch's own operators that compute this."""
-    return compiled.takes(x) or _geometry(x, tile, layers) is not None
+    return compiled.takes(x, tile) or _geometry(x, tile, layers) is not None
 
 
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
@@ -34,7 +34,7 @@ def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):
         return Whole.apply(x, *layers.weights, layers.act, layers.gate, tile)
     geometry = _geometry(x, tile, layers)
-    if geometry is None and not compiled.takes(x):
+    if geometry is None and not compiled.takes(x, tile):
         return composed.forward(x, layers, tile, inplace)
     out = x if inplace else torch.empty_like(x)
     if geometry is None:
@@ -47,7 +47,7 @@ def forward_saving(x: Tensor, layers: TwoLayers, tile: Tile) -> tuple[Tensor, Te
     geometry = _geometry(x, tile, layers)
     if geometry is not None:
         return fused.forward_saving(x, layers.weights, geometry)
-    return (compiled if compiled.takes(x) else composed).forward_saving(x, layers, tile)
+    return (compiled if compiled.takes(x, tile) else composed).forward_saving(x, layers, tile)
 
 
 def gradients(
@@ -61,7 +61,7 @@ def gradients(
     if geometry is not None:
         cut = fused.cut_of(geometry, x.dtype)
         dx, to_a1, to_a2 = fused.backward(x, grad, (w1, w2), hidden, gates, geometry, cut)
-    elif compiled.takes(x):
+    elif compiled.takes(x, tile):
         dx, to_a1, to_a2 = compiled.backward(x, grad, w1, w2, hidden, gates, tile, layers.act, layers.gate)
     else:
         dx, to_a1, to_a2 = composed.backward(x, grad, layers, hidden, gates, tile, map_wanted)

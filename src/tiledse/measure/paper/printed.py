@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cache
 from importlib import resources
 from math import floor
 
+from ...documents import read_json
 from ...errors import TiledSEError
 from ...tile import Tile
 
@@ -39,7 +39,7 @@ class Method:
 
         Example:
             >>> Method.parse("TSE_1xW C3x1 R4")
-            Method(tile=Tile(height=1, width=None, squeeze='tiles'), kernel=(3, 1), ratio=4)
+            Method(tile=Tile.parse('1xW'), kernel=(3, 1), ratio=4)
         """
         if text in ("Vanilla", "SE"):
             return cls(None if text == "Vanilla" else Tile.parse("HxW"))
@@ -100,7 +100,7 @@ class Printed:
 def printed_cells() -> tuple[Printed, ...]:
     """Every cell of the paper's tables and abstract, in the order of its tables."""
     text = resources.files("tiledse.measure").joinpath("paper_tables.json").read_text("utf-8")
-    data = json.loads(text)
+    data = read_json(text)
     cells = []
     for entry in (*data["complexity"], *data["accuracy"]):
         model, method = entry["model"], entry["method"]
