@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tiledse import Tile
 from tiledse.choose.budget import gate_buffer
 from tiledse.choose.cache import Evaluations
-from tiledse.choose.calibration import calibrate, calibrate_alone
+from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import default_tiles, only, options_of
@@ -47,15 +48,10 @@ UNIFORM = (
 )  # fmt: skip
 # Rows of TLC's window: as many rows of look-ahead as 1xW:running+6 and +2 in the middle, and the paper's seven.
 TLC = (13, 7, 5)
-CALIBRATED = (
-    "1xW:running+6",
-    "1xW:running+4",
-    "1xW:running+3",
-    "1xW:running+2",
-    "1xW:running+1",
-    "1xW:running",
-)
+CALIBRATED = ("1xW:running+6", "1xW:running+4", "1xW:running+3", "1xW:running+2", "1xW:running")
 ROWS = (7, 5, 4, 3, 2)
+# CenterNet runs longer: fewer tiles are tried, and each block alone is measured on fewer images.
+FEWER = tuple(Tile.parse(t) for t in ("1xW:running", *(f"1xW:running+{n}" for n in (1, 2, 3, 4, 6, 9, 13))))
 
 
 def opened(args):
@@ -71,7 +67,8 @@ def opened(args):
         sets = [
             (subset(images, a), Classification(subset(images, b)), subset(images, c)) for a, b, c in folds
         ]
-        return network, Classification(images), sets, np.concatenate([c for _, _, c in folds]), 16, 125
+        order = np.concatenate([c for _, _, c in folds])
+        return network, Classification(images), sets, order, 16, 64, default_tiles()
     size = (3, 512, 512)
     network, detector = (
         OnnxNetwork(load(args.shared / "models/centernet_mobilenetv3_075.onnx"), size),
@@ -81,46 +78,36 @@ def opened(args):
     other = CocoImages(args.shared / "data/coco128/instances_train.json", detector)
     drawn = np.random.default_rng(0).permutation(len(other.files))
     sets = [(subset(other, drawn[:80]), Classification(subset(other, drawn[80:])), images)]
-    return network, Detection(images, detector), sets, np.arange(len(images.files)), 1, 24
+    return network, Detection(images, detector), sets, np.arange(len(images.files)), 1, 12, FEWER
 
 
-def choose(network, fit_images, task, few, batch, cache, log):
+def choose(network, fit_images, task, few, batch, tiles, cache, log):
     """Calibrated and searched plans of one fold, from images that it is not judged on."""
     plan = network.plan
+    read = [one.inputs for one in fit_images.batches(batch)]
 
     def inputs():
-        for one in fit_images.batches(batch):
-            yield one.inputs
+        return iter(read)
 
     forms = {}
     for text in CALIBRATED:
         forms[f"{text}, calibrated"] = calibrate(network, plan.with_tile(text), inputs)
         log(f"calibrated {text}")
-    options = options_of(plan, default_tiles())
+    options = options_of(plan, tiles)
     evaluator = Evaluator(network, task, Evaluations(cache), few=few, batch_size=batch)
-    fits = calibrate_alone(network, options, inputs)
-    record = [{"block": b.name, "tiles": [str(t) for t in own]} for b, own in zip(plan.blocks, options)]
-    for kind in ("as is", "calibrated"):
-        plans = [
-            only(plan, n, t, fits[n][o] if kind == "calibrated" else None)
-            for n, own in enumerate(options)
-            for o, t in enumerate(own)
-        ]
-
-        def tell(done, total, kind=kind):
-            log(f"alone, {kind}: {done} of {total}")
-
-        flat = iter(evaluator.divergences(plans, tell))
-        divergences = [[next(flat) for _ in own] for own in options]
-        for entry, own in zip(record, divergences):
-            entry[kind] = own
-        budgets = {f"{k} rows": gate_buffer(plan.with_tile(f"{k}xW")) for k in ROWS}
-        for name, (found, cost) in searched(network, options, divergences, budgets).items():
-            log(f"searched, {name}, {kind}: {[str(t) for t in found.tiles]}, summed divergence {cost:.4g}")
-            suffix = "" if kind == "as is" else ", calibrated"
-            forms[f"searched, {name}{suffix}"] = (
-                found if kind == "as is" else calibrate(network, found, inputs)
-            )
+    plans = [only(plan, n, t) for n, own in enumerate(options) for t in own]
+    flat = iter(evaluator.divergences(plans, lambda done, total: log(f"alone: {done} of {total}")))
+    divergences = [[next(flat) for _ in own] for own in options]
+    budgets = {f"{k} rows": gate_buffer(plan.with_tile(f"{k}xW")) for k in ROWS}
+    for name, (found, cost) in searched(network, options, divergences, budgets).items():
+        log(f"searched, {name}: {[str(t) for t in found.tiles]}, summed divergence {cost:.4g}")
+        forms[f"searched, {name}"] = found
+        if name in ("7 rows", "4 rows", "3 rows"):
+            forms[f"searched, {name}, calibrated"] = calibrate(network, found, inputs)
+    record = [
+        {"block": b.name, "tiles": [str(t) for t in own], "divergence": d}
+        for b, own, d in zip(plan.blocks, options, divergences)
+    ]
     return forms, record
 
 
@@ -147,10 +134,13 @@ def main() -> None:
         print(f"{time.time() - started:7.1f} s  {text}", file=sys.stderr, flush=True)
 
     args.cache.mkdir(parents=True, exist_ok=True)
-    network, task, sets, order, batch, few = opened(args)
+    network, task, sets, order, batch, few, tiles = opened(args)
+
+    def path_of(name):
+        return args.cache / f"sliding-{args.network}-{name}.pickle".replace(":", "_")
 
     def kept(name, make):
-        path = args.cache / f"sliding-{args.network}-{name}.pickle".replace(":", "_")
+        path = path_of(name)
         if not path.exists():
             with written_whole(path) as part:
                 part.write_bytes(pickle.dumps(make()))
@@ -158,36 +148,42 @@ def main() -> None:
 
     results = {}
 
-    def judged(name, plans):
-        """Results of one form, a plan for each fold, in the order of the images."""
+    def judged(forms):
+        """Results of forms, each a plan for each fold, in the order of the images; the SE network runs once for all."""
+        missing = [name for name in forms if not path_of(name).exists()]
+        rows = {name: [] for name in missing}
+        for fold, (_, _, test) in enumerate(sets if missing else ()):
+            branches = network.branches([forms[name][fold] for name in missing])
+            for one in test.batches(batch):
+                targets = task.targets(one)
+                for name, output in zip(missing, list(branches(one.inputs))[1:], strict=True):
+                    rows[name] += task.judge(one, targets, output, "TSE")
+            log(f"judged {len(missing)} forms, fold {fold}")
+        for name in forms:
+            results[name] = kept(name, lambda name=name: [rows[name][int(i)] for i in np.argsort(order)])
+            log(f"{name}: {task.score(results[name])}")
 
-        def make():
-            rows = []
-            for plan, (_, _, test) in zip(plans, sets):
-                module = (
-                    Sliding(network.probe, network.plan, plan) if isinstance(plan, int) else network.run(plan)
-                )
-                rows += judge(network, module, task, test, batch)
-            return [rows[int(i)] for i in np.argsort(order)]
+    with torch.no_grad():
+        uniform = {text: [network.plan.with_tile(text)] * len(sets) for text in UNIFORM}
+        judged({"SE": [network.plan] * len(sets), **uniform})
+        for rows in TLC:
+            name, module = f"TLC, {rows} rows", Sliding(network.probe, network.plan, rows)
 
-        results[name] = kept(name, make)
-        log(f"{name}: {task.score(results[name])}")
+            def make(module=module):
+                found = [row for _, _, test in sets for row in judge(network, module, task, test, batch)]
+                return [found[int(i)] for i in np.argsort(order)]
 
-    judged("SE", [network.plan] * len(sets))
-    for text in UNIFORM:
-        judged(text, [network.plan.with_tile(text)] * len(sets))
-    for rows in TLC:
-        judged(f"TLC, {rows} rows", [rows] * len(sets))
-    chosen = []
-    if args.only != "uniform":
-        for number, (fit_images, choice, _) in enumerate(sets):
+            results[name] = kept(name, make)
+            log(f"{name}: {task.score(results[name])}")
+        chosen = []
+        if args.only != "uniform":
+            for number, (fit_images, choice, _) in enumerate(sets):
 
-            def make(a=fit_images, b=choice):
-                return choose(network, a, b, few, batch, args.cache, log)
+                def choose_fold(a=fit_images, b=choice):
+                    return choose(network, a, b, few, batch, tiles, args.cache, log)
 
-            chosen.append(kept(f"forms-{number}", make))
-        for name in chosen[0][0]:
-            judged(name, [forms[name] for forms, _ in chosen])
+                chosen.append(kept(f"forms-{number}", choose_fold))
+            judged({name: [forms[name] for forms, _ in chosen] for name in chosen[0][0]})
     write(args, network, task, chosen, results)
 
 
