@@ -14,6 +14,7 @@ from ..errors import TiledSEError, first_line
 from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
 from ..networks.converter import correctable, fingerprint
 from ..networks.finder import find_dialects
+from ..networks.inline import outline_again
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
@@ -39,6 +40,7 @@ def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, d
     model.eval()  # a stranger's may give back nothing
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     marked: dict[str, Block] = {}
