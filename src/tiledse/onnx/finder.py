@@ -195,7 +195,7 @@ class _Finder:
         self.tiles.append(tile)
         learnt = squeeze.learnt
         weights = self.model.ir.metadata_props.get(WEIGHTS_KEY, "")
-        self.corrections.append(None if learnt is None else Correction(*learnt, height, weights))
+        self.corrections.append(None if learnt is None else Correction(*learnt, height, weights, tile))
         self.places.append(place)
 
     def place(self, squeeze: Squeeze) -> Place:
