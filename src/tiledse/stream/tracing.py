@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -11,9 +10,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..errors import TiledSEError, first_line
-from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
-from ..networks.converter import correctable, fingerprint
+from ..networks.block import Conversion, TiledBlock, tile_block, untile
+from ..networks.converter import correctable, fingerprint, way_of
+from ..networks.duplicating import duplicate
 from ..networks.finder import find_dialects
+from ..networks.verification import Candidate
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
@@ -26,8 +27,9 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         TiledSEError: the plan was made for another network, or a block's squeeze is none that can be streamed.
     """
-    tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, memo=tensors).eval()
+    given = model
+    model = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    model.eval()
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
     if plan.calibrated:
@@ -43,9 +45,8 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
         if isinstance(module, TiledSqueezeExcite):
             module.tile = tile
         else:
-            way = Way()
             if isinstance(module, TiledBlock):
-                dialect, way = module.tiledse.dialect, module.tiledse.way
+                dialect = module.tiledse.dialect
                 untile(module)
             reduce = dialect.squeeze(module)
             if reduce not in REDUCES.values() or (tile.squeeze == "running" and reduce is not mean):
@@ -53,6 +54,7 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
+            way = way_of(given.get_submodule(block.name), Candidate(block, tile, dialect))
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
         new[id(original)] = Marked(module, block.name)
     if id(model) in new:
