@@ -125,7 +125,7 @@ def _by_two_elements(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
     high, low = before.argmax(2, keepdim=True), before.argmin(2, keepdim=True)
     x1, x2 = before.gather(2, high), before.gather(2, low)
     y1, y2 = after.gather(2, high), after.gather(2, low)
-    if before.shape[2] == 1:
-        return x * (y1 / x1)[..., None]
-    slope = (y1 - y2) / (x1 - x2)
-    return x * slope[..., None] + (y1 - x1 * slope)[..., None]
+    alike = x1 == x2  # a tile of one element: what a gate adds cannot be told from what it multiplies with
+    slope = torch.where(alike, y1 / x1, (y1 - y2) / (x1 - x2))
+    offset = torch.where(alike, 0.0, y1 - x1 * slope)
+    return x * slope[..., None] + offset[..., None]
