@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,8 @@ from .block import Way, set_tile
 from .dialects import Dialect
 from .duplicating import duplicate
 from .finder import find_dialects
+from .inline import outline_again
+from .inline_host import settle
 from .proof import Unproven, looks, prove
 from .verification import Candidate, Verified
 from .verification import verify as verify_blocks
@@ -98,9 +100,10 @@ def convert_verified(model: nn.Module, plan: Plan, *, verify: bool = True) -> Co
     wanted, candidates = _changes(twin, plan, None)
     if not verify:
         _apply(twin, plan, wanted, {})
+        settle(twin)
         return Converted(twin, plan)
     start = time.perf_counter()
-    found = _verified(model, candidates, plan)
+    found = verify_blocks(model, twin, candidates, plan.input_size) if candidates else Verified()
     seconds = time.perf_counter() - start
     if found.refused and not found.ways:
         name, reason = next(iter(found.refused.items()))
@@ -121,12 +124,9 @@ def convert_verified(model: nn.Module, plan: Plan, *, verify: bool = True) -> Co
     )
     given = replace(plan, tiles=tiles)
     _apply(twin, given, wanted, found.ways, found.refused)
+    settle(twin)
     refused = tuple(NearMiss(name, reason) for name, reason in found.refused.items())
     return Converted(twin, given, refused, found.difference, found.largest, seconds)
-
-
-def _verified(model: nn.Module, candidates: Sequence[Candidate], plan: Plan) -> Verified:
-    return verify_blocks(model, candidates, plan.input_size) if candidates else Verified()
 
 
 def _others(count: int) -> str:
@@ -156,36 +156,44 @@ def convert_shared(model: nn.Module, plan: Plan, found: Found | None = None) -> 
 
     For running two networks side by side; training one changes the other. Its blocks are tried one by one, each once
     for each tile; the network as a whole is not. ``found`` is what ``find_dialects`` gave on this very network, for
-    callers that convert it many times.
+    callers that convert it many times. Blocks that are written inline are children of the module that holds them,
+    whatever their tiles, so that each block is reached by its name.
 
     Raises:
         TiledSEError: see ``convert``; also when any block is refused.
     """
     twin = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     wanted, candidates = _changes(twin, plan, found)
-    _apply(
-        twin, plan, wanted, {c.block.name: way_of(model.get_submodule(c.block.name), c) for c in candidates}
-    )
+    _apply(twin, plan, wanted, {c.block.name: way_of(model, twin, c) for c in candidates})
     return twin
 
 
 _WAYS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Way]] = WeakKeyDictionary()
 
 
-def way_of(module: nn.Module, candidate: Candidate) -> Way:
+def way_of(model: nn.Module, made: nn.Module, candidate: Candidate) -> Way:
     """How a block is to be converted; tried once for each tile, while the block stays what it is.
 
+    Args:
+        model: The network that it stands in, which lives longer than what is made of it.
+        made: A copy in which its name is that of a module, should it be written inline.
+        candidate: The block.
+
     Raises:
-        TiledSEError: it cannot be; with the reason.
+        TiledSEError: it cannot be converted; with the reason.
     """
     block = candidate.block
-    key = (candidate.tile, block, *(looks(part) for part in module.modules()))
-    ways = _WAYS.setdefault(module, {})
+    module = made.get_submodule(block.name)
+    try:
+        anchor = model.get_submodule(block.name)
+    except AttributeError:
+        anchor = model.get_submodule(block.name.rpartition(".")[0])
+    key = (candidate.tile, block, *(looks(part) for part in anchor.modules()))
+    ways = _WAYS.setdefault(anchor, {})
     if key not in ways:
+        size = (block.channels, block.height, block.width)
         try:
-            ways[key] = prove(
-                module, candidate.dialect, candidate.tile, (block.channels, block.height, block.width)
-            )
+            ways[key] = prove(module, candidate.dialect, candidate.tile, size)
         except Unproven as reason:
             raise TiledSEError(
                 f"block '{block.name}' cannot be converted: {reason}; give it the tile HxW"
@@ -218,6 +226,7 @@ def _changes(model: nn.Module, plan: Plan, known: Found | None) -> tuple[list[Ch
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     changes, candidates = [], []

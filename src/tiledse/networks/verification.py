@@ -53,11 +53,14 @@ class Candidate:
     dialect: Dialect
 
 
-def verify(model: nn.Module, candidates: Sequence[Candidate], input_size: tuple[int, int, int]) -> Verified:
+def verify(
+    model: nn.Module, made: nn.Module, candidates: Sequence[Candidate], input_size: tuple[int, int, int]
+) -> Verified:
     """Try blocks, and the network with all that pass; nothing of the network is changed.
 
     Args:
         model: The network, SE or converted.
+        made: A copy of it in which each block is a module, also one that is written inline.
         candidates: Its blocks to convert.
         input_size: (C, H, W) of its images.
 
@@ -65,7 +68,7 @@ def verify(model: nn.Module, candidates: Sequence[Candidate], input_size: tuple[
         TiledSEError: the network gives values that are not finite, or cannot be copied.
     """
     found = Verified()
-    run = None if any(p.is_meta for p in model.parameters()) else _Run(model, input_size)
+    run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size)
     kinds: Kinds = {}
     names = [c.block.name for c in candidates]
     spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect.nhwc for c in candidates})
@@ -73,7 +76,7 @@ def verify(model: nn.Module, candidates: Sequence[Candidate], input_size: tuple[
         b = c.block
         try:
             size = (b.channels, b.height, b.width)
-            module = model.get_submodule(b.name)
+            module = made.get_submodule(b.name)
             found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), kinds)
         except Unproven as reason:
             found.refused[b.name] = str(reason)
@@ -104,10 +107,11 @@ def _try_whole(run: _Run, candidates: Sequence[Candidate], found: Verified) -> N
 class _Run:
     """A network on one small image."""
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        self.model, self.input_size = model, input_size
+    def __init__(self, model: nn.Module, made: nn.Module, input_size: tuple[int, int, int]) -> None:
+        self.model, self.made, self.input_size = model, made, input_size
         self.calls: dict[str, int] = {}
         self.outputs: list[Tensor] = []
+        self.names: list[str] = []
         self.x = torch.empty(0)
 
     @property
@@ -118,6 +122,8 @@ class _Run:
     def as_it_was(self, names: Sequence[str], nhwc: Mapping[str, bool]) -> dict[str, Spread]:
         """Run it with plain SE; the spread of the numbers that each block gets."""
         error: Exception | None = None
+        there = dict(self.model.named_modules(remove_duplicate=False))
+        self.names = [name for name in names if name in there]  # the others are written inline
         for size in _sizes(self.input_size):
             spreads: dict[str, Spread] = {}
             network = throwaway(self.model)
@@ -128,7 +134,7 @@ class _Run:
 
             self.x = _image(self.model, size)
             try:
-                self.outputs, self.calls = _outputs(network, self.x, names, look)
+                self.outputs, self.calls = _outputs(network, self.x, self.names, look)
             except Exception as failed:  # a stranger's forward, at a size that may be too small for it
                 error = failed
                 continue
@@ -148,7 +154,7 @@ class _Run:
         """Run it with one tile for some blocks: the largest difference, and what is wrong with it ('' is nothing)."""
         if not ways:
             return 0.0, ""
-        network = throwaway(self.model)
+        network = throwaway(self.made)
         try:
             for name, way in ways.items():
                 set_tile(network.get_submodule(name), dialects[name], ONE_TILE, way=way)
@@ -157,7 +163,7 @@ class _Run:
             return float(
                 "inf"
             ), f"the network with it fails: {type(error).__name__}: {first_line(error, 100)}"
-        for name in ways:
+        for name in set(ways).intersection(self.names):
             if calls.get(name, 0) != self.calls.get(name, 0):
                 return float("inf"), (
                     f"the network calls it {self.calls.get(name, 0)} times as it was and {calls.get(name, 0)} times "
