@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow lint coverage clean
+.PHONY: demo demo-classify demo-ocr test test-slow lint coverage clean fuzz kills
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,6 +25,12 @@ test: $(READY) lint  ## lint, types, tests and doctests
 
 test-slow: $(READY)  ## the tests that take more than a minute each
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet -m slow
+
+fuzz: $(READY)  ## damaged files of every format, ten minutes; goes on where it ended; counts in build/fuzz.json
+	$(BIN)/python -m tests.fuzz --seconds 600
+
+kills: $(READY)  ## kill -9 in sweep, search, calibrate, train and convert, twenty times each (about half an hour)
+	$(BIN)/python -m tests.kills --kills 20
 
 lint: $(READY)
 	$(BIN)/ruff check src tests

@@ -204,6 +204,26 @@ def _lie(proto: onnx.ModelProto, dice: Dice) -> None:
                 dim.dim_param = name
 
 
+def _signed(data: bytes) -> bytes:
+    """A state whose checksum is right for what it says now, so that the checks behind it are met."""
+    from safetensors.torch import load as tensors_of
+    from safetensors.torch import save as dumped
+
+    from tiledse.stream.state import _digest
+
+    try:
+        tensors = tensors_of(data)
+        if any(float(t.abs().max()) > 1e30 for t in tensors.values() if t.numel()):
+            return data  # signed, that is the honest state of an image which overflows
+        header = json.loads(
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["tiledse.stream"]
+        )
+        header["sha256"] = _digest(header, tensors)
+        return dumped(tensors, {"tiledse.stream": json.dumps(header)})
+    except Exception:  # damaged in a way that no checksum mends
+        return data
+
+
 class StreamStates(Format):
     name, file = "stream state", "state.safetensors"
 
@@ -236,7 +256,8 @@ class StreamStates(Format):
         return self._sound
 
     def damaged(self, data: bytes, dice: Dice) -> bytes:
-        return change_safetensors(data, dice, "tiledse.stream")
+        changed = change_safetensors(data, dice, "tiledse.stream")
+        return changed if dice.random() < 0.3 else _signed(changed)
 
     def read(self, path: Path) -> Any:
         self._stream.load(path)

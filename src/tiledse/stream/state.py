@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..documents import read_json, write_json
@@ -13,8 +14,9 @@ from ..errors import TiledSEError, first_line
 from ..files import written_whole
 from .engine import Engine
 from .graph import RowGraph
+from .state_check import check_state
 
-FORMAT = "tiledse.stream/2"
+FORMAT = "tiledse.stream/3"
 
 
 def fingerprint(graph: RowGraph, known: bool) -> str:
@@ -51,8 +53,20 @@ def save_state(engine: Engine, path: Path) -> None:
         "starts": starts,
         "states": states,
     }
+    header["sha256"] = _digest(header, tensors)
     with written_whole(path) as part:
         save_file(tensors, part, metadata={"tiledse.stream": write_json(header)})
+
+
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Of all that a state holds: a number that was changed in a copy cannot be seen in any other way."""
+    taken = hashlib.sha256(
+        write_json({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode()
+    )
+    for name in sorted(tensors):
+        taken.update(name.encode())
+        taken.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return taken.hexdigest()
 
 
 def load_state(engine: Engine, path: Path) -> None:
@@ -69,18 +83,25 @@ def load_state(engine: Engine, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             header = read_json((file.metadata() or {})["tiledse.stream"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, expected {FORMAT}")
+        if not isinstance(header, dict) or header["format"] != FORMAT:
+            raise ValueError(f"expected a header of format {FORMAT}")
     except Exception as error:  # a foreign, old or cut-off file fails in many ways
         raise TiledSEError(
             f"{path} is no stream state ({type(error).__name__}: {first_line(error)})"
         ) from error
-    if header["graph"] != fingerprint(engine.graph, engine.known):
+    if header.get("graph") != fingerprint(engine.graph, engine.known):
         raise TiledSEError(
             f"the state {path} is of another network, plan or image size; make the stream as it was when it was saved"
         )
-    engine.progress.produced = list(header["produced"])
-    engine.taken = {int(k): v for k, v in header["taken"].items()}
+    try:
+        if header["sha256"] != _digest(header, tensors):
+            raise ValueError("it was changed after it was written")
+        check_state(engine, header, tensors)
+    except (KeyError, ValueError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else first_line(error)
+        raise TiledSEError(
+            f"the state {path} is damaged: {what}; save it again, or begin the image anew"
+        ) from error
     for key, start in header["starts"].items():
         engine.buffers[int(key)].append(start, tensors[f"rows.{key}"])
     for key, items in header["states"].items():
