@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -12,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .correction import Correction
+from .documents import read_json, read_safetensors_metadata, write_json
 from .errors import TiledSEError, first_line
 from .files import written_whole
+from .numerals import quoted, text_of, whole
 from .tile import Tile
 
 FORMAT = "tiledse.plan/1"
@@ -122,9 +122,11 @@ class Plan:
                 f"a calibrated plan needs one correction a block: got {len(self.blocks)} blocks and "
                 f"{len(self.corrections)} corrections"
             )
-        for block, tile, correction in zip(self.blocks, self.tiles, self.corrections, strict=True):
-            if correction is not None:
-                _check_correction(block, tile, correction)
+        checked = tuple(
+            None if correction is None else _of_tile(block, tile, correction)
+            for block, tile, correction in zip(self.blocks, self.tiles, self.corrections, strict=True)
+        )
+        object.__setattr__(self, "corrections", checked)
 
     def __iter__(self) -> Iterator[tuple[SEBlock, Tile]]:
         return iter(zip(self.blocks, self.tiles, strict=True))
@@ -279,35 +281,34 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             got = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {got!r}")
+            raise TiledSEError(f"{source}: expected a plan of format '{FORMAT}', got {quoted(got)}")
         try:
             blocks, tiles, corrections = [], [], []
             for entry in data["blocks"]:
                 reduced = entry["reduced"]
                 blocks.append(
                     SEBlock(
-                        str(entry["name"]),
-                        _count(entry["channels"]),
-                        None if reduced is None else _count(reduced),
-                        _count(entry["height"]),
-                        _count(entry["width"]),
-                        str(entry["dialect"]),
-                        int(entry.get("excite_macs", -1)),
-                        _count(entry.get("calls", 1)),
+                        text_of(entry["name"], "name"),
+                        _size(entry["channels"], "channels"),
+                        None if reduced is None else _size(reduced, "reduced"),
+                        _size(entry["height"], "height"),
+                        _size(entry["width"], "width"),
+                        text_of(entry["dialect"], "dialect"),
+                        whole(entry.get("excite_macs", -1), "excite_macs", -1),
+                        whole(entry.get("calls", 1), "calls", 1),
                     )
                 )
                 tiles.append(Tile.parse(entry["tile"]))
                 stored = entry.get("correction")
                 corrections.append(None if stored is None else Correction.from_dict(stored))
-            channels, height, width = (_count(side) for side in data["input_size"])
-            misses = tuple(NearMiss(str(m["name"]), str(m["reason"])) for m in data.get("near_misses", ()))
-            totals = data.get("network")
-            network = (
-                None
-                if totals is None
-                else Network(int(totals["params"]), int(totals["macs"]), tuple(totals.get("uncounted", ())))
+            channels, height, width = (_size(side, "input_size") for side in data["input_size"])
+            misses = tuple(
+                NearMiss(text_of(m["name"], "name"), text_of(m["reason"], "reason"))
+                for m in data.get("near_misses", ())
             )
-        except (KeyError, TypeError, ValueError) as error:
+            totals = data.get("network")
+            network = None if totals is None else _network(totals)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no key {error}" if isinstance(error, KeyError) else first_line(error)
             raise TiledSEError(
                 f"{source}: not a whole plan: {what}; write it again with `tiledse plan`"
@@ -318,7 +319,7 @@ class Plan:
 
     def dumps(self) -> str:
         """The plan as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
+        return write_json(self.to_dict(), indent=1)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
@@ -339,7 +340,7 @@ class Plan:
         path = Path(path)
         try:
             text = _safetensors_plan(path) if path.suffix == ".safetensors" else path.read_text("utf-8")
-            data = json.loads(text)
+            data = read_json(text)
         except OSError as error:
             raise TiledSEError(f"cannot read plan {path}: {error.strerror or error}") from error
         except ValueError as error:
@@ -349,33 +350,36 @@ class Plan:
         return cls.from_dict(data, str(path))
 
 
-def _check_correction(block: SEBlock, tile: Tile, correction: Correction) -> None:
-    """Check that a correction was made for this block and tile."""
-    rows_only = tile.height is not None and tile.width is None and not tile.single
+def _of_tile(block: SEBlock, tile: Tile, correction: Correction) -> Correction:
+    """A correction that says its tile, checked to be made for this block and tile."""
     expected = (block.channels, tile.tiles(block.height, block.width), block.height)
     got = (correction.channels, correction.strips, correction.height)
-    if not rows_only or expected != got or (correction.running is not None) != (tile.squeeze == "running"):
+    # Files that do not state the tile are older than look-ahead and windows.
+    older = correction.tile is None and tile.ahead == 0 and tile.above is None
+    fits = tile.strips and expected == got and (correction.running is not None) == tile.slides
+    if not fits or not (older or correction.tile == tile):
+        stated = "" if correction.tile is None else f" ({correction.tile})"
         raise TiledSEError(
-            f"block '{block.name}': its correction was fitted for another tile than {tile}, or for another map "
+            f"block '{block.name}': its correction was fitted for another tile than {tile}{stated}, or for another map "
             f"(channels, strips, rows: expected {expected}, got {got}); calibrate the plan again"
         )
+    return replace(correction, tile=tile) if older else correction
 
 
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"expected a whole number from 1, got {value!r}")
-    return value
+def _size(value: Any, what: str) -> int:
+    return whole(value, what, 1, 2**31 - 1)
+
+
+def _network(totals: Any) -> Network:
+    uncounted = totals.get("uncounted", [])
+    if not isinstance(uncounted, list):
+        raise ValueError(f"expected uncounted to be a list, got {quoted(uncounted)}")
+    names = tuple(text_of(name, "uncounted") for name in uncounted)
+    return Network(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
 
 
 def _safetensors_plan(path: Path) -> str:
-    """The plan in a safetensors header: 8 bytes of length, then JSON with ``__metadata__``."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= 100_000_000:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(length))
-    plan = header.get("__metadata__", {}).get(METADATA_KEY)
+    plan = read_safetensors_metadata(path).get(METADATA_KEY)
     if plan is None:
         raise ValueError("these weights carry no plan")
-    return str(plan)
+    return plan

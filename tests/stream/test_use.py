@@ -228,7 +228,7 @@ def test_simulate_verb(tmp_path, capsys):
     ("text", "message"),
     [
         ("multiplier = 3", "unknown key 'multiplier'"),
-        ("multipliers = 0", "multipliers to be a whole number of at least 1, got 0"),
+        ("multipliers = 0", "multipliers to be a whole number from 1, got 0"),
         ("[cycles_per_row]\nconv_stem = 0", r"cycles_per_row\['conv_stem'\]"),
         ("fifo_rows = 3", "fifo_rows to be a table"),
         ("multipliers", "cannot read hardware file"),

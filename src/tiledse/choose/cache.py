@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..documents import read_json, write_json
 from ..errors import TiledSEError
 from ..files import written_whole
 from ..plan import Plan
@@ -87,12 +87,12 @@ class Evaluations:
             "measure": measure,
             "images": images,
         }
-        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(write_json(given, sort_keys=True).encode()).hexdigest()
 
     def read(self, key: str) -> dict[str, Any] | None:
         """What was kept under a name; None where nothing was, or the file is none of ours."""
         try:
-            data = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
+            data = read_json((self.folder / f"{key}.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
         return data if isinstance(data, dict) and data.get("format") == FORMAT else None
@@ -104,7 +104,7 @@ class Evaluations:
             TiledSEError: it cannot be written.
         """
         with written_whole(self.folder / f"{key}.json") as part:
-            part.write_text(json.dumps({"format": FORMAT, **data}), encoding="utf-8")
+            part.write_text(write_json({"format": FORMAT, **data}), encoding="utf-8")
 
 
 def _effect(tile: str, whole: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..correction import Correction
 from ..errors import TiledSEError
 from ..measure.images import Batch, ListedImages, stack
 from ..measure.tasks import Paired, Progress, Task, check_finite
+from ..numerals import real, whole
 from ..plan import Plan
 from .cache import Digest, Evaluations
 from .calibration import PRIOR, calibrate
@@ -88,7 +90,7 @@ class Evaluator:
             stored = (self.evaluations.read(key) or {})["corrections"]
             corrections = tuple(None if c is None else Correction.from_dict(c) for c in stored)
             return replace(plan, corrections=corrections)
-        except (KeyError, TypeError, ValueError, TiledSEError):  # not kept, or cut off
+        except (KeyError, TypeError, ValueError, AttributeError, TiledSEError):  # not kept, or cut off
             found = calibrate(self.network, plan, self.inputs, prior=prior)
         numbers = [None if c is None else c.to_dict() for c in found.corrections]
         self.evaluations.write(key, {"corrections": numbers})
@@ -98,7 +100,7 @@ class Evaluator:
         self, plans: Sequence[Plan], few: bool, scored: bool, progress: Progress | None
     ) -> list[Evaluated]:
         keys = [self._key(plan, few, scored) for plan in plans]
-        known = {key: self.evaluations.read(key) for key in keys}
+        known = {key: _evaluated(self.evaluations.read(key), scored) for key in keys}
         missing = [at for at, key in enumerate(keys) if known[key] is None]
         missing = list({keys[at]: at for at in missing}.values())
         for start in range(0, len(missing), _GROUP):
@@ -107,8 +109,8 @@ class Evaluator:
             group = missing[start : start + _GROUP]
             for at, data in zip(group, self._measure([plans[i] for i in group], few, scored), strict=True):
                 self.evaluations.write(keys[at], data)
-                known[keys[at]] = data
-        return [_evaluated(known[key] or {}) for key in keys]
+                known[keys[at]] = _evaluated(data, scored)
+        return [one for one in (known[key] for key in keys) if one is not None]
 
     def _measure(self, plans: Sequence[Plan], few: bool, scored: bool) -> list[dict[str, Any]]:
         networks = [self.network.run(plan) for plan in (self.network.plan, *plans)]
@@ -135,7 +137,9 @@ class Evaluator:
             if scored:
                 paired: Paired = self.task.compare(results[0], results[number])
                 entry |= {
-                    "score": self.task.score(results[number]),
+                    "score": {
+                        k: v if isfinite(v) else None for k, v in self.task.score(results[number]).items()
+                    },
                     "drop": paired.drop,
                     "drop_ci95": list(paired.drop_ci95),
                 }
@@ -179,12 +183,16 @@ class Evaluator:
         return self._digests[few]
 
 
-def _evaluated(data: dict[str, Any]) -> Evaluated:
-    interval = data.get("drop_ci95")
-    return Evaluated(
-        float(data["divergence"]),
-        int(data["n"]),
-        data.get("score"),
-        data.get("drop"),
-        None if interval is None else (float(interval[0]), float(interval[1])),
-    )
+def _evaluated(data: dict[str, Any] | None, scored: bool) -> Evaluated | None:
+    """What was kept; None where nothing was, or it is damaged: then it is measured again."""
+    if data is None:
+        return None
+    try:
+        far, n = real(data["divergence"], "divergence"), whole(data["n"], "n")
+        if not scored:
+            return Evaluated(far, n)
+        score = {str(k): nan if v is None else real(v, str(k)) for k, v in data["score"].items()}
+        low, high = (real(bound, "drop_ci95") for bound in data["drop_ci95"])
+        return Evaluated(far, n, score, real(data["drop"], "drop"), (low, high))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from ..documents import write_json
 from ..errors import TiledSEError
 from ..names import harmless
 from ..report.terminal import Shown
@@ -110,7 +110,7 @@ def _refuse(line: str, code: int = 2) -> int:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=1))
+    print(write_json(value, indent=1))
 
 
 def print_text(*renderables: Any) -> None:

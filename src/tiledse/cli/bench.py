@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Optional, TypeVar
 import torch
 import typer
 
+from ..documents import write_json
 from ..errors import TiledSEError
 from ..files import written_whole
 from ..measure.compiled_operator import COMPILED_SHAPES, compare_compiled
@@ -93,7 +93,7 @@ def bench(
     }
     if output is not None:
         with written_whole(output) as part:
-            part.write_text(json_format.dumps(figures) + "\n")
+            part.write_text(write_json(figures) + "\n")
         say(f"wrote {output}")
     if json:
         print_json(figures)

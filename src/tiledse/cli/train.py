@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json as _json
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from ..documents import write_json
 from ..errors import TiledSEError
 from ..train.recipe import Recipe, parse_changes, read_recipe
 from ..train.sections import Network, Variant
@@ -170,7 +170,7 @@ def finetune(
 
 def _changes(chosen: dict[str, Any], plain: dict[str, Any]) -> list[str]:
     return [
-        f"{key} = {_json.dumps(_said(now))} (recipe: {_json.dumps(_said(was))})"
+        f"{key} = {write_json(_said(now))} (recipe: {write_json(_said(was))})"
         for key, now, was in differences(chosen, plain)
     ]
 

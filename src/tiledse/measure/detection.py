@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from ..documents import read_json
 from ..errors import TiledSEError, first_line, told_as
 from .adapters import Detector
 from .average_precision import Matches
@@ -75,7 +75,7 @@ def _read(path: Path) -> Any:
             "detection needs the package pycocotools; install it with: pip install 'tiledse[tasks]'"
         ) from error
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = read_json(path.read_bytes(), finite=False)
     except OSError as error:
         raise TiledSEError(f"cannot read annotations {path}: {error.strerror or error}") from error
     except ValueError as error:

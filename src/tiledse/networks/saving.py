@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..documents import write_json
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
 from ..plan import METADATA_KEY, Plan
@@ -44,7 +44,7 @@ def write_state(state: dict[str, Tensor], plan: Plan, path: Path, name: str) -> 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(plan.to_dict()), "tiledse.model": name}
+    metadata = {"format": "pt", METADATA_KEY: write_json(plan.to_dict()), "tiledse.model": name}
     with written_whole(path) as part:
         try:
             save_file(state, part, metadata)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from ..correction import Correction
+from ..documents import write_json
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
@@ -140,7 +140,7 @@ class TilePass(ir.passes.InPlacePass):
             )
         tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if not tile.whole}
         if tiled:
-            model.metadata_props[METADATA_KEY] = json.dumps(tiled)
+            model.metadata_props[METADATA_KEY] = write_json(tiled)
         return ir.passes.PassResult(model, changed or bool(tiled))
 
     def same(self, place: Place, a: Tile, b: Tile) -> bool:

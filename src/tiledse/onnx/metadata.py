@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 import onnx_ir as ir
 
+from ..documents import read_json
 from ..errors import TiledSEError
 from ..tile import Tile
 
@@ -24,7 +24,7 @@ class Stated(NamedTuple):
 def stated_tiles(model: ir.Model) -> dict[str, Stated]:
     """The tiles that a converted file says it has; the graph decides whether that is so."""
     try:
-        entries = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
+        entries = read_json(model.metadata_props.get(METADATA_KEY, "{}"))
         return {str(name): Stated(Tile.parse(tile), str(pool)) for name, (tile, pool) in entries.items()}
     except (ValueError, TypeError, AttributeError, TiledSEError):  # not ours: the graph is read without it
         return {}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_document
 from ..errors import TiledSEError, first_line
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..numerals import quoted, whole
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,10 @@ class Hardware:
         for name, number in (*single.items(), *named.items()):
             if number is None and name == "image_cycles_per_row":
                 continue
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise TiledSEError(
-                    f"hardware: expected {name} to be a whole number of at least 1, got {number!r}"
-                )
+            try:
+                whole(number, name)
+            except ValueError as error:
+                raise TiledSEError(f"hardware: {error}") from None
 
     @classmethod
     def from_dict(cls, content: Any) -> Hardware:
@@ -67,14 +62,16 @@ class Hardware:
         """
         known = [f.name for f in fields(cls)]
         if not isinstance(content, Mapping):
-            raise TiledSEError(f"hardware: expected a table with keys of {', '.join(known)}, got {content!r}")
+            raise TiledSEError(
+                f"hardware: expected a table with keys of {', '.join(known)}, got {quoted(content)}"
+            )
         unknown = sorted(set(content) - set(known))
         if unknown:
             raise TiledSEError(f"hardware: unknown key '{unknown[0]}'; the keys are {', '.join(known)}")
         for table in ("cycles_per_row", "fifo_rows"):
             if not isinstance(content.get(table, {}), Mapping):
                 raise TiledSEError(
-                    f"hardware: expected {table} to be a table of layer names, got {content[table]!r}"
+                    f"hardware: expected {table} to be a table of layer names, got {quoted(content[table])}"
                 )
         return cls(**content)
 
@@ -89,11 +86,8 @@ class Hardware:
         if not path.is_file():
             raise TiledSEError(f"no hardware file {path}; expected TOML or JSON")
         try:
-            if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content = read_document(path)
+        except (OSError, ValueError) as error:
             raise TiledSEError(f"cannot read hardware file {path}: {first_line(error)}") from error
         return cls.from_dict(content)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..documents import read_json, write_json
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
 from .engine import Engine
@@ -52,7 +52,7 @@ def save_state(engine: Engine, path: Path) -> None:
         "states": states,
     }
     with written_whole(path) as part:
-        save_file(tensors, part, metadata={"tiledse.stream": json.dumps(header)})
+        save_file(tensors, part, metadata={"tiledse.stream": write_json(header)})
 
 
 def load_state(engine: Engine, path: Path) -> None:
@@ -67,7 +67,7 @@ def load_state(engine: Engine, path: Path) -> None:
         raise TiledSEError(f"no stream state {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["tiledse.stream"])
+            header = read_json((file.metadata() or {})["tiledse.stream"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, expected {FORMAT}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..documents import write_json
 from ..files import written_whole
 from .simulator import Simulation
 from .sizes import occupancy
@@ -39,7 +39,7 @@ def write_trace(simulation: Simulation, path: str | Path) -> None:
     """
     with written_whole(path) as part:
         part.write_text(
-            json.dumps({"displayTimeUnit": "ms", "traceEvents": list(_events(simulation))}), "utf-8"
+            write_json({"displayTimeUnit": "ms", "traceEvents": list(_events(simulation))}), "utf-8"
         )
 
 

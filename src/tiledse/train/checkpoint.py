@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..documents import write_json
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
 from .tables import differences
@@ -48,6 +48,6 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if apart := differences(identity, state["identity"]):
         more = f" (and {len(apart) - 1} more)" if len(apart) > 1 else ""
         key, here, there = apart[0]
-        values = f"{key} is {json.dumps(there)} there and {json.dumps(here)} here{more}"
+        values = f"{key} is {write_json(there)} there and {write_json(here)} here{more}"
         raise TiledSEError(f"{path} is of another recipe: {values}; {again}")
     return state

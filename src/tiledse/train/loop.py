@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import signal
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..documents import read_json, write_json
 from ..errors import TiledSEError
 from ..networks.saving import save
 from ..plan import Plan
@@ -61,7 +61,7 @@ class Run:
         for key in ("variant", "seeds", "about", "as_is"):
             recipe.pop(key)
         variant = {key: value for key, value in vars(self.variant).items() if value is not None}
-        return {**json.loads(json.dumps({**recipe, "variant": variant})), "seed": self.seed}
+        return {**read_json(write_json({**recipe, "variant": variant})), "seed": self.seed}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..documents import read_json
 from ..errors import TiledSEError, first_line
 from ..networks.loading import load_weights
 from ..networks.zoo.catalogue import FOLDER, Entry, entries, write_index
@@ -101,7 +101,7 @@ def publish(
 
 def _result(run: Path) -> dict[str, Any]:
     try:
-        result = json.loads((run / "result.json").read_text("utf-8"))
+        result = read_json((run / "result.json").read_text("utf-8"))
     except OSError as error:
         raise TiledSEError(f"{run} is no finished run: no result.json in it ({error.strerror})") from error
     except ValueError as error:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..documents import read_json, read_toml, write_json
 from ..errors import TiledSEError, first_line
 from ..tile import Tile
 from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant
 from .tables import made, merged
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Task = Literal["classify", "segment", "detect", "distill"]
 
@@ -127,8 +121,8 @@ class Recipe:
             TiledSEError: no TOML, an unknown key or scale, a value of another type.
         """
         try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            data = read_toml(text)
+        except ValueError as error:
             raise TiledSEError(f"recipe: no TOML: {first_line(error)}") from error
         scales = data.pop("scale", {})
         if scale is not None:
@@ -156,7 +150,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, each key with its value."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return read_json(write_json(dataclasses.asdict(self)))
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -198,8 +192,8 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise TiledSEError(f"--set '{text}': expected key=value, such as epochs=2 or optimizer.lr=0.1")
         try:
-            changes[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = read_toml(f"v = {value}")["v"]
+        except ValueError:
             changes[key.strip()] = value.strip()
     return changes
 

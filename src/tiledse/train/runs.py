@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import TiledSEError
+from ..documents import read_json, write_json
+from ..errors import TiledSEError, first_line
 from ..files import write_csv, written_whole
 from ..measure.costs import cost
 from ..networks.converter import convert_shared
 from ..networks.finder import find
+from ..numerals import quoted
 from .loop import Run, Say, Trained, _measure, train
 from .objective import Objective, Setting
 from .recipe import Recipe
@@ -118,10 +119,26 @@ def run_all(
 
 
 def write_results(folder: Path) -> None:
-    """Gather the result.json of all runs under a folder into results.csv."""
-    rows = [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))]
+    """Gather the result.json of all runs under a folder into results.csv.
+
+    Raises:
+        TiledSEError: one of them cannot be read, or results.csv cannot be written.
+    """
+    rows = [_read_result(path) for path in sorted(folder.rglob("result.json"))]
     flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
     write_csv(folder / "results.csv", flat)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = read_json(path.read_text("utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError(f"expected a table of figures, got {quoted(result)}")
+    except (OSError, ValueError) as error:
+        raise TiledSEError(
+            f"{path} is damaged: {first_line(error)}; remove it, or train that run again"
+        ) from error
+    return result
 
 
 def _chosen(
@@ -192,4 +209,4 @@ def _as_is(objective: Objective, run: Run, model: nn.Module, engine: Any) -> dic
 
 def _write_json(path: Path, value: Any) -> None:
     with written_whole(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+        part.write_text(write_json(value, indent=1) + "\n", "utf-8")

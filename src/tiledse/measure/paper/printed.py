@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cache
 from importlib import resources
 from math import floor
 
+from ...documents import read_json
 from ...errors import TiledSEError
 from ...tile import Tile
 
@@ -100,7 +100,7 @@ class Printed:
 def printed_cells() -> tuple[Printed, ...]:
     """Every cell of the paper's tables and abstract, in the order of its tables."""
     text = resources.files("tiledse.measure").joinpath("paper_tables.json").read_text("utf-8")
-    data = json.loads(text)
+    data = read_json(text)
     cells = []
     for entry in (*data["complexity"], *data["accuracy"]):
         model, method = entry["model"], entry["method"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...documents import read_json, write_json
 from ...errors import TiledSEError, first_line
 from ...files import written_whole
 
@@ -85,7 +85,7 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, without what is not set."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "folder"}
-        return json.loads(json.dumps(values))
+        return read_json(write_json(values))
 
 
 def entries(folder: Path | None = None) -> list[Entry]:
@@ -104,7 +104,7 @@ def entries(folder: Path | None = None) -> list[Entry]:
     folder = FOLDER if folder is None else folder
     path = folder / "index.json"
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = read_json(path.read_text("utf-8"))
         if data["format"] != FORMAT:
             raise TiledSEError(
                 f"{path} has the format '{data['format']}'; expected {FORMAT}, install tiledse again"
@@ -138,7 +138,7 @@ def write_index(listed: list[Entry], folder: Path) -> None:
     """Write index.json, whole."""
     data = {"format": FORMAT, "networks": [entry.to_dict() for entry in listed]}
     with written_whole(folder / "index.json") as part:
-        part.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        part.write_text(write_json(data, indent=1) + "\n", "utf-8")
 
 
 def _entry(values: dict[str, Any], folder: Path) -> Entry:
