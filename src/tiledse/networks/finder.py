@@ -113,10 +113,11 @@ def check_kind(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TiledSEError(f"expected a network (torch.nn.Module), got {type(model).__name__}")
     for name, module in model.named_modules():
-        home = type(module).__module__
-        if home.startswith(("torch.ao.nn.", "torch.nn.")) and ".quantized" in home and ".qat" not in home:
+        home, kind = type(module).__module__, type(module).__name__
+        float_ones = "FloatFunctional" in kind or ".qat" in home
+        if home.startswith(("torch.ao.nn.", "torch.nn.")) and ".quantized" in home and not float_ones:
             raise TiledSEError(
-                f"'{name}' is a quantised {type(module).__name__}, whose integers have no excitation to call on tiles; "
+                f"'{name}' is a quantised {kind}, whose integers have no excitation to call on tiles; "
                 "convert the float network first, and quantise what comes of it"
             )
 

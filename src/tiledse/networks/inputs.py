@@ -83,9 +83,8 @@ def _check_call(model: nn.Module, inputs: Inputs) -> None:
     try:
         signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
-        takes = ", ".join(map(str, signature.parameters.values()))
         raise TiledSEError(
-            f"the network's forward takes ({takes}): {error}; give all of them with "
+            f"the network's forward takes {signature}: {error}; give all of them with "
             "find(model, example_inputs=...): a tuple, or a dict of keywords"
         ) from None
 

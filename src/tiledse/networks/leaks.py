@@ -77,8 +77,9 @@ class Leaks(TorchDispatchMode):
                         setattr(space, name, before[name])
                     else:
                         delattr(space, name)
-        for tensor in self._alive():
-            _take_out(tensor, (self._made,), _DEPTH)
+        alive = self._alive()
+        for tensor in alive:
+            _take_out(tensor, [alive], _DEPTH)
 
     def _alive(self) -> list[Tensor]:
         return [tensor for ref in self._made if (tensor := ref()) is not None]
@@ -94,20 +95,18 @@ def _holds_fake(value: Any) -> bool:
     return any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(value))
 
 
-def _take_out(thing: Any, ours: Iterable[Any], depth: int) -> None:
-    """Remove a thing from whatever holds it."""
+def _take_out(thing: Any, ours: list[Any], depth: int) -> None:
+    """Remove a thing from whatever holds it; ``ours`` are lists that hold it here."""
+    # No closure here, whose cell would hold the thing too.
     for holder in gc.get_referrers(thing):
-        if isinstance(holder, types.FrameType) or any(holder is one for one in ours):
+        if isinstance(holder, types.FrameType) or _position(ours, holder) is not None:
             continue
         if isinstance(holder, dict):
-            for key in [key for key, value in holder.items() if value is thing]:
+            for key in _keys(holder, thing):
                 del holder[key]
-        elif isinstance(holder, list):
-            holder[:] = [item for item in holder if item is not thing]
-        elif isinstance(holder, deque):
-            kept = [item for item in holder if item is not thing]
-            holder.clear()
-            holder.extend(kept)
+        elif isinstance(holder, (list, deque)):
+            while (place := _position(holder, thing)) is not None:
+                del holder[place]
         elif isinstance(holder, set):
             holder.discard(thing)
         elif isinstance(holder, types.CellType):
@@ -117,8 +116,19 @@ def _take_out(thing: Any, ours: Iterable[Any], depth: int) -> None:
         elif isinstance(holder, tuple) and depth:
             _take_out(holder, ours, depth - 1)
         elif hasattr(holder, "__dict__") and not isinstance(holder, type):
-            for name in [name for name, value in vars(holder).items() if value is thing]:
-                setattr(holder, name, None)
+            for key in _keys(vars(holder), thing):
+                setattr(holder, key, None)
+
+
+def _position(items: Iterable[Any], thing: Any) -> int | None:
+    for place, item in enumerate(items):
+        if item is thing:
+            return place
+    return None
+
+
+def _keys(table: dict[Any, Any], thing: Any) -> list[Any]:
+    return [key for key, value in table.items() if value is thing]
 
 
 def _clear_caches(part: Any) -> None:

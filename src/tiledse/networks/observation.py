@@ -110,8 +110,10 @@ def _on_shapes(model: nn.Module, inputs: Inputs) -> Observation:
         if isinstance(tensor, FakeTensor):
             return tensor
         where = device if tensor.is_meta or tensor.device.type == "cpu" else tensor.device
+        # An image that repeats one number has no strides of its own.
+        like = tensor if all(tensor.stride()) else torch.empty(tensor.shape, device="meta")
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=where)
+            return torch.empty_strided(tensor.shape, like.stride(), dtype=tensor.dtype, device=where)
 
     leaks = Leaks(model)
     try:
