@@ -56,7 +56,7 @@ def spelled(base, squeeze=None, forward=None, name=None):
 
 class MeanPool(nn.Module):
     def forward(self, x):
-        return x.float().mean((-1, -2), keepdim=True)
+        return x.float().mean((-1, -2), keepdim=True).to(x.dtype)
 
 
 class OwnPool(Gate):

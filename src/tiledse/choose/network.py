@@ -92,7 +92,7 @@ class TorchNetwork(Network):
     def __init__(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
         found, self._dialects = find_dialects(model, input_size)
         self.plan = found.with_tile("HxW") if len(found) else found
-        self.model = model
+        self.model = convert_shared(model, self.plan, (found, self._dialects)) if len(found) else model
         self.weights = fingerprint(model)
 
     def run(self, plan: Plan) -> nn.Module:

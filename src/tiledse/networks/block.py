@@ -18,6 +18,7 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .inline_block import holder
 from .subclass import tiled_class
 
 # Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
@@ -221,7 +222,7 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     tiled = cast(TiledBlock, block)
     correction = made.correction
     if correction is not None:
-        like = next(iter(block.parameters()), torch.empty(0))
+        like = next(iter(holder(block).parameters()), torch.empty(0))
         for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
             numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
             tiled.register_buffer(name, numbers, persistent=False)

@@ -15,6 +15,8 @@ from ..plan import Plan
 from .block import set_tile
 from .dialects import Dialect
 from .finder import find_dialects
+from .inline import outline_again
+from .inline_host import settle
 
 
 def convert(model: nn.Module, plan: Plan) -> nn.Module:
@@ -40,7 +42,9 @@ def convert(model: nn.Module, plan: Plan) -> nn.Module:
         >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
         (Tile.parse('7xW'), True)
     """
-    return _with_tiles(copy.deepcopy(model), plan)
+    model = _with_tiles(copy.deepcopy(model), plan)
+    settle(model)
+    return model
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -67,7 +71,8 @@ def convert_shared(
     """``convert`` without a copy of the weights: both networks hold the same parameters and buffers.
 
     For running two networks side by side; training one changes the other. ``found`` is what ``find_dialects`` gave on
-    this very network, for callers that convert it many times.
+    this very network, for callers that convert it many times. Blocks that are written inline are children of the module
+    that holds them, whatever their tiles, so that each block is reached by its name.
     """
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return _with_tiles(copy.deepcopy(model, memo=tensors), plan, found)
@@ -93,6 +98,7 @@ def _with_tiles(
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     before = zip(found.tiles, found.corrections, strict=True)

@@ -21,8 +21,10 @@ from ..tile import Tile
 from .block import TiledBlock
 from .dialects import Dialect, Layers, class_name, known_dialect
 from .flow import Pool
-from .forward import NOT_MULTIPLIED, NoBlock
-from .inputs import inputs_for
+from .forward import INLINE, NOT_MULTIPLIED, NoBlock
+from .inline import outline
+from .inline_block import InlineSE
+from .inputs import Inputs, inputs_for
 from .observation import Call, Observation, observe
 from .recognition import Recognised, recognise
 from .trial import excitation
@@ -30,10 +32,7 @@ from .trial import excitation
 _WHOLE = Tile.parse("HxW")
 _BUILT = Dialect("tiledse", class_name(TiledSqueezeExcite), Layers(("fc1", "act", "fc2", "gate")))
 _NETWORK = "(the network)"
-_INLINE = (
-    "its squeeze, excitation and product are part of a larger forward; give them a module of their own to have them "
-    "found"
-)
+_PART = f"{INLINE}; give them a module of their own to have them found"
 
 
 def find(model: nn.Module, input_size: Sequence[int] | None = None, *, example_inputs: Any = None) -> Plan:
@@ -70,28 +69,28 @@ def find_dialects(
     """``find``, with the dialect of each block beside it."""
     check_kind(model)
     inputs = inputs_for(model, input_size, example_inputs)
-    run = observe(model, inputs)
-    reading = _Reading(dict(model.named_modules()), run)
-    reading.known()
-    for pool in run.pools:
-        reading.pool(pool)
-    found = reading.found
-    order = {name: i for i, name in enumerate(run.calls)}
-    blocks, tiles, dialects, corrections = [], [], [], []
-    for name in sorted(found, key=order.__getitem__):
-        blocks.append(found[name].block)
-        tiles.append(found[name].tile)
-        dialects.append(found[name].dialect)
-        corrections.append(found[name].correction)
-    near = tuple(NearMiss(name, reason) for name, reason in reading.misses.items() if name not in found)
-    now = sum(
+    reading = _Reading.of(model, inputs)
+    near = reading.near_misses
+    if reading.inline:
+        made = outline(model, reading.inline, reading.run.arguments)
+        if made.model is not None:
+            reading = _Reading.of(made.model, inputs)
+        near = tuple(
+            made.told(miss) if miss.reason.startswith(INLINE) else miss for miss in reading.near_misses
+        )
+    order = {name: i for i, name in enumerate(reading.run.calls)}
+    found = [reading.found[name] for name in sorted(reading.found, key=order.__getitem__)]
+    blocks, tiles = tuple(one.block for one in found), tuple(one.tile for one in found)
+    tiled = sum(
         (tile.tiles(b.height, b.width) - 1) * b.excite_macs * b.calls
         for b, tile in zip(blocks, tiles, strict=True)
     )
-    params = sum(p.numel() for p in model.parameters())
-    network = Network(params, run.macs - now, run.uncounted)
-    plan = Plan(tuple(blocks), tuple(tiles), inputs.size, near, network, _fitting(blocks, corrections))
-    return plan, tuple(dialects)
+    network = Network(
+        sum(p.numel() for p in model.parameters()), reading.run.macs - tiled, reading.run.uncounted
+    )
+    corrections = _fitting(blocks, [one.correction for one in found])
+    plan = Plan(blocks, tiles, inputs.size, near, network, corrections)
+    return plan, tuple(one.dialect for one in found)
 
 
 def check_kind(model: object) -> None:
@@ -148,17 +147,32 @@ class _Found(NamedTuple):
 
 @dataclass
 class _Reading:
-    """What the pools of a run are: blocks and near misses, by name."""
+    """What the pools of a run are: blocks and near misses, by name; and the modules that have a product inline."""
 
     modules: dict[str, nn.Module]
     run: Observation
     found: dict[str, _Found] = field(default_factory=dict)
     misses: dict[str, str] = field(default_factory=dict)
+    inline: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs) -> _Reading:
+        """Run a network and read it."""
+        reading = cls(dict(model.named_modules()), observe(model, inputs))
+        reading.known()
+        for pool in reading.run.pools:
+            reading.pool(pool)
+        return reading
+
+    @property
+    def near_misses(self) -> tuple[NearMiss, ...]:
+        """What pools a map and is no block."""
+        return tuple(NearMiss(name, why) for name, why in self.misses.items() if name not in self.found)
 
     def known(self) -> None:
         """Blocks of ours and of registered classes, wherever they stand."""
         for name, module in self.modules.items():
-            ours = isinstance(module, (TiledBlock, TiledSqueezeExcite))
+            ours = isinstance(module, (TiledBlock, TiledSqueezeExcite, InlineSE))
             if ours or known_dialect(module) is not None:
                 calls = self.run.calls.get(name, [])
                 if not calls:
@@ -175,18 +189,19 @@ class _Reading:
             return
         around = [a for a, b in zip(pool.stack, pool.product) if a is b]
         takes = [call for call in around if pool.content in call.maps]
-        if not takes:
-            self._miss(around[-1].name, _INLINE)
         kinds = frozenset().union(*(p.kinds for p in self.run.pools if p.content == pool.content))
         for call in reversed(takes):
             if self._block(call.name, call, kinds):
                 return
+        self.inline.append(around[-1].name)
+        if not takes:
+            self._miss(around[-1].name, _PART)
 
     def _block(self, name: str, call: Call, kinds: frozenset[str]) -> bool:
         try:
             self.found[name] = self._read(name, self.modules[name], call, kinds)
         except NoBlock as miss:
-            self._miss(name, str(miss))
+            self._miss(name, _PART if miss.inline else str(miss))
             return False
         self.misses.pop(name, None)
         return True
@@ -200,17 +215,18 @@ class _Reading:
             raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
         if not all(one.plain for one in calls):
             raise NoBlock("it is called with more than its map")
-        tile, correction = _WHOLE, None
-        if isinstance(module, (TiledBlock, TiledSqueezeExcite)):
-            dialect = _BUILT
-            if isinstance(module, TiledBlock):
-                made = module.tiledse
-                tile, correction, dialect = made.tile, made.correction, made.dialect
-            else:
-                tile = module.tile
-            seen = Recognised(dialect, *excitation(module, dialect, shape[3] if dialect.nhwc else shape[1]))
-        else:
+        tile, correction, dialect = _WHOLE, None, None
+        if isinstance(module, TiledBlock):
+            made = module.tiledse
+            tile, correction, dialect = made.tile, made.correction, made.dialect
+        elif isinstance(module, InlineSE):
+            dialect = module.dialect
+        elif isinstance(module, TiledSqueezeExcite):
+            tile, dialect = module.tile, _BUILT
+        if dialect is None:
             seen = recognise(module, shape, kinds)
+        else:
+            seen = Recognised(dialect, *excitation(module, dialect, shape[3] if dialect.nhwc else shape[1]))
         channels, height, width = (shape[3], *shape[1:3]) if seen.dialect.nhwc else shape[1:]
         block = SEBlock(
             name, channels, seen.reduced, height, width, seen.dialect.name, seen.macs, calls=len(calls)

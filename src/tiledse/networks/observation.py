@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import TiledSEError, first_line
 from .counting import MacCounter
 from .flow import Flow, Pool
+from .inline_trace import Call as Arguments
 from .inputs import Inputs
 from .leaks import Leaks
 
@@ -50,12 +51,14 @@ class Observation:
 
     Attributes:
         calls: By module name, its calls, in the order of the first calls.
+        arguments: By module name, the arguments of its calls, without values.
         pools: The whole maps that were pooled. Their ``stack`` and ``product`` are calls, outermost first.
         macs: Multiply-adds of the run.
         uncounted: Operators that the count does not cover.
     """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    arguments: dict[str, list[Arguments]] = field(default_factory=dict)
     pools: list[Pool] = field(default_factory=list)
     macs: int = 0
     uncounted: tuple[str, ...] = ()
@@ -183,7 +186,10 @@ def _run(model: nn.Module, inputs: Inputs, leaks: Leaks) -> Observation:
             maps = frozenset(flow.content(tensor) for tensor in tensors)
             call = Call(name, shape, maps, len(tensors) == len(given) == 1)
             stack.append(call)
+            if any(isinstance(leaf, fx.Proxy) for leaf in given):
+                return  # a forward with inline SE is traced, not run
             run.calls.setdefault(name, []).append(call)
+            run.arguments.setdefault(name, []).append(Arguments(args, kwargs).abstract())
 
         return hook
 

@@ -11,6 +11,10 @@ from ..errors import TiledSEError
 from .gating import Form, Gating, form_of
 
 
+class NotItsMap(TiledSEError):
+    """What a forward gives back is something else than its map times a gate."""
+
+
 @dataclass(frozen=True)
 class OwnForward:
     """Descriptors to gates, by the block's own forward.
@@ -41,7 +45,7 @@ class OwnForward:
         """Descriptors (N, C, rows, cols) to gates of the same shape.
 
         Raises:
-            TiledSEError: the forward does not give back its map times a gate.
+            NotItsMap: the forward does not give back its map times a gate.
         """
         n, channels, rows, cols = descriptors.shape
         pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, 1, 1, channels)
@@ -56,9 +60,9 @@ class OwnForward:
             out = _forward(block, pixels)
         form = form_of(forms, out)
         if form is None or not isinstance(form.factor, Tensor):
-            raise TiledSEError("what it gives back is not its map times a gate")
+            raise NotItsMap("what it gives back is not its map times a gate")
         if form.offset is not None:
-            raise TiledSEError("it adds something to its map, beside the gate")
+            raise NotItsMap("it adds something to its map, beside the gate")
         return form.factor
 
 

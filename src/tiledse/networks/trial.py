@@ -12,7 +12,8 @@ from ..errors import first_line
 from .counting import MacCounter
 from .dialects import Dialect
 from .forward import NoBlock
-from .own_forward import OwnForward
+from .inline_block import holder
+from .own_forward import NotItsMap, OwnForward
 from .value_reads import ValueReads
 
 _TILES = (2, 2)
@@ -56,7 +57,7 @@ def excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int |
         widths.append(module.weight.shape[0])  # type: ignore[arg-type, index]
 
     twin = _copy(block, _weights(block)[0], torch.float32)
-    for layer in twin.modules():
+    for layer in holder(twin).modules():
         if isinstance(layer, _DENSE):
             layer.register_forward_hook(note)
     counter, looks = MacCounter(), ValueReads()
@@ -64,6 +65,8 @@ def excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int |
     try:
         with torch.no_grad(), counter, looks.of(descriptors):
             gates = dialect.excite(twin, descriptors)
+    except NotItsMap as error:
+        raise NoBlock(str(error), inline=True) from None
     except Exception as error:  # whatever a stranger's layers raise
         raise NoBlock(
             f"the excitation of dialect '{dialect.name}' fails on it: {first_line(error, 80)}"
@@ -172,7 +175,7 @@ def _has_numbers(tensor: Tensor) -> bool:
 def _tensors(block: nn.Module) -> list[Tensor]:
     """All that a block and its layers hold: parameters, buffers, attributes."""
     held: list[Tensor] = []
-    for module in block.modules():
+    for module in holder(block).modules():
         values = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
         held += [value for value in values if isinstance(value, Tensor)]
     return held
@@ -182,7 +185,7 @@ def _copy(block: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """A copy on the CPU, in eval mode, of this type, with its own weights or others."""
     generator = torch.Generator().manual_seed(1)
     memo: dict[int, object] = {}
-    parameters = {id(p) for p in block.parameters()}
+    parameters = {id(p) for p in holder(block).parameters()}
     for tensor in _tensors(block):
         if id(tensor) in memo:
             continue

@@ -14,14 +14,20 @@ from ..errors import TiledSEError, first_line
 from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
 from ..networks.converter import correctable, fingerprint
 from ..networks.finder import find_dialects
+from ..networks.inline import outline_again
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from .marks import REDUCES, Block, mark_block
 
 
-def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
+def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, dict[str, Block]]:
     """A copy of the network that shares its weights, in eval mode, with the plan's tiles and marked blocks.
+
+    Args:
+        model: The network.
+        plan: From ``find`` on it.
+        known: Whether the height of the images is known: a tile that sees the whole of a map is then one gate.
 
     Returns:
         The copy, and its blocks by name.
@@ -34,6 +40,7 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
     model.eval()  # a stranger's may give back nothing
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     marked: dict[str, Block] = {}
@@ -57,7 +64,7 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
                     "give it another tile"
                 )
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
-        mark_block(module, block.name)
+        mark_block(module, block.name, known)
         marked[block.name] = module
     return model, marked
 
