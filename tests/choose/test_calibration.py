@@ -182,7 +182,20 @@ def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
                 ts.Plan.from_dict(data)
 
 
-@pytest.mark.parametrize("tile", ["4xW", "4xW:running", "11xW", "11xW:running", "HxW", "3xW:middle"])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        "4xW",
+        "4xW:running",
+        "11xW",
+        "11xW:running",
+        "HxW",
+        "3xW:middle",
+        "1xW:running+6",
+        "4xW:window-3+2",
+        "3xW:running-1",
+    ],
+)
 def test_the_probe_is_the_converted_network(onnx_network, tile):
     from tiledse import onnx as room
 
