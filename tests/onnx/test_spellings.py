@@ -94,6 +94,23 @@ def operators(model) -> set[str]:
     return {node.op_type for node in model.ir.graph}
 
 
+@pytest.mark.parametrize("free", [(True, False, False), (True, True, True)])
+@pytest.mark.parametrize("tile", ["4xW", "Hx4", "4x3", "4x4", "4xW:running"])
+def test_pools_are_such_that_no_runtime_reads_them_in_its_own_way(tile, free):
+    """No padding, and windows that fill their maps: count_include_pad and ceil_mode change nothing."""
+    model = from_proto(se_net("mean", "conv", free=free))
+    converted = convert(model, find(model, (3, 10, 9)).with_tile(tile))
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 10, 9)).astype(np.float32)}
+    (expected,) = session(converted).run(None, x)
+    pools = [node for node in converted.ir.graph if node.op_type == "AveragePool"]
+    for node in pools:
+        assert not {"pads", "count_include_pad", "ceil_mode", "auto_pad"} & set(node.attributes)
+        node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 1)
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
+    assert pools
+    assert np.array_equal(session(converted).run(None, x)[0], expected)
+
+
 @pytest.mark.parametrize("tile", ["4xW:running", "5xW:running"])
 def test_running_means_need_cumsum_only_where_the_height_is_free(tile):
     for free, sums in (
