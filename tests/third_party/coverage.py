@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from tests.third_party.check import TOLERANCE
+
 COUNTS = ("expected", "found", "refused", "silent", "wrong")
 FIELDS = ("library", "family", "network", *COUNTS, "worst", "seconds", "reasons", "failure")
 MARKER = "## Other libraries"
@@ -78,7 +80,7 @@ def section(rows: list[dict[str, str]], total: int) -> str:
     lines = [
         MARKER,
         "",
-        f"Written by `make coverage-third-party`; torch {torch.__version__}, float32 on CPU, random weights.",
+        f"Written by `make coverage-third-party`; torch {torch.__version__}, float64 on CPU, random weights.",
         f"Of the {total} networks listed in `tests/third_party/networks.py`, {len(rows)} were run, the smallest of",
         f"each family first; {len(with_se)} of these have SE on maps of 4 axes, {len(failed)} could not be run.",
         "",
@@ -90,8 +92,8 @@ def section(rows: list[dict[str, str]], total: int) -> str:
         "- *refused*: no block, but a near miss is named there with its reason; *silent*: nothing is said;",
         "- *wrong*: with one tile a map the network gives other numbers than before, or a block with three strips",
         "  gives others than the old block on each strip alone (for SE written inline: than the recorded steps on",
-        f"  each strip alone), by more than {1e-4:.0e} of the largest; or its plan, or the names in its state_dict,",
-        "  are not what they were.",
+        f"  each strip alone), by more than {TOLERANCE:.0e} of the largest; or its plan, or the names in its",
+        "  state_dict, are not what they were.",
         "",
         "| library | networks | blocks expected | found | refused | silent | wrong | largest difference |",
         "|---|---|---|---|---|---|---|---|",

@@ -84,7 +84,7 @@ def geffnet() -> Iterator[Network]:
     names = [n for m in (mobilenetv3, gen_efficientnet) for n in getattr(m, "__all__", ()) if n[:1].islower()]
     for name in dict.fromkeys(names):
         build = lambda name=name: g.create_model(name, pretrained=False)  # noqa: E731
-        yield Network("geffnet", re.split(r"_?(?:[sb]\d|small|large|\d)", name)[0], name, build, (3, 64, 64))
+        yield Network("geffnet", name.removeprefix("tf_").split("_")[0], name, build, (3, 64, 64))
 
 
 def pretrainedmodels() -> Iterator[Network]:
@@ -120,7 +120,7 @@ def transformers() -> Iterator[Network]:
     made: dict[str, tuple[str, str, dict[str, Any]]] = {
         "RegNet": ("RegNetConfig", "RegNetModel", regnet),
         "RegNet classifier": ("RegNetConfig", "RegNetForImageClassification", regnet),
-        "EfficientNet": ("EfficientNetConfig", "EfficientNetModel", narrow),
+        "EfficientNet": ("EfficientNetConfig", "EfficientNetModel", {**narrow, "hidden_dim": 640}),
         "EfficientNet classifier": (
             "EfficientNetConfig",
             "EfficientNetForImageClassification",
@@ -132,13 +132,13 @@ def transformers() -> Iterator[Network]:
         "PP-LCNetV3": ("PPLCNetV3Config", "PPLCNetV3Backbone", {}),
         "PP-LCNetV4": ("PPLCNetV4Config", "PPLCNetV4Backbone", {}),
         "PP-OCRv5 mobile det": ("PPOCRV5MobileDetConfig", "PPOCRV5MobileDetForObjectDetection", {}),
-        "PP-OCRv6 small det": ("PPOCRV6SmallDetConfig", "PPOCRV6SmallDetForObjectDetection", {}),
+        "PP-OCRv5 mobile rec": ("PPOCRV5MobileRecConfig", "PPOCRV5MobileRecForTextRecognition", {}),
         "HGNetV2": ("HGNetV2Config", "HGNetV2Backbone", {}),
     }
     for name, (config, model, settings) in made.items():
         if hasattr(t, config) and hasattr(t, model):
             build = lambda c=config, m=model, s=settings: getattr(t, m)(getattr(t, c)(**s))  # noqa: E731
-            yield Network("transformers", name, name, build, (3, 64, 64))
+            yield Network("transformers", name, name, build, (3, 48, 96) if "rec" in name else (3, 64, 64))
 
 
 def mmpretrain() -> Iterator[Network]:
@@ -236,11 +236,12 @@ LIBRARIES: dict[str, Callable[[], Iterator[Network]]] = {
 
 
 def live(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
-    """The network in eval mode, with numbers that neither vanish nor grow: normalised by its own statistics.
+    """The network in eval mode and float64, normalised by its own statistics: numbers neither vanish nor grow.
 
-    Nothing is hidden by a branch that starts at zero.
+    Nothing is hidden by a branch that starts at zero, and nothing by float32, whose rounding deep networks magnify.
     """
     torch.manual_seed(0)
+    model = model.double()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if not parameter.any() and not key.endswith("bias"):
@@ -254,5 +255,5 @@ def live(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
         model.eval()
         for module in norms:
             module.training = True
-        model(torch.randn(2, *size))
+        model(torch.randn(2, *size, dtype=torch.float64))
     return model.eval()
