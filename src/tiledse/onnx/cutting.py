@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ..errors import TiledSEError, first_line
 from .model import OnnxModel
 from .runner import session
-from .shapes import Image, batched, forget
+from .shapes import Image, Shapes, batched, forget
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,13 +29,13 @@ class CutOut:
     Args:
         model: The network; it is left as it was.
         ends: Of the blocks.
-        image: The network's input, for blocks that ask it for a shape.
+        shapes: Of the network.
 
     Raises:
         TiledSEError: ONNX Runtime does not take them.
     """
 
-    def __init__(self, model: OnnxModel, ends: Sequence[Ends], image: Image) -> None:
+    def __init__(self, model: OnnxModel, ends: Sequence[Ends], shapes: Shapes) -> None:
         clone = model.clone()
         forget(clone.ir)
         graph = clone.ir.graph
@@ -44,13 +44,13 @@ class CutOut:
         sources = [values[end.source] for end in ends]
         for source in sources:
             _join_twins(graph, source)
-            source.shape = ir.Shape([None] * 4)
+            source.dtype, source.shape = shapes.type(source), ir.Shape([None] * 4)
         products = [values[end.product] for end in ends]
         others = _inputs(products, sources)
         cut = ir.convenience.extract(graph, [*sources, *others], products)
         for value in cut.outputs:
             value.shape = None
-        self._others = {v.name or "": _zeros(v, image) for v in others}
+        self._others = {v.name or "": _zeros(v, shapes.image) for v in others}
         cut_model = ir.Model(cut, ir_version=clone.ir.ir_version, functions=list(clone.ir.functions.values()))
         self._session = session(OnnxModel(cut_model, None), optimise=False)
 

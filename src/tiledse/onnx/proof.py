@@ -1,6 +1,6 @@
 """Try what was converted before it is handed out, on random numbers, against the network as it was.
 
-Each block runs alone, as it was and converted: on a map of its own shape, and, where the file leaves a side or the batch
+Each block runs alone, as it was and converted: on a map of its own shape and, where the file leaves a side or the batch
 free, on the map that it gets at a second size. A gate of the converted block must be the gate that the block as it was
 gives for those rows and columns alone, repeated over a whole map. Then the network runs with one tile larger than any
 map, by the tiled code; all products and outputs must be what they were.
@@ -19,6 +19,7 @@ from ..correction import Correction
 from ..errors import TiledSEError, first_line
 from ..plan import Plan, SEBlock
 from ..tile import Tile
+from .comparing import distance, feeds_of, relative
 from .cutting import Arrays, CutOut, Ends
 from .finder import Finding, Place
 from .model import OnnxModel
@@ -33,7 +34,7 @@ _TILES = 3
 # A second size is larger by this: strides of most networks. Its sides are no longer than needed.
 _STEP, _LONG = 32, 256
 # Their results jump where a number moves by its rounding.
-_JUMPS = {"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique", "RoiAlign", "Round", "Ceil", "Floor"}
+_JUMPS = {"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique", "RoiAlign"}
 
 
 @dataclass
@@ -143,12 +144,14 @@ class _Whole:
         self.model, self.found = model, found
         self.taps = list(dict.fromkeys(name for end in ends for name in end))
         self.limit = max(_rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
+        if any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
+            self.limit = max(self.limit, _HALF)  # a step of the scale, where a number lies between two
         self.jumps = any(node.op_type in _JUMPS for node in model.ir.graph)
         self.outputs = [v.name or "" for v in model.ir.graph.outputs]
         run = _tapped(model, self.taps)
         error: Exception | None = None
         for shape in _shapes(model, found):
-            self.shape, self.feeds = shape, _feeds(model, found, shape)
+            self.shape, self.feeds = shape, feeds_of(model, found.shapes.image, shape)
             try:
                 self.values = run(self.feeds)
             except Exception as failed:  # whatever ONNX Runtime says of a size that the network does not take
@@ -165,9 +168,9 @@ class _Whole:
         for name, value in self.values.items():
             if value.dtype.kind == "f" and np.isnan(value).any():
                 raise TiledSEError(
-                    f"{self.model.name} gives numbers that are not finite on a random image ('{name}'), so a conversion "
-                    "of it cannot be verified; look at its weights, or leave verifying out with verify=False "
-                    "(--no-verify)"
+                    f"{self.model.name} gives numbers that are not finite on a random image ('{name}'), so a "
+                    "conversion of it cannot be verified; look at its weights, or leave verifying out with "
+                    "verify=False (--no-verify)"
                 )
 
     def compare(self, other: OnnxModel, proof: Proof) -> str | None:
@@ -225,10 +228,10 @@ class _Alone:
                 self.try_all([trial], maps)
 
     def _try(self, trials: Sequence[Trial], maps: Arrays) -> None:
-        image = self.found.shapes.image
+        shapes = self.found.shapes
         ends = tuple(t.ends for t in trials)
         if ends not in self._cuts:
-            self._cuts[ends] = CutOut(self.before, ends, image), CutOut(self.converted, ends, image)
+            self._cuts[ends] = CutOut(self.before, ends, shapes), CutOut(self.converted, ends, shapes)
         old, new = self._cuts[ends]
         given = {end.source: maps[end.source] for end in ends}
         got = new.run(given)
@@ -370,14 +373,6 @@ def _shapes(model: OnnxModel, found: Finding) -> Iterator[tuple[int, ...]]:
     yield from tried
 
 
-def _feeds(model: OnnxModel, found: Finding, shape: tuple[int, ...]) -> Arrays:
-    """A random image, and zeros for other inputs."""
-    from .verification import feeds_of
-
-    x = np.random.default_rng(0).standard_normal(shape)
-    return feeds_of(model, found.plan, x)
-
-
 def _tapped(model: OnnxModel, names: Sequence[str]) -> Callable[[Arrays], Arrays]:
     """A function that runs a network and gives its outputs and some values within."""
     clone = model.clone()
@@ -387,24 +382,3 @@ def _tapped(model: OnnxModel, names: Sequence[str]) -> Callable[[Arrays], Arrays
     opened = session(clone, optimise=False)
     given = list(dict.fromkeys([*names, *(v.name or "" for v in outputs)]))
     return lambda feeds: dict(zip(given, opened.run(given, feeds)))
-
-
-def relative(expected: np.ndarray, got: np.ndarray) -> float:
-    """max |expected - got| / max |expected|; infinite where shapes differ or a number is not finite on one side."""
-    if expected.shape != got.shape:
-        return float("inf")
-    if not expected.size or expected.dtype.kind not in "fiu":
-        return 0.0 if np.array_equal(expected, got) else float("inf")
-    top = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
-    return distance(expected, got) / (top or 1.0)
-
-
-def distance(expected: np.ndarray, got: np.ndarray) -> float:
-    """max |expected - got|; infinite where shapes differ or a number is not finite on one side."""
-    if expected.shape != got.shape or expected.dtype.kind not in "fiu":
-        return 0.0 if np.array_equal(expected, got) else float("inf")
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
-        return float("inf")
-    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))

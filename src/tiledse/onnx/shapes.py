@@ -166,20 +166,19 @@ def _free_inputs(graph: ir.Model) -> None:
     for value in graph.graph.inputs:
         if value.is_initializer() or value.shape is None:
             continue
-        dims = [
-            f"{value.name}_{i}" if isinstance(d, int) and d < 1 else d for i, d in enumerate(value.shape)
-        ]
+        dims = [f"{value.name}_{i}" if isinstance(d, int) and d < 1 else d for i, d in enumerate(value.shape)]
         value.shape = ir.Shape(dims)
 
 
-def forget(graph: ir.Model) -> None:
+def forget(graph: ir.Model, outputs: bool = True) -> None:
     """Drop the shapes that the file states for values within, its outputs among them.
 
     Nothing obliges a file to state them rightly, and many state those of the size that it was exported at.
     """
     for node in graph.graph:
         for value in node.outputs:
-            value.shape = None
+            if outputs or not value.is_graph_output():
+                value.shape = None
 
 
 def _stated_types(model: OnnxModel) -> dict[str, ir.DataType]:
@@ -253,12 +252,18 @@ def checked(model: OnnxModel) -> onnx.ModelProto:
         call_onnx_api,  # the pass logs failures away; here they count
     )
 
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    def check(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
+        return proto
+
+    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
+    bare = model.ir.clone()
+    forget(bare)
     try:
-        return call_onnx_api(infer, model.ir.clone())
+        call_onnx_api(infer, bare)
+        return call_onnx_api(check, model.ir.clone())
     except Exception as error:
         raise TiledSEError(
             f"the converted network fails the checks of ONNX: {first_line(error, 140)}; please report this"
