@@ -125,7 +125,8 @@ def convert_verified(
         if (tile, learnt) != (was, before) and not tile.whole
     ]
     result = _with_tiles(model, plan, found.shapes)
-    proof, seconds, refused = None, None, tuple[NearMiss, ...]()
+    proof, refused = None, tuple[NearMiss, ...]()
+    seconds = 0.0 if verify else None
     if verify and changed:
         start = time.perf_counter()
         whole = _named(now.uncalibrated, changed, Tile(None, None))

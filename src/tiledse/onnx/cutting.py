@@ -41,10 +41,18 @@ class CutOut:
         graph = clone.ir.graph
         values = ir.convenience.create_value_mapping(graph)
         self.ends = tuple(ends)
-        sources = [values[end.source] for end in ends]
-        for source in sources:
+        graph.outputs.clear()
+        sources = []
+        for name in dict.fromkeys(end.source for end in ends):
+            source = values[name]
             _join_twins(graph, source)
-            source.dtype, source.shape = shapes.type(source), ir.Shape([None] * 4)
+            # An input of its own: the map of one block may be the product of another.
+            given = ir.Value(
+                name=f"{name}/given", shape=ir.Shape([None] * 4), type=ir.TensorType(shapes.type(source))
+            )
+            source.replace_all_uses_with(given)
+            graph.inputs.append(given)
+            sources.append(given)
         products = [values[end.product] for end in ends]
         others = _inputs(products, sources)
         cut = ir.convenience.extract(graph, [*sources, *others], products)
@@ -61,7 +69,7 @@ class CutOut:
             TiledSEError: ONNX Runtime fails on them.
         """
         batch = next(iter(maps.values())).shape[0]
-        feeds = dict(maps)
+        feeds = {f"{name}/given": array for name, array in maps.items()}
         for name, zeros in self._others.items():
             feeds[name] = zeros if zeros.ndim != 4 else np.repeat(zeros[:1], batch, 0)
         names = [end.product for end in self.ends]

@@ -55,6 +55,11 @@ class Proof:
     relative: float = 0.0
     sizes: list[tuple[int, ...]] = field(default_factory=list)
 
+    @property
+    def worst_block(self) -> float:
+        """The largest of ``figures``, of the blocks that are converted."""
+        return max((far for name, far in self.figures.items() if name not in self.refused), default=0.0)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -110,7 +115,8 @@ def prove(
     alone = _Alone(before, converted, found, proof)
     alone.try_all(trials, {t.ends.source: _random_map(t, found, generator) for t in trials})
     maps = {t.ends.source: whole.values[t.ends.source] for t in trials}
-    proof.sizes += [batched(found.shapes.image, found.shapes.image.batch), whole.shape]
+    own = batched(found.shapes.image, found.shapes.image.batch)
+    proof.sizes += [own] if own == whole.shape else [own, whole.shape]
     alone.try_all([t for t in trials if t.block.name not in proof.refused], maps)
     _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
     return proof
