@@ -15,7 +15,18 @@ from tiledse.onnx.model import from_proto
 
 from .graphs import ACTS, GATES, LAYERS, POOLS, nhwc_net, se_net
 
-TILES = ("4xW", "Hx4", "4x3", "1x1", "4xW:upper", "3xW:middle", "4xW:running", "50xW")
+TILES = (
+    "4xW",
+    "Hx4",
+    "4x3",
+    "1x1",
+    "4xW:upper",
+    "3xW:middle",
+    "4xW:running",
+    "50xW",
+    "1xW:running+2",
+    "2xW:window-3+1",
+)
 OPERATORS = (
     "Relu", "Sigmoid", "Identity", "Mul", "Add", "Sub", "Softmax", "GlobalMaxPool", "GlobalAveragePool", "Transpose",
     "Tanh", "Flatten", "Resize", "MaxPool", "Shape",

@@ -37,7 +37,7 @@ class DescriptorReader:
         rest = [n for n in users if n.op_type != "Transpose"]
         if len(sums) > 1 or len(rest) != 1:
             return None
-        own = self._numbers(rest[0], channels)
+        own = self.numbers(rest[0], channels)
         if own is None:
             return None
         out = only_user(rest[0].outputs[0])
@@ -45,12 +45,12 @@ class DescriptorReader:
         if sums:
             seen = self.running(sums[0], sides[0], height)
             step = None if seen is None else only_user(seen)
-            running = self._numbers(step, channels)
+            running = self.numbers(step, channels)
             joined = None if step is None else only_user(step.outputs[0])
             if running is None or out is None or out.op_type != "Add" or joined is not out:
                 return None
             out = only_user(out.outputs[0])
-        offset = self._numbers(out, channels, "Add")
+        offset = self.numbers(out, channels, "Add")
         return None if offset is None or out is None else (Learnt(own, running, offset), out.outputs[0])
 
     def running(self, swap: ir.Node | None, tall: int | None, height: int) -> ir.Value | None:
@@ -68,7 +68,7 @@ class DescriptorReader:
             return None
         return back.outputs[0] if np.allclose(means.astype(np.float64), expected, rtol=2e-3) else None
 
-    def _numbers(self, node: ir.Node | None, channels: int, op: str = "Mul") -> np.ndarray | None:
+    def numbers(self, node: ir.Node | None, channels: int, op: str = "Mul") -> np.ndarray | None:
         """The constant (C, strips) that a Mul or Add takes second."""
         array = None if node is None or node.op_type != op else self.constants.array(node.inputs[1])
         if array is None or array.ndim != 4 or array.shape[:2] != (1, channels) or array.shape[3] != 1:

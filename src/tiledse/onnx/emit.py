@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from ..correction import Correction
 from ..tile import Tile
+from . import sliding
 from .factors import SWAPPED, running_means
 from .squeeze import WHOLE
 
@@ -128,6 +129,17 @@ class Writer:
             # NHWC: one axis is averaged first, so that only its means are transposed.
             out = self.node("GlobalAveragePool", [x if axes[0] == 1 else self._narrowed(x, axes, 1)])
             return out, _made(out)
+        if tile.ahead or tile.above is not None:
+            means = self.mean(x, axes[2])
+            length = self.length(x, axes[1]) if fixed[0] is None else None
+            rows = self.nchw(means, axes)
+            if learnt is not None:
+                assert fixed[0] is not None  # a correction is for maps of one height
+                own, out = sliding.write_products(self, rows, tile, fixed[0], own=True)
+                out = self._learnt(own, out, learnt)
+            else:
+                out = sliding.write(self, rows, tile, fixed[0], length)
+            return out, _made(means)
         out = x
         named: ir.Node | None = None
         running = tile.squeeze == "running"
@@ -318,7 +330,13 @@ def _made(value: ir.Value) -> ir.Node:
 
 def covers(tile: Tile, fixed: Sides) -> bool:
     """Whether a tile is the whole map, whatever the free sides are."""
-    return not tile.single and all(
-        side is None or (length is not None and side >= length)
-        for side, length in zip((tile.height, tile.width), fixed)
+    if tile.slides and fixed[0] is not None:
+        return tile.sees_all(fixed[0])
+    return (
+        not tile.slides
+        and not tile.single
+        and all(
+            side is None or (length is not None and side >= length)
+            for side, length in zip((tile.height, tile.width), fixed)
+        )
     )

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from ..tile import Tile
 from .constants import Constants
 from .descriptors import DescriptorReader, Learnt
-from .nodes import Miss, only_user
+from .nodes import Miss, integer, ints, only_user
 from .shapes import Shapes
+from .sliding import SlidingReader
 from .steps import Step, StepReader
 from .views import ViewReader
 
@@ -66,6 +67,7 @@ class SqueezeReader:
         self.views = ViewReader(constants)
         self.steps = StepReader(constants, shapes, self.views)
         self.descriptors = DescriptorReader(constants)
+        self.slides = SlidingReader(constants, shapes, self.views, self.descriptors)
 
     def read(self, node: ir.Node) -> Squeeze | None:
         """Read a node as the pool of a squeeze; None where it pools no map.
@@ -88,6 +90,8 @@ class SqueezeReader:
             return self._whole(node, x, {2, 3}, plain=True)
         if node.op_type == "ReduceMean":
             reduced = self.views.reduced_axes(node, 4)
+            if len(reduced) == 1 and (slid := self._sliding(node, x, *reduced)) is not None:
+                return slid
             return self._whole(node, x, reduced, plain=True) if reduced and reduced <= {1, 2, 3} else None
         if node.op_type == "AveragePool":
             return self._average(node, x, shape)
@@ -98,6 +102,25 @@ class SqueezeReader:
                 return None
             return Squeeze(node, view.root, (axes[0], axes[1], axes[2]), Tile(1, 1), node.outputs[0], False)
         return None
+
+    def _sliding(self, node: ir.Node, x: ir.Value, axis: int) -> Squeeze | None:
+        """Read a mean over columns as the first step of strips that slide."""
+        if not integer(node, "keepdims", 1):
+            return None
+        rows, user = node.outputs[0], only_user(node.outputs[0])
+        if axis == 2 and user is not None and ints(user, "perm", ()) == (0, 3, 1, 2):
+            rows = user.outputs[0]
+        elif axis != 3:
+            return None
+        view = self.views.trace(x)
+        axes = tuple(view.axes[a] for a in ((3, 1, 2) if axis == 2 else (1, 2, 3)))
+        if view.axes[0] != 0 or axes not in ((1, 2, 3), (3, 1, 2)):
+            return None
+        read = self.slides.read(rows, view.root, axes[1])
+        if read is None:
+            return None
+        tile, descriptors, learnt = read
+        return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)
 
     def _whole(self, node: ir.Node, x: ir.Value, reduced: set[int], plain: bool) -> Squeeze | None:
         view = self.views.trace(x, through_means=True)
