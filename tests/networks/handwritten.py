@@ -189,23 +189,6 @@ class Adds(nn.Module):
         return x + self.a(x.mean((2, 3), keepdim=True))
 
 
-class Inline(nn.Module):
-    """SE inside a larger forward."""
-
-    reason = "part of a larger forward"
-
-    def __init__(self, channels=12, reduced=3):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.a, self.b = nn.Conv2d(channels, reduced, 1), nn.Conv2d(reduced, channels, 1)
-
-    def forward(self, x):
-        y = self.conv(x)
-        y = y * self.b(self.a(self.pool(y)).relu()).sigmoid()
-        return x + y
-
-
 class Branches(nn.Module):
     """Control flow on values: cannot be traced."""
 
@@ -244,7 +227,7 @@ class GlobalResponse(nn.Module):
         return x * self.fc(x.norm(p=2, dim=(2, 3), keepdim=True)).sigmoid()
 
 
-NOT_SE = (Eca, MaxToo, PoolsAnother, Grouped, Adds, Inline, Branches, NoLayers, GlobalResponse)
+NOT_SE = (Eca, MaxToo, PoolsAnother, Grouped, Adds, Branches, NoLayers, GlobalResponse)
 
 
 class Net(nn.Module):

@@ -7,11 +7,11 @@ whole map in that run is an SE block or a near miss; nothing is passed over in s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..correction import Correction
@@ -23,6 +23,9 @@ from .block import TiledBlock
 from .counting import MacCounter
 from .dialects import Dialect, Layers, class_name, known_dialect
 from .forward import NOT_MULTIPLIED
+from .inline import outline
+from .inline_block import InlineSE, holder
+from .inline_trace import Call
 from .modes import evaluating
 from .structure import recognise
 
@@ -62,7 +65,21 @@ def find_dialects(
     """``find``, with the dialect of each block beside it."""
     size = _input_size(model, input_size)
     run = observe(model, size)
+    plan, dialects, missed = _read(model, size, run)
+    if missed:
+        made = outline(model, missed, run.calls)
+        if made.model is not None:
+            plan, dialects, _ = _read(made.model, size, observe(made.model, size))
+        plan = replace(plan, near_misses=tuple(made.told(miss) for miss in plan.near_misses))
+    return plan, dialects
+
+
+def _read(
+    model: nn.Module, size: tuple[int, int, int], run: Observation
+) -> tuple[Plan, tuple[Dialect, ...], list[str]]:
+    """The plan of a network, its dialects, and the modules in which maps are pooled and which are no SE blocks."""
     modules = dict(model.named_modules())
+    missed: list[str] = []
     found: dict[str, _Found] = {}
     misses: dict[str, str] = {}
     with evaluating(model):
@@ -75,6 +92,8 @@ def find_dialects(
             if not any(_inside(pool, name) for name in known):
                 name, result = _around(pool, modules, run)
                 _note(name, result, found, misses)
+                if isinstance(result, str):
+                    missed.append(pool)
     order = {name: i for i, name in enumerate(run.shapes)}
     blocks, tiles, dialects, corrections = [], [], [], []
     for name in sorted(found, key=order.__getitem__):
@@ -89,7 +108,7 @@ def find_dialects(
     params = sum(p.numel() for p in model.parameters())
     network = Network(params, run.macs - now, run.uncounted)
     plan = Plan(tuple(blocks), tuple(tiles), size, near, network, _fitting(blocks, corrections))
-    return plan, tuple(dialects)
+    return plan, tuple(dialects), missed
 
 
 def _fitting(
@@ -115,6 +134,7 @@ class Observation:
 
     Attributes:
         shapes: By module name, the shapes of the first input of each call, in the order of the first calls.
+        calls: By module name, the arguments of each call, without values.
         pools: Names of the modules in whose forward a whole map is pooled, in order; "" is the network itself.
         macs: Multiply-adds of the run.
         uncounted: Operators that the count does not cover.
@@ -122,6 +142,7 @@ class Observation:
 
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     pools: list[str] = field(default_factory=list)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
     macs: int = 0
     uncounted: tuple[str, ...] = ()
 
@@ -164,8 +185,11 @@ def _observe(model: nn.Module, size: tuple[int, int, int]) -> Observation:
     def enter(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stack.append(name)
+            if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+                return  # a forward with inline SE is traced, not run
             first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             run.shapes.setdefault(name, []).append(() if first is None else tuple(first.shape))
+            run.calls.setdefault(name, []).append(Call(args, kwargs).abstract())
 
         return hook
 
@@ -242,6 +266,8 @@ def _dialect(module: nn.Module) -> Dialect | None:
     """The dialect of a block of ours or of a registered class."""
     if isinstance(module, TiledBlock):
         return module.tiledse.dialect
+    if isinstance(module, InlineSE):
+        return module.dialect
     return _BUILT if isinstance(module, TiledSqueezeExcite) else known_dialect(module)
 
 
@@ -301,9 +327,9 @@ def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
         widths.append(module.weight.shape[0])  # type: ignore[arg-type, index]
 
-    dense = [m for m in block.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    dense = [m for m in holder(block).modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles = [m.register_forward_hook(note) for m in dense]
-    parameter = next(block.parameters(), None)
+    parameter = next(holder(block).parameters(), None)
     counter = MacCounter()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:

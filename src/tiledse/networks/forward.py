@@ -14,6 +14,7 @@ from .calls import ARITHMETIC, FUNCTIONS, MAXIMA, MEANS, NORMS, PRODUCTS, RESHAP
 from .program import Program, Ref, Step
 
 NOT_MULTIPLIED = "what it pools is not multiplied back onto the map that was pooled"
+INLINE = "its squeeze, excitation and product are part of a larger forward"
 
 
 class NoBlock(Exception):
@@ -88,9 +89,7 @@ class ForwardReader:
                 pools = [n for n in _ancestors(gate) if n.op != "placeholder" and self.kind(n) in MEANS]
                 if any(self.origin(arg) is self.origin(other) for n in pools for arg in n.all_input_nodes):
                     return NoBlock(
-                        "its squeeze, excitation and product are part of a larger forward; give them a "
-                        "module of their own to have them found",
-                        inline=True,
+                        f"{INLINE}; give them a module of their own to have them found", inline=True
                     )
         return NoBlock(NOT_MULTIPLIED)
 

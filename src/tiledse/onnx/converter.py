@@ -84,9 +84,7 @@ def divisor_plan(plan: Plan) -> Plan:
         return min(divisors, key=lambda d: (abs(d - side), d))
 
     tiles = tuple(
-        tile
-        if tile.single
-        else Tile(nearest(tile.height, b.height), nearest(tile.width, b.width), tile.squeeze)
+        tile if tile.single else _resized(tile, nearest(tile.height, b.height), nearest(tile.width, b.width))
         for b, tile in plan
     )
     if plan.calibrated and tiles != plan.tiles:
@@ -95,6 +93,12 @@ def divisor_plan(plan: Plan) -> Plan:
             "calibrate a plan whose tiles divide them"
         )
     return replace(plan, tiles=tiles)
+
+
+def _resized(tile: Tile, height: int | None, width: int | None) -> Tile:
+    """The tile with other sides; a look-ahead below 0 is at most the rows above the strip."""
+    ahead = tile.ahead if height is None else max(tile.ahead, -height)
+    return replace(tile, height=height, width=width, ahead=ahead)
 
 
 def _fix(model: OnnxModel, image: Image) -> None:
