@@ -69,6 +69,7 @@ def loop(name: str, kills: int, folder: Path, seed: int = 0) -> dict[str, int]:
             counts["kills"] += 1
             after = verb.finished()
             assert before <= seen <= after, f"{name}: what was finished is gone, kill {counts['kills']}"
+            print(f"{name}: kill {counts['kills']}, {len(after)} finished", file=sys.stderr, flush=True)
         else:
             assert process.returncode == 0, (verb.out / "stderr").read_text()[-2000:]
             assert before <= verb.finished(), f"{name}: what was finished is gone"
