@@ -340,14 +340,19 @@ class TilePass(ir.passes.InPlacePass):
         """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
-        dtype = shapes.type(squeeze.source)
+        pooled = squeeze.node.inputs[0]
+        assert pooled is not None
+        dtype = shapes.type(pooled)  # not always that of the map: half precision is often averaged in single
         fixed = self.fixed(place)
         producer = old.producer()
         assert producer is not None
         doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]
         writer = Writer(model, producer, name, dtype, self.taken)
-        descriptors, named = writer.squeeze(squeeze.source, squeeze.axes, tile, fixed, pool, learnt)
-        writer = Writer(model, place.product, name, dtype, self.taken)
+        x = squeeze.source
+        if shapes.type(x) != dtype:
+            x = writer.node("Cast", [x], to=int(dtype))
+        descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
+        writer = Writer(model, place.product, name, shapes.type(excitation.gate), self.taken)
         if excitation.in_place:
             old.replace_all_uses_with(descriptors)
             gates = excitation.gate
@@ -426,7 +431,7 @@ def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constan
             bias = bias * np.asarray(_number(node, "beta"), bias.dtype)
         bias = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), array.shape[:1]))
         inputs.append(writer.constant(f"{label}/bias", bias))
-    return writer.node("Conv", inputs, label, kernel_shape=[1, 1])
+    return writer.node("Conv", inputs, label, ir.DataType.from_numpy(array.dtype), kernel_shape=[1, 1])
 
 
 def _number(node: ir.Node, name: str) -> float:
