@@ -22,9 +22,9 @@ from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect, fingerprint, locate
 from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
-from .model import OnnxModel
+from .model import OLDEST_OPSET, OnnxModel, upgraded
 from .nodes import integer
-from .proof import Proof, prove
+from .proof import Proof, check_upgrade, prove
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
 
 
@@ -53,7 +53,7 @@ def convert(
 
     Returns:
         A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan, but for blocks
-        that were refused.
+        that were refused. One of opset 7 to 10 comes back in opset 11.
 
     Raises:
         TiledSEError: the plan was made for another network or input size, or has no block; its corrections were
@@ -110,6 +110,12 @@ def convert_verified(
         )
     found = locate(model, plan.input_size)
     plan.check_network(found.plan)
+    if model.opset < OLDEST_OPSET:
+        older, model = model, upgraded(model)
+        if verify:
+            check_upgrade(older, model, found.shapes.image)
+        found = locate(model, plan.input_size)
+        plan.check_network(found.plan)
     if plan.calibrated:
         plan.check_weights(fingerprint(found, model))
     if divisor_tiles:

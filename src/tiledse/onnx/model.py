@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +16,8 @@ import onnx
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
 
-OLDEST_OPSET = 11
+# The oldest opset that is read, and the oldest that tiles are written in.
+OLDEST_READ, OLDEST_OPSET = 7, 11
 # A protobuf message ends at 2 GiB; weights beyond this go into a file beside it.
 _LARGEST_MESSAGE = 1_900_000_000
 
@@ -28,10 +29,12 @@ class OnnxModel:
     Args:
         ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are read when they are used.
         path: The file that it came from; None where it was made here.
+        image: Which input takes the image; needed where several have 4 axes.
     """
 
     ir: ir.Model
     path: Path | None = None
+    image: str | None = None
 
     @property
     def name(self) -> str:
@@ -52,21 +55,22 @@ class OnnxModel:
 
     def clone(self) -> OnnxModel:
         """Another graph with the same weights, shared with this one."""
-        return OnnxModel(self.ir.clone(), self.path)
+        return OnnxModel(self.ir.clone(), self.path, self.image)
 
     def to_proto(self) -> onnx.ModelProto:
         """The protobuf message; weights in files of their own stay references to them."""
         return ir.to_proto(self.ir)
 
 
-def load(path: str | Path) -> OnnxModel:
+def load(path: str | Path, image: str | None = None) -> OnnxModel:
     """Read an ONNX file and check it.
 
     Args:
         path: The file; weights stored beside it are mapped, not read.
+        image: Which input takes the image, where several have 4 axes.
 
     Raises:
-        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 11,
+        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 7,
             lacks its weights, or is larger than the memory of this machine.
 
     Example:
@@ -93,7 +97,7 @@ def load(path: str | Path) -> OnnxModel:
         raise TiledSEError(
             f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again"
         )
-    model = _from_proto(proto, path)
+    model = replace(_from_proto(proto, path), image=image)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
         _check_external(model, path)
         _read_small(model)
@@ -105,20 +109,43 @@ def from_proto(proto: onnx.ModelProto) -> OnnxModel:
     """An ONNX network that was made in memory, checked like one that was read.
 
     Raises:
-        TiledSEError: it fails onnx.checker, or its opset is below 11.
+        TiledSEError: it fails onnx.checker, or its opset is below 7.
     """
     model = _from_proto(proto, None)
     check(proto, None)
     return model
 
 
+def upgraded(model: OnnxModel) -> OnnxModel:
+    """A network in an opset that tiles can be written in: itself, or what onnx's version converter makes of it.
+
+    Raises:
+        TiledSEError: the converter does not take it.
+    """
+    if model.opset >= OLDEST_OPSET:
+        return model
+    from onnx import version_converter
+
+    whole = model.ir.clone()
+    ir.external_data.load_to_model(whole)
+    try:
+        proto = version_converter.convert_version(ir.to_proto(whole), OLDEST_OPSET)
+        onnx.checker.check_model(proto)
+        return OnnxModel(ir.from_proto(proto), model.path, model.image)
+    except Exception as error:
+        raise TiledSEError(
+            f"{model.name} uses ONNX opset {model.opset}, tiles need {OLDEST_OPSET} or newer, and onnx's version "
+            f"converter does not take it: {first_line(error, 120)}; export it again with opset {OLDEST_OPSET} or newer"
+        ) from error
+
+
 def _from_proto(proto: onnx.ModelProto, path: Path | None) -> OnnxModel:
     name = path or "the ONNX network"
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < OLDEST_OPSET:
+    if opset < OLDEST_READ:
         raise TiledSEError(
-            f"{name} uses ONNX opset {opset}, but tiles need {OLDEST_OPSET} or newer; convert it with "
-            "onnx.version_converter, or export it again"
+            f"{name} uses ONNX opset {opset}, but {OLDEST_READ} or newer is read; export it again with opset "
+            f"{OLDEST_OPSET} or newer"
         )
     try:
         model = ir.from_proto(proto)
