@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..correction import Correction
 from ..errors import TiledSEError, first_line
 from ..op.module import TiledSqueezeExcite
+from ..op.sliding import product_macs
 from ..plan import NearMiss, Network, Plan, SEBlock
 from ..tile import Tile
 from .block import TiledBlock
@@ -102,8 +103,11 @@ def _read(
         dialects.append(found[name].dialect)
         corrections.append(found[name].correction)
     near = tuple(NearMiss(name, reason) for name, reason in misses.items() if name not in found)
+    # What the tiles that it has add to the run: gates, and products that are means of rows, for pooling counts nothing.
     now = sum(
-        (tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, tiles, strict=True)
+        (tile.tiles(b.height, b.width) - 1) * b.excite_macs
+        + (1 if correction is None else 2) * b.channels * product_macs(tile, b.height)
+        for b, tile, correction in zip(blocks, tiles, corrections, strict=True)
     )
     params = sum(p.numel() for p in model.parameters())
     network = Network(params, run.macs - now, run.uncounted)
