@@ -9,9 +9,8 @@ import typer
 
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
-from ..networks import convert as convert_network
+from ..networks.converter import Converted, convert_verified
 from ..networks.saving import save
-from ..networks.verification import identity_difference
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
@@ -132,6 +131,7 @@ def convert(
         Optional[Path],  # noqa: UP045
         typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
     ] = None,
+    verify: options.Verify = True,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -148,24 +148,37 @@ def convert(
         option = "--divisor-tiles" if divisor_tiles else "--alls"
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
-    tse = convert_network(loaded.model, chosen)
-    difference, largest = identity_difference(loaded.model, chosen)
-    save(tse, chosen, output, loaded.name)
-    converted = sum(not tile.whole for tile in chosen.tiles)
+    made = convert_verified(loaded.model, chosen, verify=verify)
+    save(made.model, made.plan, output, loaded.name)
+    converted = sum(not tile.whole for tile in made.plan.tiles)
     tell_random(loaded.random)
     if json:
         print_json(
             {
                 "converted": converted,
                 "total": len(chosen),
+                "refused": [{"name": miss.name, "reason": miss.reason} for miss in made.refused],
                 "near_misses": chosen.to_dict()["near_misses"],
-                "max_abs_diff_identity": difference,
+                "max_abs_diff_identity": made.difference,
+                "verify_s": made.seconds,
                 "output": str(output),
             }
         )
     else:
         print_text(
             f"{converted} of {len(chosen)} SE blocks have tiles now: {output}",
-            f"with one tile a map the converted network differs from the SE network by at most {difference:.1e} "
-            f"(outputs up to {largest:.1e})",
+            *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in made.refused),
+            _verified_line(made),
         )
+
+
+def _verified_line(made: Converted) -> str:
+    """What verifying gave, and how long it took."""
+    if made.seconds is None:
+        return "not verified (--no-verify)"
+    if made.difference is None or made.largest is None:
+        return f"verified in {made.seconds:.2f} s"
+    return (
+        f"verified in {made.seconds:.2f} s: each block is the SE block on each tile alone, in training too; with one "
+        f"tile a map the network differs by at most {made.difference:.1e} (outputs up to {made.largest:.1e})"
+    )

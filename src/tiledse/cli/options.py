@@ -34,6 +34,12 @@ PlanFile = Annotated[
 ]
 PlanOutput = Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object for programs.")]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Try what was made on random numbers before it is written, or do not."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 
 # Of the verbs that measure on images.

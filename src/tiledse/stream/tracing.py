@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -11,10 +10,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..errors import TiledSEError, first_line
-from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
-from ..networks.converter import correctable, fingerprint
+from ..networks.block import Conversion, TiledBlock, tile_block, untile
+from ..networks.converter import correctable, fingerprint, way_of
+from ..networks.duplicating import duplicate
 from ..networks.finder import find_dialects
 from ..networks.inline import outline_again
+from ..networks.verification import Candidate
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
@@ -35,8 +36,8 @@ def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, d
     Raises:
         TiledSEError: the plan was made for another network, or a block's squeeze is none that can be streamed.
     """
-    tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, memo=tensors)
+    given = model
+    model = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     model.eval()  # a stranger's may give back nothing
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
@@ -53,9 +54,8 @@ def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, d
         if isinstance(module, TiledSqueezeExcite):
             module.tile = tile
         else:
-            way = Way()
             if isinstance(module, TiledBlock):
-                dialect, way = module.tiledse.dialect, module.tiledse.way
+                dialect = module.tiledse.dialect
                 untile(module)
             reduce = dialect.squeeze(module)
             if reduce not in REDUCES.values() or (tile.slides and reduce is not mean):
@@ -63,6 +63,7 @@ def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, d
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
+            way = way_of(given, model, Candidate(block, tile, dialect))
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
         mark_block(module, block.name, known)
         marked[block.name] = module
