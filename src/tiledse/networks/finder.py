@@ -22,11 +22,11 @@ from ..tile import Tile
 from .block import TiledBlock
 from .dialects import Dialect, Layers, class_name, known_dialect
 from .flow import Pool
-from .forward import INLINE, NOT_MULTIPLIED, NoBlock
 from .inline import outline
 from .inline_block import InlineSE
 from .inputs import Inputs, inputs_for
 from .observation import Call, Observation, observe
+from .reasons import INLINE, NOT_MULTIPLIED, NoBlock
 from .recognition import Recognised, recognise
 from .trial import excitation
 
