@@ -65,11 +65,11 @@ def fitted(network, plan, batches, whole, what, target, order, prior):
             rows = whole[number]
         own, running = strip_means(rows, tile)
         goal = (rows if target == "own map" else whole[number]).mean(2, dtype=np.float64)
-        known = running if tile.squeeze == "running" else None
+        known = running if tile.slides else None
         shared = what.startswith("one pair")
         fit = shared_slopes(own, running, goal) if shared else fit_means(own, known, goal, prior)
         corrections[number] = Correction(
-            fit.own, None if known is None else fit.running, fit.offset, block.height, network.weights
+            fit.own, None if known is None else fit.running, fit.offset, block.height, network.weights, tile
         )
     return replace(plan, corrections=tuple(corrections))
 

@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 def known(rows: np.ndarray, tall: int) -> list[torch.Tensor]:
-    return [torch.from_numpy(v).float() for v in strip_means(rows, Tile(tall, None))]
+    return [torch.from_numpy(v).float() for v in strip_means(rows, Tile(tall, None, "running"))]
 
 
 MATCHED = {

@@ -10,22 +10,25 @@ import numpy as np
 
 from .errors import TiledSEError
 from .numerals import text_of, whole
+from .tile import Tile
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
     """A linear map for each channel and strip of one block, from what the strip knows to its descriptor.
 
-    ``descriptor = own * mean of the strip + running * mean of all rows down to its end + offset``. The numbers belong
-    to strips at their places, so they hold for maps of one height, of a network with the weights that they were
-    fitted on.
+    ``descriptor = own * mean over Tile.own_bounds + running * mean over Tile.bounds + offset``: of the rows that wait
+    for the strip's gate (for ``kxW`` and ``kxW:running`` the strip), and of all rows seen. The numbers belong to
+    strips at their places, so they hold for one tile, for maps of one height, of a network with the weights that they
+    were fitted on.
 
     Args:
         own: (C, strips), float32.
-        running: (C, strips), float32; None for strips that know only their own rows (``kxW``).
+        running: Factor of the rows seen, (C, strips), float32; None for strips that see only their own (``kxW``).
         offset: (C, strips), float32.
         height: H of the maps.
         weights: What ``fingerprint`` says of the network's weights.
+        tile: The tile; None in files that do not state it, which are older than look-ahead and windows.
 
     Raises:
         TiledSEError: arrays of different shapes, or numbers that are not finite.
@@ -41,6 +44,7 @@ class Correction:
     offset: np.ndarray
     height: int
     weights: str
+    tile: Tile | None = None
 
     def __post_init__(self) -> None:
         for name in ("own", "running", "offset"):
@@ -76,6 +80,7 @@ class Correction:
         return {
             "height": self.height,
             "weights": self.weights,
+            "tile": None if self.tile is None else str(self.tile),
             "shape": [self.channels, self.strips],
             "own": _text(self.own),
             "running": None if self.running is None else _text(self.running),
@@ -93,11 +98,21 @@ class Correction:
         shape = (channels, strips)
         running = None if data["running"] is None else _array(data["running"], shape)
         own, offset = _array(data["own"], shape), _array(data["offset"], shape)
-        return cls(own, running, offset, whole(data["height"], "height"), text_of(data["weights"], "weights"))
+        height, weights = whole(data["height"], "height"), text_of(data["weights"], "weights")
+        tile = None if data.get("tile") is None else Tile.parse(data["tile"])
+        return cls(own, running, offset, height, weights, tile)
 
     def _key(self) -> tuple[Any, ...]:
         running = None if self.running is None else self.running.tobytes()
-        return (self.own.shape, self.own.tobytes(), running, self.offset.tobytes(), self.height, self.weights)
+        return (
+            self.own.shape,
+            self.own.tobytes(),
+            running,
+            self.offset.tobytes(),
+            self.height,
+            self.weights,
+            self.tile,
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Correction) and self._key() == other._key()

@@ -120,9 +120,11 @@ class Plan:
                 f"a calibrated plan needs one correction a block: got {len(self.blocks)} blocks and "
                 f"{len(self.corrections)} corrections"
             )
-        for block, tile, correction in zip(self.blocks, self.tiles, self.corrections, strict=True):
-            if correction is not None:
-                _check_correction(block, tile, correction)
+        checked = tuple(
+            None if correction is None else _of_tile(block, tile, correction)
+            for block, tile, correction in zip(self.blocks, self.tiles, self.corrections, strict=True)
+        )
+        object.__setattr__(self, "corrections", checked)
 
     def __iter__(self) -> Iterator[tuple[SEBlock, Tile]]:
         return iter(zip(self.blocks, self.tiles, strict=True))
@@ -344,16 +346,20 @@ class Plan:
         return cls.from_dict(data, str(path))
 
 
-def _check_correction(block: SEBlock, tile: Tile, correction: Correction) -> None:
-    """Check that a correction was made for this block and tile."""
-    rows_only = tile.height is not None and tile.width is None and not tile.single
+def _of_tile(block: SEBlock, tile: Tile, correction: Correction) -> Correction:
+    """A correction that says its tile, checked to be made for this block and tile."""
     expected = (block.channels, tile.tiles(block.height, block.width), block.height)
     got = (correction.channels, correction.strips, correction.height)
-    if not rows_only or expected != got or (correction.running is not None) != (tile.squeeze == "running"):
+    # Files that do not state the tile are older than look-ahead and windows.
+    older = correction.tile is None and tile.ahead == 0 and tile.above is None
+    fits = tile.strips and expected == got and (correction.running is not None) == tile.slides
+    if not fits or not (older or correction.tile == tile):
+        stated = "" if correction.tile is None else f" ({correction.tile})"
         raise TiledSEError(
-            f"block '{block.name}': its correction was fitted for another tile than {tile}, or for another map "
+            f"block '{block.name}': its correction was fitted for another tile than {tile}{stated}, or for another map "
             f"(channels, strips, rows: expected {expected}, got {got}); calibrate the plan again"
         )
+    return replace(correction, tile=tile) if older else correction
 
 
 def _size(value: Any, what: str) -> int:

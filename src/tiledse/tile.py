@@ -1,7 +1,8 @@
 """Tile: the part of a map that one gate is computed from, in the paper's notation; and the geometry of tiles.
 
 Everything that asks which rows a gate sees, how many, or with which weights asks here: ``bounds``, ``elements``,
-``weights``; which rows it scales: ``scaled``; what waits for it: ``held``.
+``weights``; which of them are the strip's own and later ones: ``own_bounds``, ``own_weights``; which rows it scales:
+``scaled``; what waits for it: ``held``.
 """
 
 from __future__ import annotations
@@ -250,6 +251,24 @@ class Tile:
         """
         return _bounds(self, height)
 
+    def own_bounds(self, height: int) -> np.ndarray:
+        """Which of those rows are the strip's own and later ones: what waits while the gate is computed.
+
+        Where none is (rows above only), they are all that the gate is computed from.
+
+        Returns:
+            As ``bounds``.
+
+        Example:
+            >>> Tile.parse("1xW:running+2").own_bounds(5).tolist()
+            [[0, 3], [1, 4], [2, 5], [3, 5], [4, 5]]
+        """
+        return _own_bounds(self, height)
+
+    def own_weights(self, height: int) -> np.ndarray:
+        """The share of each row in the mean over ``own_bounds``; shape as ``weights``."""
+        return _own_weights(self, height)
+
     def weights(self, height: int) -> np.ndarray:
         """The share of each row in the mean that each row of gates is computed from.
 
@@ -339,9 +358,27 @@ def _bounds(tile: Tile, height: int) -> np.ndarray:
     return found
 
 
+@lru_cache(maxsize=4096)
+def _own_bounds(tile: Tile, height: int) -> np.ndarray:
+    found = tile.bounds(height).copy()
+    if tile.slides:
+        tops = np.arange(len(found)) * tile.size(height, 1)[0]
+        found[:, 0] = np.where(found[:, 1] > tops, np.maximum(found[:, 0], tops), found[:, 0])
+    found.flags.writeable = False
+    return found
+
+
 @lru_cache(maxsize=256)
 def _weights(tile: Tile, height: int) -> np.ndarray:
-    bounds = tile.bounds(height)
+    return _shares(tile.bounds(height), height)
+
+
+@lru_cache(maxsize=256)
+def _own_weights(tile: Tile, height: int) -> np.ndarray:
+    return _shares(tile.own_bounds(height), height)
+
+
+def _shares(bounds: np.ndarray, height: int) -> np.ndarray:
     row = np.arange(height)
     inside = (row >= bounds[:, :1]) & (row < bounds[:, 1:])
     found: np.ndarray = inside / inside.sum(1, keepdims=True)

@@ -10,6 +10,7 @@ import torch
 
 import tiledse as ts
 from tests.choose.networks import SIZE, images, in_batches, small
+from tests.reference import rows_seen
 from tiledse.choose.calibration import calibrate, calibrate_alone, fit_means, strip_means
 from tiledse.choose.network import OnnxNetwork, TorchNetwork
 from tiledse.correction import Correction
@@ -69,46 +70,68 @@ def test_a_strong_prior_and_a_dead_channel_change_no_slope():
     )
 
 
-def test_strip_means_by_loops():
+@pytest.mark.parametrize(
+    "text",
+    ["4xW:running", "1xW:running+6", "2xW:running+3", "1xW:window-2+3", "1xW:running-1", "2xW:window-3-1"],
+)
+def test_strip_means_by_loops(text):
     rows = np.random.default_rng(0).normal(size=(2, 3, 11))
-    own, running = strip_means(rows, Tile.parse("4xW"))
-    for strip, (start, stop) in enumerate(((0, 4), (4, 8), (8, 11))):
-        np.testing.assert_allclose(own[:, :, strip], rows[:, :, start:stop].mean(2))
-        np.testing.assert_allclose(running[:, :, strip], rows[:, :, :stop].mean(2))
+    tile = Tile.parse(text)
+    own, seen = strip_means(rows, tile)
+    for strip in range(own.shape[2]):
+        top = strip * tile.height
+        taken = rows_seen(np.arange(11).reshape(1, 11, 1), top, tile.height, text.partition(":")[2]).ravel()
+        np.testing.assert_allclose(seen[:, :, strip], rows[:, :, taken].mean(2))
+        waiting = [row for row in taken if row >= top] or taken
+        np.testing.assert_allclose(own[:, :, strip], rows[:, :, waiting].mean(2))
 
 
-def test_a_calibrated_block_by_loops(torch_network):
+def test_plain_strips_see_their_own_rows():
+    rows = np.random.default_rng(0).normal(size=(2, 3, 11))
+    for known in strip_means(rows, Tile.parse("4xW")):
+        for strip, (start, stop) in enumerate(((0, 4), (4, 8), (8, 11))):
+            np.testing.assert_allclose(known[:, :, strip], rows[:, :, start:stop].mean(2))
+
+
+@pytest.mark.parametrize(
+    "text", ["4xW:running", "1xW:running+6", "4xW:running+3", "1xW:window-2+3", "1xW:running-1"]
+)
+def test_a_calibrated_block_by_loops(torch_network, text):
     """Descriptors as they are defined, strip by strip, through the block's own layers."""
-    plan = calibrate(torch_network, torch_network.plan.with_tile("4xW:running"), lambda: in_batches(images()))
+    plan = calibrate(torch_network, torch_network.plan.with_tile(text), lambda: in_batches(images()))
+    tall = int(text[0])
     tse = ts.convert(torch_network.model, plan)
     correction = plan.corrections[0]
     x = torch.randn(2, 8, 22, 12)
     se = torch_network.model.se1
     expected = torch.empty_like(x)
-    for strip in range(6):
-        start, stop = 4 * strip, min(4 * strip + 4, 22)
+    for strip, start in enumerate(range(0, 22, tall)):
+        stop = min(start + tall, 22)
         a, b, c = (torch.tensor(v[:, strip]) for v in (correction.own, correction.running, correction.offset))
-        z = a * x[:, :, start:stop].mean((2, 3)) + b * x[:, :, :stop].mean((2, 3)) + c
+        taken = (
+            rows_seen(np.arange(22).reshape(1, 22, 1), start, tall, text.partition(":")[2]).ravel().tolist()
+        )
+        waiting = [row for row in taken if row >= start] or taken
+        z = a * x[:, :, waiting].mean((2, 3)) + b * x[:, :, taken].mean((2, 3)) + c
         gate = se.gate(se.fc2(se.act(se.fc1(z[:, :, None, None]))))
         expected[:, :, start:stop] = x[:, :, start:stop] * gate
     with torch.no_grad():
         torch.testing.assert_close(tse.se1(x), expected)
 
 
-@pytest.mark.parametrize("tile", ["4xW", "4xW:running", "1xW:running"])
+@pytest.mark.parametrize("tile", ["4xW", "4xW:running", "1xW:running", "1xW:running+3", "1xW:window-3+3"])
 def test_descriptors_come_closer_to_the_mean_of_the_map_on_other_images(torch_network, tile):
     plan = torch_network.plan.with_tile(tile)
     calibrated = calibrate(torch_network, plan, lambda: in_batches(images(200)), prior=20)
     (rows,) = torch_network.rows(plan, [0])(images(100, seed=1))
-    own, running = strip_means(rows, plan.tiles[0])
+    own, seen = strip_means(rows, plan.tiles[0])
     c = calibrated.corrections[0]
-    seen = own if c.running is None else running
-    after = c.own * own + (0 if c.running is None else c.running * running) + c.offset
+    after = c.own * own + (0 if c.running is None else c.running * seen) + c.offset
     target = rows.mean(2)[:, :, None]
     assert ((after - target) ** 2).mean() < 0.3 * ((seen - target) ** 2).mean()
 
 
-@pytest.mark.parametrize("tile", ["4xW:running", "1xW:running"])
+@pytest.mark.parametrize("tile", ["4xW:running", "1xW:running", "1xW:running+3"])
 def test_a_network_of_running_strips_comes_closer_to_se_on_other_images(torch_network, tile):
     plan = torch_network.plan.with_tile(tile)
     calibrated = calibrate(torch_network, plan, lambda: in_batches(images(200)), prior=20)
@@ -130,6 +153,33 @@ def test_pytorch_and_onnx_calibrate_alike(torch_network, onnx_network):
     with torch.no_grad():
         one, other = (n.run(p)(x) for n, p in zip((torch_network, onnx_network), plans, strict=True))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "tile", ["1xW:running+6", "4xW:running+3", "1xW:window-2+3", "1xW:running-1", "4xW:window-3-2"]
+)
+def test_the_probe_slides_as_the_pytorch_network_does(torch_network, onnx_network, tile):
+    plan, x = torch_network.plan.with_tile(tile), images(5)
+    for numbers in (None, calibrate(torch_network, plan, lambda: in_batches(images())).corrections):
+        one, other = (
+            n.run(replace(n.plan.with_tile(tile), corrections=numbers or ()))(x)
+            for n in (torch_network, onnx_network)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
+    """They are older than look-ahead: read for the tiles that there were, refused for others."""
+    for text, read in (("4xW:running", True), ("4xW", True), ("1xW:running+6", False)):
+        plan = calibrate(torch_network, torch_network.plan.with_tile(text), lambda: in_batches(images()))
+        data = plan.to_dict()
+        for block in data["blocks"]:
+            assert block["correction"].pop("tile") == text
+        if read:
+            assert ts.Plan.from_dict(data) == plan
+        else:
+            with pytest.raises(ts.TiledSEError, match=r"another tile than 1xW:running\+6"):
+                ts.Plan.from_dict(data)
 
 
 @pytest.mark.parametrize("tile", ["4xW", "4xW:running", "11xW", "11xW:running", "HxW", "3xW:middle"])
@@ -201,6 +251,11 @@ def test_wrong_use(torch_network):
         ts.convert(model, calibrated)(torch.zeros(1, 3, 48, 24))
     with pytest.raises(ts.TiledSEError, match="its correction was fitted for another tile than 3xW"):
         replace(calibrated, tiles=(Tile.parse("3xW"),) * 2)
+    # As many strips, rows and channels, and yet another tile.
+    for text, other in (("1xW:running+6", "1xW:running+2"), ("1xW:running+6", "1xW:running"), ("7xW", "6xW")):
+        with pytest.raises(ts.TiledSEError, match="fitted for another tile") as caught:
+            replace(fit(text, images()), tiles=(Tile.parse(other),) * 2)
+        assert "\n" not in str(caught.value)
     with pytest.raises(ts.TiledSEError, match="a correction needs finite numbers"):
         Correction(np.full((2, 2), np.nan), None, np.zeros((2, 2)), 4, "")
     with pytest.raises(ts.TiledSEError, match="':running' goes with strips of rows only"):

@@ -50,8 +50,8 @@ def calibrate(
 
     Args:
         network: The network, or the view of it from ``network_of``.
-        plan: The tiles, strips of rows (``kxW``, ``kxW:running``) or ``HxW``. With ``kxW`` a strip knows its own mean,
-            with ``kxW:running`` also that of all rows down to its end.
+        plan: The tiles, strips of rows or ``HxW``. With ``kxW`` a strip knows its own mean; with ``kxW:running``,
+            ``1xW:running+6`` and windows that of the rows that wait for its gate, and that of all rows seen.
         images: Gives the images anew at each call, in batches (N, C, H, W); no labels. They are read once a block.
         prior: Ridge towards changing nothing: how many images that belief is worth.
         progress: Called with (blocks done, blocks in all).
@@ -127,10 +127,10 @@ def calibrated_blocks(network: Network, plan: Plan) -> list[int]:
     for number, (block, tile) in enumerate(plan):
         if tile.tiles(block.height, block.width) == 1 and not tile.single:
             continue
-        if tile.width is not None or tile.single:
+        if not tile.strips:
             raise TiledSEError(
-                f"block '{block.name}' has the tile {tile}: calibration goes with strips of rows, kxW or kxW:running; "
-                "give the block such a tile, or HxW to leave it alone"
+                f"block '{block.name}' has the tile {tile}: calibration goes with strips of rows, kxW, kxW:running or "
+                "1xW:running+6; give the block such a tile, or HxW to leave it alone"
             )
         reason = network.refuses(number)
         if reason is not None:
@@ -142,26 +142,22 @@ def calibrated_blocks(network: Network, plan: Plan) -> list[int]:
 
 
 def strip_means(rows: np.ndarray, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
-    """Means of strips, and of all rows down to the end of each, from means of rows.
+    """What strips know, from means of rows: the means of their own rows and later ones, and of all rows seen.
 
     Args:
         rows: (N, C, H).
         tile: Strips of rows.
 
     Returns:
-        Two arrays (N, C, strips), float64.
+        Two arrays (N, C, strips), float64: over ``Tile.own_bounds`` and ``Tile.bounds``.
 
     Example:
-        >>> own, running = strip_means(np.array([[[1.0, 3.0, 5.0]]]), Tile.parse("2xW"))
-        >>> own.tolist(), running.tolist()
+        >>> own, seen = strip_means(np.array([[[1.0, 3.0, 5.0]]]), Tile.parse("2xW:running"))
+        >>> own.tolist(), seen.tolist()
         ([[[2.0, 5.0]]], [[[2.0, 3.0]]])
     """
-    height = rows.shape[2]
-    tall = tile.size(height, 1)[0]
-    starts = np.arange(0, height, tall)
-    ends = np.minimum(starts + tall, height)
-    sums = np.add.reduceat(rows.astype(np.float64), starts, axis=2)
-    return sums / (ends - starts), sums.cumsum(2) / ends
+    wide, height = rows.astype(np.float64), rows.shape[2]
+    return wide @ tile.own_weights(height).T, wide @ tile.weights(height).T
 
 
 def fit_means(own: np.ndarray, running: np.ndarray | None, target: np.ndarray, prior: float) -> Fit:
@@ -205,11 +201,11 @@ def fit_means(own: np.ndarray, running: np.ndarray | None, target: np.ndarray, p
 
 def _correction(network: Network, rows: np.ndarray, tile: Tile, prior: float) -> Correction:
     """The correction of one block from the row means of its maps."""
-    own, running = strip_means(rows, tile)
-    known = running if tile.squeeze == "running" else None
+    own, seen = strip_means(rows, tile)
+    known = seen if tile.slides else None
     fit = fit_means(own, known, rows.mean(2, dtype=np.float64), prior)
     return Correction(
-        fit.own, None if known is None else fit.running, fit.offset, rows.shape[2], network.weights
+        fit.own, None if known is None else fit.running, fit.offset, rows.shape[2], network.weights, tile
     )
 
 

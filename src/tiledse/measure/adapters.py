@@ -6,8 +6,6 @@ function of the input size, named ``package.module:adapter``, that returns a ``D
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import TiledSEError, first_line, told_as
+from ..errors import TiledSEError
+from ..networks.strangers import call_named, import_named
 from ..networks.zoo.catalogue import Entry
 
 Size = tuple[int, int]
@@ -77,18 +76,12 @@ def load_adapter(text: str, kind: type[Adapter], input_size: tuple[int, int, int
     path, colon, attribute = text.partition(":")
     if not colon or not path or not attribute:
         raise TiledSEError(f"no adapter '{text}'; expected package.module:adapter")
-    sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TiledSEError(
-            f"cannot import the adapter '{text}': {first_line(error)}; expected package.module:adapter, a function of "
-            f"the input size (C, H, W) that gives a tiledse.measure.adapters.{kind.__name__}"
-        ) from error
-    finally:
-        sys.path.remove("")
-    with told_as(f"the adapter {text} failed"):
-        adapter = function(input_size)
+    expected = (
+        "package.module:adapter, a function of the input size (C, H, W) that gives a "
+        f"tiledse.measure.adapters.{kind.__name__}"
+    )
+    function = import_named(text, "the adapter", expected)
+    adapter = call_named(function, f"the adapter {text}", input_size)
     if not isinstance(adapter, kind):
         raise TiledSEError(
             f"the adapter {text} gave a {type(adapter).__name__}; expected a tiledse.measure.adapters.{kind.__name__}"

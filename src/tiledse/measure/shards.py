@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,17 @@ from typing import Any, BinaryIO, cast
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..errors import TiledSEError
+from ..errors import TiledSEError, first_line
 from .images import Batch, ImageSet, Part, Preprocess, Sample, stack
 from .preprocessing import read_image
 
 IMAGE_KEYS = ("jpg", "jpeg", "png")
+MOST_SHARDS = (
+    100_000  # a pattern of ten characters can name a thousand million, which would all be kept in memory
+)
+
+# The innermost braces: a range of numbers, or anything else.
+_BRACES = re.compile(r"\{(?:(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?|[^{}]*)\}")
 
 
 class ShardedImages(ImageSet):
@@ -136,13 +143,21 @@ def expand_shards(pattern: str) -> list[Path]:
     """The shards that a pattern with ``{0..9}`` or ``*`` names, in order.
 
     Raises:
-        TiledSEError: a shard is missing, or nothing matches.
+        TiledSEError: a shard is missing, nothing matches, or the pattern names more than anyone has.
     """
     _webdataset()
     from braceexpand import braceexpand
 
+    if _most_names(pattern) > MOST_SHARDS:
+        raise TiledSEError(
+            f"{pattern} names more than {MOST_SHARDS:,} shards; expected a range such as {{0000..0999}}"
+        )
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise TiledSEError(f"no pattern of shards: {pattern} ({first_line(error)})") from error
     shards = []
-    for name in braceexpand(pattern):
+    for name in names:
         matches = sorted(glob(name))
         if not matches:
             raise TiledSEError(f"no shard at {name}" + (f" (from {pattern})" if name != pattern else ""))
@@ -151,3 +166,17 @@ def expand_shards(pattern: str) -> list[Path]:
     if wrong is not None:
         raise TiledSEError(f"{wrong} is no shard: expected .tar, .tar.gz or .tgz")
     return shards
+
+
+def _most_names(pattern: str) -> int:
+    """At most as many names as a pattern stands for, told without making them."""
+    count = 1
+    while inner := _BRACES.search(pattern):
+        first, last = (int(text[:18]) if text else 0 for text in inner.group(1, 2))
+        if max(len(text or "") for text in inner.group(1, 2)) > 18:
+            return MOST_SHARDS + 1
+        count *= max(abs(last - first) + 1, inner[0].count(",") + 1)
+        pattern = pattern[: inner.start()] + pattern[inner.end() :]
+        if count > MOST_SHARDS:
+            break
+    return count

@@ -170,10 +170,7 @@ class TiledBlock(nn.Module):
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
                 "give the network images of the size that it was calibrated with, or calibrate for this size"
             )
-        tile = self.tiledse.tile
-        own = squeeze(x, Tile(tile.height, None))
-        tall, _ = tile.size(correction.height, 1)
-        return correct(own, correction.height, tall, self._tiledse_numbers)
+        return correct(x, self.tiledse.tile, self._tiledse_numbers)
 
     def extra_repr(self) -> str:
         """What the block says, tile and dialect, for print(model)."""

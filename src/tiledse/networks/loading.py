@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
+from .strangers import call_named, import_named
 
 FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
 
@@ -153,25 +152,31 @@ def _from_zoo(name: str, pretrained: bool, size: Size | None) -> Built:
 
 
 def _from_factory(name: str, pretrained: bool, size: Size | None) -> Built:
-    path, _, attribute = name.partition(":")
+    path = name.partition(":")[0]
     if pretrained:
         raise TiledSEError(
             f"--pretrained goes with timm, torchvision and effdet, not with '{name}'; use --weights"
         )
-    sys.path.insert(0, "")
-    try:
-        factory = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TiledSEError(f"cannot import '{name}': {first_line(error)}; expected {FORMS}") from error
-    finally:
-        sys.path.remove("")
-    try:
-        model = factory()
-    except Exception as error:  # a stranger's code may raise anything
-        raise TiledSEError(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
+    _check_prefix(name, path)
+    model = call_named(import_named(name, "", FORMS), name)
     if not isinstance(model, nn.Module):
         raise TiledSEError(f"{name}() gave a {type(model).__name__}; expected a torch.nn.Module")
     return model, None
+
+
+def _check_prefix(name: str, path: str) -> None:
+    """A prefix with a typing error must not import, and run, whatever has that name.
+
+    Raises:
+        TiledSEError: it reads like a known prefix, and the working folder has no module of that name.
+    """
+    near = difflib.get_close_matches(path.lower(), _SOURCES, 1, 0.75)
+    here = Path(f"{path}.py").is_file() or Path(path).is_dir()
+    if near and (path.lower() in _SOURCES or not here):
+        raise TiledSEError(
+            f"no model '{name}'; did you mean {near[0]}:{name.partition(':')[2]}? Nothing was imported; "
+            f"expected {FORMS}"
+        )
 
 
 _SOURCES: dict[str, Callable[[str, bool, Size | None], Built]] = {

@@ -2,8 +2,8 @@
 
 Choosing tiles runs a network with hundreds of plans. Converting and opening it for each takes longer than running it,
 so here it is converted once, to ``1xW``, and the descriptors of rows are multiplied by a matrix (H, H) that is fed: row
-i of the matrix says which rows the gate of row i is computed from. Every strip of rows, ``running``, ``upper`` and
-``middle`` among them, and every correction, is such a matrix, and numbers beside it.
+i of the matrix says which rows the gate of row i is computed from (``Tile.weights``). Every strip of rows is such a
+matrix, whatever rows it sees, and so are ``upper`` and ``middle``; a correction is two, and numbers beside them.
 """
 
 from __future__ import annotations
@@ -49,43 +49,30 @@ class Matrices(NamedTuple):
     offset: np.ndarray
 
 
-def strip_means(tile: Tile, height: int) -> np.ndarray:
-    """(H, H): which rows of a map each row's descriptor is the mean of.
+def matrices(block: SEBlock, tile: Tile, correction: Correction | None) -> Matrices:
+    """The matrices of one block's tile.
 
     Raises:
         TiledSEError: the tile is no strip of rows.
 
     Example:
-        >>> strip_means(Tile.parse("2xW:running"), 3).tolist()
-        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
+        >>> block = SEBlock("se", 1, 1, 3, 9, "onnx.SE")
+        >>> matrices(block, Tile.parse("2xW:running"), None).seen.round(2).tolist()
+        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.33, 0.33, 0.33]]
     """
     if tile.width is not None:
         raise TiledSEError(
             f"tile {tile}: expected strips of rows, kxW, or HxW; columns and patches hold whole rows"
         )
-    weights = np.zeros((height, height), np.float32)
-    tall = tile.size(height, 1)[0]
-    for row in range(height):
-        start, stop = row // tall * tall, min((row // tall + 1) * tall, height)
-        if tile.single:
-            start, stop = tile.rows(height)
-        elif tile.squeeze == "running":
-            start = 0
-        weights[row, start:stop] = 1 / (stop - start)
-    return weights
-
-
-def matrices(block: SEBlock, tile: Tile, correction: Correction | None) -> Matrices:
-    """The matrices of one block's tile."""
-    seen, flat = strip_means(tile, block.height), (block.channels, block.height, 1)
+    height = block.height
+    strip = np.arange(height) // tile.scaled(height, 1)[0]
+    seen, flat = tile.weights(height)[strip], (block.channels, height, 1)
     ones, zeros = np.ones(flat, np.float32), np.zeros(flat, np.float32)
     if correction is None:
         return Matrices(seen, seen, ones, zeros, zeros)
-    tall = tile.size(block.height, 1)[0]
-    own = strip_means(Tile(tall, None), block.height)
-    strip = np.arange(block.height) // tall
-    running = zeros if correction.running is None else correction.running[:, strip, None]
-    return Matrices(own, seen, correction.own[:, strip, None], running, correction.offset[:, strip, None])
+    own = tile.own_weights(height)[strip]
+    of_seen = zeros if correction.running is None else correction.running[:, strip, None]
+    return Matrices(own, seen, correction.own[:, strip, None], of_seen, correction.offset[:, strip, None])
 
 
 class Probe:

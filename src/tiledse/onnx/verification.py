@@ -175,8 +175,7 @@ def _descriptors(x: torch.Tensor, tile: Tile, learnt: Correction | None) -> np.n
     own, running, offset = (None if a is None else torch.tensor(a)[:, :, None] for a in given)
     assert own is not None
     assert offset is not None
-    strips = squeeze(x, Tile(tile.height, None))
-    return correct(strips, learnt.height, tile.size(learnt.height, 1)[0], (own, running, offset)).numpy()
+    return correct(x, tile, (own, running, offset)).numpy()
 
 
 def _excite(model: OnnxModel, found: Finding, place: Place, descriptors: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 TILEDSE_CPP=1 asks for them. They take all tiles of float32 maps on a CPU, with an excitation of two layers, and give
 the numbers of the formulas in PyTorch, which serve everything else, and everywhere without a compiler. The library is
 kept in TILEDSE_CACHE, or ~/.cache/tiledse, under a name that says source, compiler and processor; building it takes
-three seconds. It works on torch's own threads, as many as torch does, where there is a megabyte for each.
+three seconds. It is loaded from a folder that nobody else can write (cache_folder.py). It works on torch's own threads,
+as many as torch does, where there is a megabyte for each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
+from .cache_folder import is_own_file, private_folder
 from .grids import is_channels_last, is_dense, layout, like
 from .sliding import by_rows
 
@@ -191,16 +193,24 @@ def build() -> Path:
     compiler = [named] if named and shutil.which(named) else shlex.split(named or "")
     if not compiler:
         raise OSError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no compiler {compiler[0]}, which CXX names")
     cache = Path(os.environ.get("TILEDSE_CACHE") or Path.home() / ".cache" / "tiledse")
     # Not all files: what editors and file managers leave there need not be text.
     sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]*"))]
     facts = "\n".join((*sources, *compiler, *_FLAGS, _processor()))
-    target = cache / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
-    if target.exists():
+    folder, whose = private_folder(cache / "kernels")
+    if whose is not None:
+        warnings.warn(
+            f"the C++ kernels are built anew in each process: {whose}; name another folder in TILEDSE_CACHE",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    target = folder / f"op-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if is_own_file(target):
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        part = Path(folder, "op.so")
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        part = Path(inside, "op.so")
         subprocess.run(
             [*compiler, *_FLAGS, str(_SOURCE), "-o", str(part)],
             check=True,
@@ -208,6 +218,7 @@ def build() -> Path:
             text=True,
             timeout=120,
         )
+        part.chmod(0o700)  # the umask may let others write
         part.replace(target)  # whole or not at all, whoever else builds it
     return target
 

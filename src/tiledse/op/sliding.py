@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,11 +43,26 @@ def seen(rows: Tensor, tile: Tile) -> Tensor:
         >>> seen(rows, Tile.parse("1xW:running+1")).flatten().tolist()
         [1.5, 3.0, 3.0]
     """
+    return _means(rows, tile, False)
+
+
+def own_of(rows: Tensor, tile: Tile) -> Tensor:
+    """Means of the rows that wait for each gate, ``Tile.own_bounds``; otherwise as ``seen``.
+
+    Example:
+        >>> rows = torch.tensor([1.0, 2.0, 6.0]).view(1, 1, 3, 1)
+        >>> own_of(rows, Tile.parse("1xW:running+1")).flatten().tolist()
+        [1.5, 4.0, 6.0]
+    """
+    return _means(rows, tile, True)
+
+
+def _means(rows: Tensor, tile: Tile, own: bool) -> Tensor:
     height = int(rows.shape[2])
     wide = rows.to(accumulation_type(rows.dtype))
     if height > TALLEST_MATRIX and is_eager(rows):
-        return _by_sums(wide, tile, height).to(rows.dtype)
-    return (shares(tile, height, wide) @ wide).to(rows.dtype)
+        return _by_sums(wide, tile, height, own).to(rows.dtype)
+    return (shares(tile, height, wide, own) @ wide).to(rows.dtype)
 
 
 def share(grad: Tensor, tile: Tile, height: int) -> Tensor:
@@ -57,39 +73,43 @@ def share(grad: Tensor, tile: Tile, height: int) -> Tensor:
     return (shares(tile, height, wide).t() @ wide).to(grad.dtype)
 
 
-def shares(tile: Tile, height: int, like: Tensor) -> Tensor:
-    """``Tile.weights`` beside another tensor: (strips, H)."""
+def shares(tile: Tile, height: int, like: Tensor, own: bool = False) -> Tensor:
+    """``Tile.weights``, or ``Tile.own_weights``, beside another tensor: (strips, H)."""
     if is_eager(like):
-        return _kept(tile, height, like.dtype, like.device)
-    return _constant(str(tile), height).to(device=like.device, dtype=like.dtype)
+        return _kept(tile, height, like.dtype, like.device, own)
+    return _constant(str(tile), height, own).to(device=like.device, dtype=like.dtype)
 
 
 @lru_cache(maxsize=64)
-def _kept(tile: Tile, height: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept(tile: Tile, height: int, dtype: torch.dtype, device: torch.device, own: bool) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(tile.weights(height), dtype=dtype, device=device)
+        return torch.tensor(_weights(tile, height, own), dtype=dtype, device=device)
 
 
 @torch.compiler.assume_constant_result
-def _constant(tile: str, height: int) -> Tensor:
-    return torch.tensor(Tile.parse(tile).weights(height).tolist(), dtype=torch.float64)
+def _constant(tile: str, height: int, own: bool) -> Tensor:
+    return torch.tensor(_weights(Tile.parse(tile), height, own).tolist(), dtype=torch.float64)
 
 
-def _by_sums(rows: Tensor, tile: Tile, height: int) -> Tensor:
+def _weights(tile: Tile, height: int, own: bool) -> np.ndarray:
+    return tile.own_weights(height) if own else tile.weights(height)
+
+
+def _by_sums(rows: Tensor, tile: Tile, height: int, own: bool) -> Tensor:
     """By sums from the first row to each, in float64: a window is a difference of two of them."""
-    first, last = _ends(tile, height, rows.device)
+    first, last = _ends(tile, height, rows.device, own)
     sums = torch.cat(
         [rows.new_zeros((*rows.shape[:2], 1, 1), dtype=torch.float64), rows.double().cumsum(2)], 2
     )
     total = sums.index_select(2, last)
-    if tile.above is not None or tile.ahead < 0:
+    if own or tile.above is not None or tile.ahead < 0:
         total = total - sums.index_select(2, first)
     return (total / (last - first).view(-1, 1)).to(rows.dtype)
 
 
 def _share_by_sums(grad: Tensor, tile: Tile, height: int) -> Tensor:
     """The same backwards: each strip's part begins at its first row and ends after its last."""
-    first, last = _ends(tile, height, grad.device)
+    first, last = _ends(tile, height, grad.device, False)
     part = grad.double() / (last - first).view(-1, 1)
     steps = (
         part.new_zeros((*grad.shape[:2], height + 1, 1)).index_add(2, first, part).index_add(2, last, -part)
@@ -98,7 +118,8 @@ def _share_by_sums(grad: Tensor, tile: Tile, height: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _ends(tile: Tile, height: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _ends(tile: Tile, height: int, device: torch.device, own: bool) -> tuple[Tensor, Tensor]:
+    bounds = tile.own_bounds(height) if own else tile.bounds(height)
     with torch.inference_mode(False):
-        first, last = torch.tensor(tile.bounds(height), device=device).unbind(1)
+        first, last = torch.tensor(bounds, device=device).unbind(1)
         return first.clone(), last.clone()

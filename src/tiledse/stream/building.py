@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..networks.counting import MacCounter
 from ..plan import Plan
 from .graph import Node, RowGraph, Run, Value
 from .maps import SAME, First, RowMap, Whole
+from .marks import Block
 from .tracing import in_place, mark, trace
 
 
@@ -50,14 +51,15 @@ def build_graph(
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked = mark(model, plan)
-    return Builder(trace(marked, (batch, plan.input_size[0], height, width))).graph
+    marked, blocks = mark(model, plan)
+    return Builder(trace(marked, (batch, plan.input_size[0], height, width)), blocks).graph
 
 
 class Builder:
-    """Walks a traced network once; ``graph`` is the result."""
+    """Walks a traced network once; ``graph`` is the result, ``blocks`` are the SE blocks by name."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, blocks: Mapping[str, Block]) -> None:
+        self.blocks = blocks
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.env: dict[torch.fx.Node, Any] = {}
@@ -153,8 +155,7 @@ class Builder:
         path = ""
         for entry in stack.values():
             path = entry[0]
-        path = path.removeprefix("L['self'].").removeprefix("L__self___")
-        return path.replace(".block.", ".").removesuffix(".block") if path else fx.name
+        return path.removeprefix("L['self'].").removeprefix("L__self___") or fx.name
 
     def value(self, name: str, shape: tuple[int, ...], row_dim: int | None) -> Ref:
         """A new value."""
@@ -170,14 +171,15 @@ class Builder:
         run: Run,
         row_dim: int | None,
         pick: Any = None,
+        macs: int | None = None,
         **more: Any,
     ) -> Ref:
-        """A new node and its value; an elementwise one joins the node before it where nobody else reads that."""
+        """A new node and its value; ``macs`` are counted where they are left out."""
         meta = fx.meta["val"] if pick is None else fx.meta["val"][pick]
         name = self.layer(fx)
         ref = self.value(name, tuple(meta.shape), row_dim)
         node = Node(name, kind, tuple(r.index for r in inputs), tuple(maps), ref.index, run, **more)
-        node.macs = self._macs(fx)
+        node.macs = self._macs(fx) if macs is None else macs
         self.values[ref.index].maker = len(self.nodes)
         self.nodes.append(node)
         return ref

@@ -1,4 +1,4 @@
-"""The two nodes of an SE block: the squeeze, which makes descriptors of tiles, and the gate, which scales them."""
+"""The nodes of an SE block: squeeze (tiles to descriptors), excite (descriptors to gates), gate (scales the tiles)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import TiledSEError
+from ..networks.counting import MacCounter
 from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
 from .building import Builder, Ref
 from .maps import SAME, Between, First, Repeat, Strips, Total
-from .marks import REDUCES
+from .marks import REDUCES, excitation
 
 
 def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, block: str) -> Ref:
@@ -21,6 +22,10 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     value = b.values[ref.index]
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
+    if tile.ahead or tile.above is not None:
+        raise TiledSEError(
+            f"block '{block}' has the tile {tile}, which cannot be streamed yet; give it another"
+        )
     add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
     if tile.single:
         first, stop = tile.rows(height)
@@ -111,6 +116,18 @@ def _columns(tile: Tile, reduce: str, width: int) -> Any:
         return 0.5 * descriptors + 0.5 * squeeze_tiles(largest, columns, lambda x, dims: x.amax(dims))
 
     return finish
+
+
+def excite(b: Builder, fx: torch.fx.Node, ref: Ref, block: str) -> Ref:
+    """Add the excitation of a block: the block's own layers, on the descriptors of as many tiles as there are."""
+    module = b.blocks[block]
+    gates = excitation(module)
+    _, channels, rows, cols = b.values[ref.index].shape
+    weight = next(module.parameters(), torch.empty(0))
+    with MacCounter() as counter:
+        gates(torch.zeros(1, channels, 1, 1, dtype=weight.dtype, device=weight.device))
+    run = lambda parts, lo, hi: gates(parts[0])  # noqa: E731
+    return b.add(fx, "excite", [ref], [SAME], run, 2, block=block, macs=counter.macs * rows * cols)
 
 
 def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: str) -> Ref:

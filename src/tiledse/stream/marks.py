@@ -1,18 +1,25 @@
-"""Marks: SE blocks written as two operators, squeeze and scale, that stay whole when the network is traced."""
+"""Marks: SE blocks written as three operators, squeeze, excite and scale, that stay whole when the network is traced.
+
+So the row graph does not depend on how a block is written: views, expands and transposes of its forward are inside.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
 from ..op.correction import correct
-from ..op.functional import Reduce, mean, mean_and_max
+from ..op.functional import mean, mean_and_max
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 
+Block = TiledBlock | TiledSqueezeExcite
 REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
 
 
@@ -38,9 +45,7 @@ def squeeze_corrected(
     block: str,
 ) -> Tensor:
     """Descriptors of the row strips of a block calibrated for maps of ``height`` rows; numbers (C, strips, 1)."""
-    strips = Tile(Tile.parse(tile).height, None)
-    tall = strips.size(x.shape[2], 1)[0]
-    return correct(squeeze_tiles(x, strips), x.shape[2], tall, (own, running, offset)).clone()
+    return correct(x, Tile.parse(tile), (own, running, offset)).clone()
 
 
 @squeeze_corrected.register_fake
@@ -56,6 +61,17 @@ def _(
     return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
 
 
+@torch.library.custom_op("tiledse_stream::excite", mutates_args=())
+def excite(descriptors: Tensor, block: str) -> Tensor:
+    """Gates of the tiles of a block, by the layers that it has; it stands in a trace, and gates.py runs it."""
+    raise NotImplementedError(f"the excitation of '{block}' is known to the row graph only")
+
+
+@excite.register_fake
+def _(descriptors: Tensor, block: str) -> Tensor:
+    return torch.empty_like(descriptors)
+
+
 @torch.library.custom_op("tiledse_stream::scale", mutates_args=())
 def scale(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     """Each tile times its gate."""
@@ -67,31 +83,43 @@ def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     return torch.empty_like(x)
 
 
-class Marked(nn.Module):
-    """An SE block, tiled or not, whose squeeze and scale are the two marks, with its name in them."""
+def mark_block(block: Block, name: str) -> None:
+    """Make this very block call the marks, with its name in them; in all else it stays what it is.
 
-    def __init__(self, block: TiledBlock | TiledSqueezeExcite, name: str) -> None:
-        super().__init__()
-        self.block: TiledBlock | TiledSqueezeExcite = block
-        self.name = name
+    An excitation with a kernel over the grid of tiles is no mark: its convolutions are traced like any others.
+    """
+    forward = partial(_forward, block, name)
+    object.__setattr__(block, "_tiledse_forward" if isinstance(block, TiledBlock) else "forward", forward)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the block does."""
-        block = self.block
-        nhwc: bool
-        reduce: Reduce
-        if isinstance(block, TiledSqueezeExcite):
-            nhwc, reduce, correction, tile = False, mean, None, str(block.tile)
-            excite = block.excite
-        else:
-            made = block.tiledse
-            nhwc, reduce = made.dialect.nhwc, made.dialect.squeeze(block)
-            correction, tile, excite = made.correction, str(made.tile), block._tiledse_excite
-        if nhwc:
-            x = x.permute(0, 3, 1, 2)
-        if isinstance(block, TiledBlock) and correction is not None:
-            descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, correction.height, self.name)
-        else:
-            descriptors = squeeze(x, tile, reduce.__name__, self.name)
-        x = scale(x, excite(descriptors), tile, self.name)
-        return x.permute(0, 2, 3, 1) if nhwc else x
+
+def _forward(block: Block, name: str, x: Tensor) -> Tensor:
+    """As the block does."""
+    if isinstance(block, TiledSqueezeExcite):
+        tile = str(block.tile)
+        descriptors = squeeze(x, tile, mean.__name__, name)
+        gates = excite(descriptors, name) if _tile_by_tile(block) else block.excite(descriptors)
+        return scale(x, gates, tile, name)
+    made, given = block.tiledse, x
+    tile, nhwc = str(made.tile), made.dialect.nhwc
+    if nhwc:
+        x = x.permute(0, 3, 1, 2)
+    if made.correction is not None:
+        descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, made.correction.height, name)
+    else:
+        descriptors = squeeze(x, tile, made.dialect.squeeze(block).__name__, name)
+    x = scale(x, excite(descriptors, name), tile, name)
+    x = x.permute(0, 2, 3, 1) if nhwc else x
+    return given.copy_(x) if made.way.inplace else x
+
+
+def excitation(block: Block) -> Callable[[Tensor], Tensor]:
+    """Descriptors (N, C, rows, cols) to gates, as the block does it."""
+    return block._tiledse_excite if isinstance(block, TiledBlock) else block.excite
+
+
+def _tile_by_tile(block: TiledSqueezeExcite) -> bool:
+    """Whether a gate depends on the descriptor of its own tile and on no other."""
+    layers = block.layers()
+    return layers is not None and all(
+        layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)
+    )

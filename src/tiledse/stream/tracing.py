@@ -17,25 +17,28 @@ from ..networks.finder import find_dialects
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
-from .marks import REDUCES, Marked
+from .marks import REDUCES, Block, mark_block
 
 
-def mark(model: nn.Module, plan: Plan) -> nn.Module:
+def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
     """A copy of the network that shares its weights, in eval mode, with the plan's tiles and marked blocks.
+
+    Returns:
+        The copy, and its blocks by name.
 
     Raises:
         TiledSEError: the plan was made for another network, or a block's squeeze is none that can be streamed.
     """
     tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, memo=tensors).eval()
+    model = copy.deepcopy(model, memo=tensors)
+    model.eval()  # a stranger's may give back nothing
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
-    new: dict[int, nn.Module] = {}
+    marked: dict[str, Block] = {}
     for (block, tile), correction, dialect in zip(plan, plan.corrections, dialects, strict=True):
         module = model.get_submodule(block.name)
-        original = module
         if correction is not None and not correctable(module, dialect):
             raise TiledSEError(
                 f"block '{block.name}' cannot be corrected; calibrate the plan again for this network"
@@ -48,20 +51,15 @@ def mark(model: nn.Module, plan: Plan) -> nn.Module:
                 dialect, way = module.tiledse.dialect, module.tiledse.way
                 untile(module)
             reduce = dialect.squeeze(module)
-            if reduce not in REDUCES.values() or (tile.squeeze == "running" and reduce is not mean):
+            if reduce not in REDUCES.values() or (tile.slides and reduce is not mean):
                 raise TiledSEError(
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
-        new[id(original)] = Marked(module, block.name)
-    if id(model) in new:
-        return new[id(model)]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
-    return model
+        mark_block(module, block.name)
+        marked[block.name] = module
+    return model, marked
 
 
 def trace(marked: nn.Module, shape: tuple[int, int, int, int]) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""The marked squeezes and gates of SE blocks (marks.py) in the row graph."""
+"""The marked squeezes, excitations and gates of SE blocks (marks.py) in the row graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import TiledSEError
 from ...tile import Tile
 from ..building import Builder, Ref
-from ..gates import scale, squeeze, squeeze_corrected
+from ..gates import excite, scale, squeeze, squeeze_corrected
 from .table import Fx, on
 
 
@@ -24,6 +24,13 @@ def corrected(b: Builder, fx: Fx, pick: Any) -> Ref:
     ref = _map_of_block(b, fx)
     args, _ = b.filled(fx)
     return squeeze_corrected(b, fx, ref, args[1:4], Tile.parse(args[4]), args[5], args[6])
+
+
+@on("tiledse_stream.excite")
+def excited(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """The excitation of an SE block."""
+    refs, _ = b.call(fx)
+    return excite(b, fx, refs[0], str(fx.args[1]))
 
 
 @on("tiledse_stream.scale")

@@ -97,6 +97,15 @@ def reshaped(b: Builder, fx: Fx, pick: Any) -> Ref:
     return b.add(fx, "row", refs, [SAME], run, row_dim, pick)
 
 
+@on("copy")
+def copied(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """Values written over a map: from then on it is what was written, and nobody waits for what it was."""
+    source = b.filled(fx)[0][1]
+    if isinstance(source, Ref) and b.values[source.index].shape == shape_of(fx, pick):
+        return source
+    return b.whole(fx, pick)
+
+
 @on("permute", "transpose", "movedim")
 def turned(b: Builder, fx: Fx, pick: Any) -> Ref:
     """Axes in another order."""
