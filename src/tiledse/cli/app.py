@@ -135,9 +135,9 @@ def print_text(*renderables: Any) -> None:
     with _output():
         for renderable in renderables:
             shown = Shown(renderable)
-            width = max(least, needed_width(console, shown.renderable, wrap=terminal))
+            console.width = max(least, needed_width(console, shown.renderable, wrap=terminal))
             lines = isinstance(renderable, str) and not terminal
-            console.print(shown.renderable if lines else shown, width=width, soft_wrap=lines)
+            console.print(shown.renderable if lines else shown, soft_wrap=lines)
 
 
 def say(line: str) -> None:

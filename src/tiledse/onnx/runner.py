@@ -50,9 +50,7 @@ def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onn
                 source = os.path.join(folder, "model.onnx")
                 ir.save(model.ir.clone(), source, external_data="model.onnx.data")
             else:
-                copy = model.ir.clone()
-                ir.external_data.load_to_model(copy)
-                source = ir.to_proto(copy).SerializeToString()
+                source = model.to_proto().SerializeToString()
             return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except MemoryError as error:
         raise TiledSEError(f"{model.name} does not fit into memory; use a machine with more") from error
