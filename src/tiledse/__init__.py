@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .errors import TiledSEError
+from .errors import TiledSEError, TiledSEWarning
 
 if TYPE_CHECKING:
     from .measure import Cost, cost
@@ -37,6 +37,7 @@ __all__ = [
     "Tile",
     "TiledBlock",
     "TiledSEError",
+    "TiledSEWarning",
     "TiledSqueezeExcite",
     "calibrate",
     "convert",

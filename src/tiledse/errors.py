@@ -18,6 +18,10 @@ class TiledSEError(Exception):
         super().__init__(one_line(message))
 
 
+class TiledSEWarning(UserWarning):
+    """What a public call did not do of what it was asked, in one line; the rest it did."""
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """What another library's exception says, cut to one line for use inside our own message.
 

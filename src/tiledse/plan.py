@@ -33,6 +33,7 @@ class SEBlock:
         dialect: Which spelling of SE it is, such as ``timm.SEModule``.
         excite_macs: Multiply-adds of the excitation for one descriptor, biases included. Left out, it
             is that of two dense layers with biases (of one, without ``reduced``).
+        calls: How often an image meets it; each call holds its map and runs the excitation.
 
     Example:
         >>> SEBlock("s1.b1.se", 64, 8, 56, 56, "timm.SEModule").excite_macs
@@ -46,6 +47,7 @@ class SEBlock:
     width: int
     dialect: str
     excite_macs: int = field(default=-1)
+    calls: int = 1
 
     def __post_init__(self) -> None:
         if self.excite_macs < 0:
@@ -254,6 +256,7 @@ class Plan:
                     "width": block.width,
                     "dialect": block.dialect,
                     "excite_macs": block.excite_macs,
+                    **({} if block.calls == 1 else {"calls": block.calls}),
                     "tile": str(tile),
                     **({} if correction is None else {"correction": correction.to_dict()}),
                 }
@@ -292,6 +295,7 @@ class Plan:
                         _size(entry["width"], "width"),
                         text_of(entry["dialect"], "dialect"),
                         whole(entry.get("excite_macs", -1), "excite_macs", -1),
+                        whole(entry.get("calls", 1), "calls", 1),
                     )
                 )
                 tiles.append(Tile.parse(entry["tile"]))

@@ -368,12 +368,12 @@ def _own_bounds(tile: Tile, height: int) -> np.ndarray:
     return found
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _weights(tile: Tile, height: int) -> np.ndarray:
     return _shares(tile.bounds(height), height)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _own_weights(tile: Tile, height: int) -> np.ndarray:
     return _shares(tile.own_bounds(height), height)
 

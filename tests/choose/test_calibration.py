@@ -168,6 +168,44 @@ def test_the_probe_slides_as_the_pytorch_network_does(torch_network, onnx_networ
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_forms_that_share_what_comes_before_their_tiles(torch_network, onnx_network, kind):
+    network, x = torch_network if kind == "torch" else onnx_network, images(5)
+    plan, both = network.plan, network.plan.with_tile("1xW:running+3")
+    plans = [
+        plan,
+        both,
+        plan.with_tile("1xW:window-2+2", network.plan.blocks[1].name),
+        plan.with_tile("4xW", network.plan.blocks[0].name),
+        plan.with_tile("4x4"),
+        calibrate(network, both, lambda: in_batches(images())),
+    ]
+    run = network.branches(plans)
+    for _ in range(2):  # the first batch may be prepared for
+        got = list(run(x))
+        assert len(got) == 1 + len(plans)
+        for form, output in zip([plan, *plans], got, strict=True):
+            with torch.no_grad():
+                expected = network.run(form)(x)
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(
+        got[3], got[0], atol=1e-3
+    )  # tiles of the last block alone change what the network gives
+
+
+def test_a_probe_is_cut_behind_the_blocks_before_the_first_tiles(onnx_network):
+    """The part that runs for each form holds no convolution that comes before its tiles."""
+    probe = onnx_network.probe
+    list(
+        onnx_network.branches([onnx_network.plan.with_tile("4xW", onnx_network.plan.blocks[1].name)])(
+            images(2)
+        )
+    )
+    cut = probe._cut(1)
+    assert cut.outputs == probe.outputs
+    assert probe.image.name not in cut.taken
+
+
 def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
     """They are older than look-ahead: read for the tiles that there were, refused for others."""
     for text, read in (("4xW:running", True), ("4xW", True), ("1xW:running+6", False)):
@@ -182,7 +220,20 @@ def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
                 ts.Plan.from_dict(data)
 
 
-@pytest.mark.parametrize("tile", ["4xW", "4xW:running", "11xW", "11xW:running", "HxW", "3xW:middle"])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        "4xW",
+        "4xW:running",
+        "11xW",
+        "11xW:running",
+        "HxW",
+        "3xW:middle",
+        "1xW:running+6",
+        "4xW:window-3+2",
+        "3xW:running-1",
+    ],
+)
 def test_the_probe_is_the_converted_network(onnx_network, tile):
     from tiledse import onnx as room
 

@@ -17,9 +17,11 @@ from tiledse.choose.budget import Order, gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.network import TorchNetwork
-from tiledse.choose.search import search
+from tiledse.choose.search import default_tiles, options_of, search
 from tiledse.measure.classification import Classification
 from tiledse.measure.images import ImageSet, ListedImages, Sample
+from tiledse.plan import Plan, SEBlock
+from tiledse.report.choose import draw_front
 from tiledse.stream.minimum import PipelineBuffer
 from tiledse.tile import Tile
 
@@ -45,9 +47,9 @@ class Counted(TorchNetwork):
     runs = 0
     looks = 0
 
-    def run(self, plan):
-        self.runs += 1
-        return super().run(plan)
+    def branches(self, plans):
+        self.runs += len(plans)
+        return super().branches(plans)
 
     def rows(self, plan, blocks):
         self.looks += len(blocks) < len(plan)  # all blocks at once: each alone, which is one pass
@@ -167,6 +169,44 @@ def test_what_was_calibrated_is_not_calibrated_again(tmp_path):
             file.write_text(file.read_text().replace('"own": "', '"own": "A'))
     assert found().to_dict() == first
     assert network.looks == 2 * looks
+
+
+def test_tiles_that_are_the_same_on_a_map_are_tried_once():
+    """On 7 rows: a window of all rows above is running; what sees all rows is HxW; heights that differ stay."""
+    plan = Plan((SEBlock("se", 8, 2, 7, 9, "timm.SEModule"),), (Tile.parse("HxW"),), (3, 56, 72))
+    texts = [
+        "1xW:running+2",
+        "1xW:window-6+2",
+        "1xW:window-2+2",
+        "1xW:running+6",
+        "2xW:running+1",
+        "7xW",
+        "9xW",
+    ]
+    (own,) = options_of(plan, [Tile.parse(t) for t in texts])
+    assert [str(t) for t in own] == ["1xW:running+2", "1xW:window-2+2", "2xW:running+1", "HxW"]
+
+
+def test_the_tiles_tried_hold_each_number_of_rows_with_a_gate_for_each_row():
+    plan = Plan((SEBlock("se", 8, 2, 56, 9, "timm.SEModule"),), (Tile.parse("HxW"),), (3, 56, 72))
+    (own,) = options_of(plan, default_tiles())
+    rows = {t.buffer(1, 56, 1) for t in own if (t.height, t.above) == (1, None) and t.squeeze == "running"}
+    assert rows == {1, 2, 3, 4, 5, 7, 10, 14, 20, 28}
+    assert all(t.whole or t.slides for t in own)
+
+
+def test_a_search_among_sliding_strips_holds_what_it_says(tmp_path):
+    """At 7xW's buffer a sliding plan is nearer to SE than 7xW and than running strips of seven rows."""
+    judge = evaluator(tmp_path)
+    plan = judge.network.plan
+    budget = gate_buffer(plan.with_tile("4xW"))
+    found = search(judge, max_buffer=budget, uniform=[Tile.parse(t) for t in ("4xW", "4xW:running")])
+    assert found.chosen.buffer == ts.cost(found.chosen.plan).tse.buffer <= budget
+    assert any(t.ahead > 0 for t in found.chosen.plan.tiles)
+    others = [p.measured.divergence for p in found.points if p.kind == "uniform"]
+    assert found.chosen.measured.divergence < min(others)
+    draw_front(found, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 10_000
 
 
 def test_wrong_use(tmp_path):

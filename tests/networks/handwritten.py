@@ -123,11 +123,8 @@ class OneLayer(nn.Module):
         return x * F.hardsigmoid(self.fc(F.adaptive_avg_pool2d(x, 1)))
 
 
-SE = (LinearView, ConvMean, SequentialInside, FlattenHardSigmoid, TwoMeans, ViewMean, FixedWindow, OneLayer)
-
-
 class Eca(nn.Module):
-    reason = "Conv1d"
+    """Channel attention by a convolution along the channels."""
 
     def __init__(self, channels=12):
         super().__init__()
@@ -137,6 +134,30 @@ class Eca(nn.Module):
     def forward(self, x):
         y = x.mean((2, 3)).view(x.shape[0], 1, -1)
         return x * self.conv(y).sigmoid().view(x.shape[0], -1, 1, 1)
+
+
+class Grouped(nn.Module):
+    def __init__(self, channels=12):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(channels, 4, 1, groups=4), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x):
+        return x * self.b(self.a(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+SE = (
+    LinearView,
+    ConvMean,
+    SequentialInside,
+    FlattenHardSigmoid,
+    TwoMeans,
+    ViewMean,
+    FixedWindow,
+    OneLayer,
+    Eca,
+    Grouped,
+)
+REDUCED = {OneLayer: None, Eca: None, Grouped: 4}
 
 
 class MaxToo(nn.Module):
@@ -165,17 +186,6 @@ class PoolsAnother(nn.Module):
         return x * self.b(self.a(self.conv(x).mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
-class Grouped(nn.Module):
-    reason = "no dense 1x1 convolution"
-
-    def __init__(self, channels=12):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(channels, 4, 1, groups=4), nn.Conv2d(4, channels, 1)
-
-    def forward(self, x):
-        return x * self.b(self.a(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
-
-
 class Adds(nn.Module):
     """Global context that is added, not multiplied."""
 
@@ -189,27 +199,10 @@ class Adds(nn.Module):
         return x + self.a(x.mean((2, 3), keepdim=True))
 
 
-class Inline(nn.Module):
-    """SE inside a larger forward."""
-
-    reason = "part of a larger forward"
-
-    def __init__(self, channels=12, reduced=3):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.a, self.b = nn.Conv2d(channels, reduced, 1), nn.Conv2d(reduced, channels, 1)
-
-    def forward(self, x):
-        y = self.conv(x)
-        y = y * self.b(self.a(self.pool(y)).relu()).sigmoid()
-        return x + y
-
-
 class Branches(nn.Module):
-    """Control flow on values: cannot be traced."""
+    """Control flow on values, which are others in each tile."""
 
-    reason = "cannot be traced"
+    reason = "looks at values"
 
     def __init__(self, channels=12, reduced=3):
         super().__init__()
@@ -244,7 +237,7 @@ class GlobalResponse(nn.Module):
         return x * self.fc(x.norm(p=2, dim=(2, 3), keepdim=True)).sigmoid()
 
 
-NOT_SE = (Eca, MaxToo, PoolsAnother, Grouped, Adds, Inline, Branches, NoLayers, GlobalResponse)
+NOT_SE = (MaxToo, PoolsAnother, Adds, Branches, NoLayers, GlobalResponse)
 
 
 class Net(nn.Module):

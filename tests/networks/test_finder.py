@@ -26,7 +26,7 @@ def test_a_handwritten_block_is_found_and_tiled(cls, tile):
     plan = ts.find(model, SIZE)
     (block,) = plan.blocks
     assert (block.name, block.channels, block.height, block.width) == ("block", 12, 10, 10)
-    assert block.reduced == (None if cls is handwritten.OneLayer else 3)
+    assert block.reduced == handwritten.REDUCED.get(cls, 3)
     assert block.dialect == "traced"
     wanted = plan.with_tile(tile)
     tse = ts.convert(model, wanted)
@@ -80,7 +80,6 @@ def test_a_near_miss_is_told_with_its_reason(cls):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ecaresnet26t", "Conv1d"),
         ("resnest14d", "not multiplied back"),
         ("skresnet18", "not multiplied back"),
         ("convnextv2_atto", ""),
@@ -92,6 +91,15 @@ def test_other_attentions_are_no_se(name, reason):
     assert not plan.blocks
     assert plan.near_misses
     assert reason in plan.near_misses[0].reason
+
+
+def test_timms_eca_is_found_as_what_people_write_by_hand_is():
+    plan = ts.find(timm.create_model("ecaresnet26t"), (3, 64, 64))
+    assert [(b.name, b.channels, b.dialect) for b in plan.blocks][:2] == [
+        ("layer1.0.se", 256, "traced"),
+        ("layer1.1.se", 256, "traced"),
+    ]
+    assert len(plan) == 8
 
 
 def test_torchvision():

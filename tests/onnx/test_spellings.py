@@ -61,6 +61,52 @@ def test_each_tile_with_each_free_axis(tile, free, spelling):
     check(se_net(*spelling, free=free), tile)
 
 
+SLIDING = (
+    "1xW:running+3",
+    "2xW:running+2",
+    "1xW:running-1",
+    "3xW:running-1",
+    "1xW:window-2+2",
+    "3xW:window-4-3",
+)
+
+
+@pytest.mark.parametrize("tile", [*SLIDING, "1xW:running+9", "20xW:running-15"])
+@pytest.mark.parametrize("free", [(True, False, False), (True, True, True)])
+def test_sliding_strips(tile, free):
+    check(se_net("mean", "conv", free=free), tile)
+    check(se_net("gap", "gemm", free=free, size=(11, 9)), tile, size=(11, 9))
+
+
+@pytest.mark.parametrize("tile", ["1xW:running+3", "2xW:window-3+1"])
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_sliding_strips_in_each_opset(opset, tile):
+    for free in ((True, False, False), (True, True, True)):
+        check(se_net("mean", "matmul", opset=opset, free=free), tile)
+    check(nhwc_net(1, free=False), tile)
+    check(nhwc_net(0, free=True), tile)
+
+
+def test_a_row_gate_is_broadcast():
+    """One gate a row: nothing is repeated over rows, at whatever height."""
+    for free in ((True, False, False), (True, True, True)):
+        _, _, converted = check(se_net("mean", "conv", free=free), "1xW:running+3")
+        assert not {"Resize", "AveragePool", "Expand", "Tile"} & operators(converted)
+
+
+def test_a_matrix_that_is_no_tile_s_is_none():
+    model = from_proto(se_net("gap", "conv"))
+    converted = convert(model, find(model).with_tile("1xW:running+2"))
+    matrix = next(node for node in converted.ir.graph if node.op_type == "MatMul").inputs[1]
+    for change in (lambda a: a * 1.1, lambda a: a[:, ::-1], lambda a: np.where(a > 0.3, 0, a)):
+        again = converted.clone()
+        inner = next(node for node in again.ir.graph if node.op_type == "MatMul").inputs[1]
+        inner.const_value = ir.tensor(
+            np.ascontiguousarray(change(matrix.const_value.numpy())), name=inner.name
+        )
+        assert not len(find(from_proto(ir.to_proto(again.ir))))
+
+
 @pytest.mark.parametrize("opset", [11, 12, 13, 18, 19, 22])
 @pytest.mark.parametrize("tile", ["4xW", "4x4", "3xW:middle", "4xW:running"])
 def test_each_opset(opset, tile):
@@ -79,7 +125,7 @@ def test_channels_last(tile, keep, free):
     assert plan.blocks[0].dialect == "onnx.SE.nhwc"
 
 
-@pytest.mark.parametrize("tile", ["4xW", "3xW:running", "4x5", "3xW:middle", "4xW:upper"])
+@pytest.mark.parametrize("tile", ["4xW", "3xW:running", "4x5", "3xW:middle", "4xW:upper", *SLIDING])
 def test_one_file_serves_every_size(tile):
     """The free height is judged at sizes that the conversion never saw."""
     model = from_proto(se_net("mean", "conv", free=(True, True, True)))
@@ -92,6 +138,23 @@ def test_one_file_serves_every_size(tile):
 
 def operators(model) -> set[str]:
     return {node.op_type for node in model.ir.graph}
+
+
+@pytest.mark.parametrize("free", [(True, False, False), (True, True, True)])
+@pytest.mark.parametrize("tile", ["4xW", "Hx4", "4x3", "4x4", "4xW:running"])
+def test_pools_are_such_that_no_runtime_reads_them_in_its_own_way(tile, free):
+    """No padding, and windows that fill their maps: count_include_pad and ceil_mode change nothing."""
+    model = from_proto(se_net("mean", "conv", free=free))
+    converted = convert(model, find(model, (3, 10, 9)).with_tile(tile))
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 10, 9)).astype(np.float32)}
+    (expected,) = session(converted).run(None, x)
+    pools = [node for node in converted.ir.graph if node.op_type == "AveragePool"]
+    for node in pools:
+        assert not {"pads", "count_include_pad", "ceil_mode", "auto_pad"} & set(node.attributes)
+        node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 1)
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
+    assert pools
+    assert np.array_equal(session(converted).run(None, x)[0], expected)
 
 
 @pytest.mark.parametrize("tile", ["4xW:running", "5xW:running"])

@@ -25,11 +25,27 @@ def corrected(model: torch.nn.Module, plan: ts.Plan, seed: int = 0) -> ts.Plan:
     for block, tile in plan:
         strips = tile.tiles(block.height, block.width)
         own, running, offset = (rng.uniform(0.2, 1, (block.channels, strips)) for _ in range(3))
-        seen = running if tile.squeeze == "running" else None
+        seen = running if tile.slides else None
         corrections.append(
-            None if strips == 1 else Correction(own, seen, 0.1 * offset, block.height, weights)
+            None if strips == 1 else Correction(own, seen, 0.1 * offset, block.height, weights, tile)
         )
     return replace(plan, corrections=tuple(corrections))
+
+
+@pytest.mark.parametrize(
+    "tile", ["1xW:running+3", "2xW:running-1", "2xW:running-2", "1xW:window-4+2", "2xW:window-3-2"]
+)
+def test_sliding_strips(tile):
+    """Both means that a strip knows, that of its own rows and that of all it sees, cut in every way."""
+    model = small().double()
+    plan = ts.find(model, SIZE).with_tile(tile)
+    calibrated = corrected(model, plan)
+    x = images(2).double()
+    expected = whole(model, calibrated, x)
+    assert difference(expected, whole(model, plan, x)) > 1e-4
+    for chunk in (1, 5, SIZE[1]):
+        assert difference(ts.stream(model, calibrated, batch=2, rows=8)(x, chunk), expected) <= TOLERANCE
+    assert ts.stream(model, calibrated).held() == ts.stream(model, plan).held()
 
 
 @pytest.mark.parametrize("name", ["timm:regnety_002", "timm:tf_mobilenetv3_small_075"])

@@ -75,6 +75,60 @@ def small(height: int, width: int = 19, tile: str = "3xW", padded: bool = True) 
     return model, ts.find(model, (3, height, width)).with_tile(tile)
 
 
+SLIDING = (
+    "1xW:running+6",
+    "2xW:running+3",
+    "1xW:running-1",
+    "3xW:running-1",
+    "1xW:window-6+6",
+    "3xW:window-4-3",
+)
+
+
+@pytest.mark.parametrize("tile", SLIDING)
+def test_sliding_strips(tile):
+    """At every way to cut the image, known heights and unknown; what is held is what the formula says."""
+    height = 43
+    model, plan = small(height, tile=tile)
+    x = torch.randn(2, 3, height, 19, dtype=torch.float64)
+    stream, expected = ts.stream(model, plan, batch=2, rows=16), whole(model, plan, x)
+    for chunk in (1, 2, 5, 16, height):
+        assert difference(stream(x, chunk), expected) < TOLERANCE
+    gates = {held.name: held.elements for held in stream.held() if held.kind == "gate"}
+    assert gates == {block.name: block.buffer_row_order for block in ts.cost(plan).blocks}
+    assert sum(node.macs for node in stream.graph.nodes) == ts.cost(plan).tse.macs
+
+
+@pytest.mark.parametrize("tile", SLIDING)
+def test_sliding_strips_of_unknown_height(tile):
+    model = build("timm:lcnet_050")
+    plan = ts.find(model, (3, 64, 64)).with_tile(tile)
+    stream = ts.stream(model, plan, height=None, rows=16)
+    for height in (91, 33):
+        x = torch.randn(1, 3, height, 64, dtype=torch.float64)
+        at_height = ts.find(model, (3, height, 64)).with_tile(tile)
+        assert difference(stream(x, 7), whole(model, at_height, x)) < TOLERANCE
+
+
+def test_a_long_stream_does_not_drift():
+    """Running sums of float32 maps are kept in float64: after 20,000 rows they are the mean of the whole map."""
+    from tiledse.stream.gates import _RowMeans
+
+    torch.manual_seed(0)
+    rows = torch.randn(1, 4, 20_000, 3) + 50
+    for text in ("1xW:running+2", "1xW:window-9+2"):
+        tile, state, parts = ts.Tile.parse(text), None, []
+        run = _RowMeans(tile)
+        for top in range(0, 20_000, 50):
+            low, high = run.map.end(top), min(run.map.end(top + 50), 20_000)
+            _, part, state = run(rows[:, :, low:high], top, top + 50, state)
+            parts.append(part)
+        means = rows.double().mean(3, keepdim=True)
+        ends = tile.bounds(20_000)[-3:].tolist()
+        expected = torch.cat([means[:, :, a:b].mean(2, keepdim=True) for a, b in ends], 2)
+        torch.testing.assert_close(torch.cat(parts, 2)[:, :, -3:].double(), expected, rtol=1e-7, atol=0)
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     height=st.integers(23, 67),
@@ -82,7 +136,19 @@ def small(height: int, width: int = 19, tile: str = "3xW", padded: bool = True) 
     rows=st.integers(1, 70),
     batch=st.integers(1, 3),
     tile=st.sampled_from(
-        ("1xW", "3xW", "7xW", "5x3", "Hx4", "HxW", "100xW", "3xW:upper", "3xW:middle", "2xW:running")
+        (
+            "1xW",
+            "3xW",
+            "7xW",
+            "5x3",
+            "Hx4",
+            "HxW",
+            "100xW",
+            "3xW:upper",
+            "3xW:middle",
+            "2xW:running",
+            *SLIDING,
+        )
     ),
     padded=st.booleans(),
 )

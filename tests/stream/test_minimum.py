@@ -15,7 +15,9 @@ from tiledse.errors import TiledSEError
 from tiledse.stream.minimum import PipelineBuffer
 from tiledse.tile import Tile
 
-TILES = [Tile.parse(t) for t in ("1xW", "2xW", "3xW", "5xW:running", "7xW")]
+TILES = [
+    Tile.parse(t) for t in ("1xW", "2xW", "3xW", "5xW:running", "7xW", "1xW:running+2", "2xW:window-3+4")
+]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,14 @@ def test_excitations_with_kernels_and_whole_maps():
     model = Small().double().eval()
     plan = ts.find(model, (3, 45, 20))
     elements = PipelineBuffer(model, plan)
-    for first, second in (("1xW", "HxW"), ("4xW:running", "2xW"), ("HxW", "HxW"), ("100xW", "3xW")):
+    for first, second in (
+        ("1xW", "HxW"),
+        ("4xW:running", "2xW"),
+        ("HxW", "HxW"),
+        ("100xW", "3xW"),
+        ("1xW:running+3", "2xW:running-1"),
+        ("1xW:window-4+2", "1xW:running+90"),
+    ):
         mixed = replace(plan, tiles=(Tile.parse(first), Tile.parse(second)))
         assert elements(mixed) == ts.simulate(model, mixed, fifos="minimum").fifo
     for tile in ("Hx4", "2x2", "7xW:upper"):

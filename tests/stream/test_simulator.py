@@ -22,7 +22,7 @@ from tiledse.stream.simulator import (
 from tiledse.stream.sizes import free_running, minimum_rows
 from tiledse.stream.stages import build_pipeline
 
-TILES = ("HxW", "7xW", "1xW", "3xW:middle", "2xW:running")
+TILES = ("HxW", "7xW", "1xW", "3xW:middle", "2xW:running", "1xW:running+2", "2xW:window-3+1")
 
 
 @pytest.fixture(scope="module")

@@ -113,14 +113,13 @@ class Evaluator:
         return [one for one in (known[key] for key in keys) if one is not None]
 
     def _measure(self, plans: Sequence[Plan], few: bool, scored: bool) -> list[dict[str, Any]]:
-        networks = [self.network.run(plan) for plan in (self.network.plan, *plans)]
+        branches = self.network.branches(plans)
         apart: list[list[float]] = [[] for _ in plans]
-        results: list[list[Any]] = [[] for _ in networks]
+        results: list[list[Any]] = [[] for _ in range(len(plans) + 1)]
         with torch.no_grad():
             for batch in self._batches(few):
                 targets = self.task.targets(batch) if scored else None
-                for number, network in enumerate(networks):
-                    output = network(batch.inputs)
+                for number, output in enumerate(branches(batch.inputs)):
                     who = "TSE" if number else "SE"
                     check_finite(output, batch.names, who)
                     if scored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
-from ..measure.subject import Subject, TorchSubject
+from ..measure.subject import SharedPrefix, Subject, TorchSubject, first_tiled
 from ..networks.converter import convert_shared, correctable, fingerprint
 from ..networks.finder import find_dialects
 from ..networks.modes import evaluating
@@ -37,6 +37,10 @@ class Network(ABC):
     @abstractmethod
     def run(self, plan: Plan) -> nn.Module:
         """The network with the tiles, and corrections, of a plan: images (N, C, H, W) to what it gives."""
+
+    @abstractmethod
+    def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
+        """The SE network and one network for each plan, with what they have in common run once."""
 
     @abstractmethod
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
@@ -92,12 +96,16 @@ class TorchNetwork(Network):
     def __init__(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
         found, self._dialects = find_dialects(model, input_size)
         self.plan = found.with_tile("HxW") if len(found) else found
-        self.model = model
+        self.model = convert_shared(model, self.plan, (found, self._dialects)) if len(found) else model
         self.weights = fingerprint(model)
 
     def run(self, plan: Plan) -> nn.Module:
         """See Network; parameters are shared."""
         return convert_shared(self.model, plan).eval()
+
+    def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
+        """See Network."""
+        return TorchSubject(self.model, self.plan.input_size).branches(plans)
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
@@ -170,7 +178,41 @@ class OnnxNetwork(Network):
             return room.OnnxModule(room.convert(self.model, plan), threads=1)
         return ProbedModule(self.probe, plan)
 
+    def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
+        """See Network; columns and patches are no matter of the probe, and are run whole."""
+        return _Probed(self, plans)
+
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
+
+
+class _Probed(SharedPrefix):
+    """``SharedPrefix`` of an ONNX network by its probe.
+
+    ONNX Runtime fuses other operators in parts than in a whole network, so results are equal but for rounding.
+    """
+
+    def __init__(self, network: OnnxNetwork, plans: Sequence[Plan]) -> None:
+        self.probe = network.probe
+        strips = [all(tile.width is None for tile in plan.tiles) for plan in plans]
+        self.feeds = [self.probe.feeds(plan) for plan, own in zip(plans, strips, strict=True) if own]
+        self.firsts = [first_tiled(plan) for plan, own in zip(plans, strips, strict=True) if own]
+        self.whole_networks = [
+            None if own else network.run(plan) for plan, own in zip(plans, strips, strict=True)
+        ]
+        if not all(strips):
+            self.whole = tuple(block.name for block in network.plan.blocks)
+
+    def __call__(self, inputs: Tensor) -> Iterator[Any]:
+        """See SharedPrefix."""
+        forms = iter(self.probe.run_forms(inputs.cpu().numpy(), self.feeds, self.firsts))
+        yield _outputs(next(forms))
+        for network in self.whole_networks:
+            yield _outputs(next(forms)) if network is None else network(inputs)
+
+
+def _outputs(arrays: Sequence[np.ndarray]) -> Any:
+    given = tuple(torch.from_numpy(array) for array in arrays)
+    return given[0] if len(given) == 1 else given

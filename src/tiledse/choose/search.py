@@ -18,8 +18,12 @@ from .calibration import calibrate_alone
 from .evaluation import Evaluated, Evaluator
 from .exact import Choice, best_choices
 
-# Heights of strips that are tried; a block takes those that are smaller than its map, and HxW.
-HEIGHTS = (1, 2, 3, 4, 5, 7, 10, 14, 20, 28)
+# Rows that the tiles that are tried hold; a block takes those that do not see its whole map, and HxW. For one buffer
+# a gate for each row and all look-ahead comes first; a gate for two rows takes half the excitations; a window forgets
+# rows far above, which mislead where the top of an image differs from the rest (docs/calibration.md).
+ROWS = (1, 2, 3, 4, 5, 7, 10, 14, 20, 28)
+ROWS_BY_TWO = (2, 3, 5, 7, 14)
+ROWS_OF_WINDOWS = (3, 7, 14)
 # Plans on the front that are measured jointly, for the curve; and the best few under the budget, to choose from.
 ON_THE_FRONT = 10
 BEST_FEW = 4
@@ -109,7 +113,9 @@ class Found:
 
 
 def options_of(plan: Plan, tiles: Sequence[Tile]) -> list[list[Tile]]:
-    """For each block, those of some tiles that are smaller than its map, and ``HxW``.
+    """For each block, those of some tiles that do not see its whole map, and ``HxW``.
+
+    Of tiles that are the same on a map (a window that reaches its top is ``running``) the first is taken.
 
     Example:
         >>> from tiledse.plan import SEBlock
@@ -118,16 +124,29 @@ def options_of(plan: Plan, tiles: Sequence[Tile]) -> list[list[Tile]]:
         >>> [str(tile) for tile in options_of(plan, [Tile.parse("3xW"), Tile.parse("14xW")])[0]]
         ['3xW', 'HxW']
     """
-    whole = Tile(None, None)
-    return [
-        [t for t in tiles if t.size(b.height, b.width) != (b.height, b.width)] + [whole] for b in plan.blocks
-    ]
+    found = []
+    for block in plan.blocks:
+        size = (block.height, block.width)
+        own: dict[object, Tile] = {}
+        for tile in tiles:
+            if tile.size(*size) != size:
+                own.setdefault((tile.grid(*size), tile.bounds(block.height).tobytes()), tile)
+        found.append([*own.values(), Tile(None, None)])
+    return found
 
 
 def default_tiles() -> tuple[Tile, ...]:
-    """Strips of 1 to 28 rows, gated by their own rows and by all rows seen."""
-    kinds = ("running", "tiles")
-    return tuple(Tile(height, None, kind) for kind in kinds for height in HEIGHTS)  # type: ignore[arg-type]
+    """Sliding strips that hold 1 to 28 rows: of one row, of two, and windows.
+
+    Example:
+        >>> [str(tile) for tile in default_tiles()[:3]], str(default_tiles()[-1])
+        (['1xW:running', '1xW:running+1', '1xW:running+2'], '1xW:window-13+13')
+    """
+    return (
+        *(Tile(1, None, "running", rows - 1) for rows in ROWS),
+        *(Tile(2, None, "running", rows - 2) for rows in ROWS_BY_TWO),
+        *(Tile(1, None, "window", rows - 1, rows - 1) for rows in ROWS_OF_WINDOWS),
+    )
 
 
 def search(
@@ -172,7 +191,7 @@ def search(
     for tile in tiles:
         if tile.width is not None:
             raise TiledSEError(
-                f"tile {tile}: a search chooses among strips of rows, such as 7xW or 7xW:running"
+                f"tile {tile}: a search chooses among strips of rows, such as 7xW or 1xW:running+6"
             )
     plan = network.plan
     given = options_of(plan, tiles)

@@ -158,7 +158,7 @@ def search(
     uniform: Annotated[
         str,
         typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
-    ] = "7xW,7xW:running",
+    ] = "7xW,1xW:running+6",
     calibrate_on: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(

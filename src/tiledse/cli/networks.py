@@ -9,16 +9,15 @@ import typer
 
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
-from ..networks import convert as convert_network
+from ..networks.converter import Converted, convert_verified
 from ..networks.saving import save
-from ..networks.verification import identity_difference
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import choose_plan, load_planned, tell_random
-from .onnx import convert_to_onnx, find_any, is_onnx
+from .onnx import OnnxForm, convert_to_onnx, find_any, is_onnx
 from .outputs import Output, check_outputs
 
 
@@ -133,6 +132,15 @@ def convert(
         Optional[Path],  # noqa: UP045
         typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
     ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--batch", metavar="N", min=1, help="ONNX: fix the batch, and with it every size."),
+    ] = None,
+    ir_version: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--ir-version", metavar="N", help="ONNX: the version of the format; old tools want 8."),
+    ] = None,
+    verify: options.Verify = True,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -143,34 +151,46 @@ def convert(
         [model, weights, plan],
     )
     if is_onnx(output):
-        convert_to_onnx(
-            model, output, tile, plan, input, weights, pretrained, divisor_tiles, alls, force, json
-        )
+        form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify)
+        convert_to_onnx(model, output, tile, plan, input, weights, pretrained, form, force, json)
         return
     if is_onnx(model):
         raise TiledSEError(f"{model} is an ONNX network; give an output that ends in .onnx, got {output}")
-    if divisor_tiles or alls is not None:
-        option = "--divisor-tiles" if divisor_tiles else "--alls"
+    given = {"--divisor-tiles": divisor_tiles, "--alls": alls, "--batch": batch, "--ir-version": ir_version}
+    for option in (name for name, value in given.items() if value):
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
-    tse = convert_network(loaded.model, chosen)
-    difference, largest = identity_difference(loaded.model, chosen)
-    save(tse, chosen, output, loaded.name)
-    converted = sum(not tile.whole for tile in chosen.tiles)
+    made = convert_verified(loaded.model, chosen, verify=verify)
+    save(made.model, made.plan, output, loaded.name)
+    converted = sum(not tile.whole for tile in made.plan.tiles)
     tell_random(loaded.random)
     if json:
         print_json(
             {
                 "converted": converted,
                 "total": len(chosen),
+                "refused": [{"name": miss.name, "reason": miss.reason} for miss in made.refused],
                 "near_misses": chosen.to_dict()["near_misses"],
-                "max_abs_diff_identity": difference,
+                "max_abs_diff_identity": made.difference,
+                "verify_s": made.seconds,
                 "output": str(output),
             }
         )
     else:
         print_text(
             f"{converted} of {len(chosen)} SE blocks have tiles now: {output}",
-            f"with one tile a map the converted network differs from the SE network by at most {difference:.1e} "
-            f"(outputs up to {largest:.1e})",
+            *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in made.refused),
+            _verified_line(made),
         )
+
+
+def _verified_line(made: Converted) -> str:
+    """What verifying gave, and how long it took."""
+    if made.seconds is None:
+        return "not verified (--no-verify)"
+    if made.difference is None or made.largest is None:
+        return f"verified in {made.seconds:.2f} s"
+    return (
+        f"verified in {made.seconds:.2f} s: each block is the SE block on each tile alone, in training too; with one "
+        f"tile a map the network differs by at most {made.difference:.1e} (outputs up to {made.largest:.1e})"
+    )

@@ -21,7 +21,12 @@ Weights = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The library's own weights, from its hub.")]
 TileText = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--tile", metavar="T", help="One tile for every block: 7xW, Hx7, 7x7, 7xW:running, HxW."),
+    typer.Option(
+        "--tile",
+        metavar="T",
+        help="One tile for every block: 7xW, Hx7, 7x7, HxW; 1xW:running+6 (each row by all rows above it and 6 below), "
+        "1xW:window-6+6.",
+    ),
 ]
 PlanFile = Annotated[
     Optional[Path],  # noqa: UP045
@@ -29,6 +34,12 @@ PlanFile = Annotated[
 ]
 PlanOutput = Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object for programs.")]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Try what was made on random numbers before it is written, or do not."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 
 # Of the verbs that measure on images.

@@ -48,7 +48,7 @@ class TSECost:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block: its map, its tile, and what each costs with SE and with the tile.
+    """One block: its map, its tile, and what each costs with SE and with the tile, over all of its calls.
 
     Args:
         name: Its name in the network.
@@ -161,19 +161,19 @@ def cost(plan: Plan) -> Cost:
     blocks = []
     for block, tile in plan:
         size = (block.channels, block.height, block.width)
-        tiles = tile.tiles(block.height, block.width)
+        tiles, calls = tile.tiles(block.height, block.width), block.calls
         blocks.append(
             BlockCost(
                 block.name,
                 *size,
                 tile=str(tile),
                 tiles=tiles,
-                se_buffer=block.channels * block.height * block.width,
-                buffer=tile.buffer(*size),
-                buffer_row_order=tile.buffer_row_order(*size),
-                running_sums=block.channels * tile.row_sums(block.height),
-                se_macs=block.excite_macs,
-                macs=tiles * block.excite_macs,
+                se_buffer=calls * block.channels * block.height * block.width,
+                buffer=calls * tile.buffer(*size),
+                buffer_row_order=calls * tile.buffer_row_order(*size),
+                running_sums=calls * block.channels * tile.row_sums(block.height),
+                se_macs=calls * block.excite_macs,
+                macs=calls * tiles * block.excite_macs,
             )
         )
     params = macs = more = None

@@ -18,6 +18,7 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .inline_block import holder
 from .subclass import tiled_class
 
 # Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
@@ -32,18 +33,32 @@ class Way:
         inplace: It writes the product into the map that it was given.
         folded: Its excitation takes one tile an image only, so the tiles are folded into the batch.
         folded_training: The same while it is trained.
-        training: The steps of its excitation while it is trained, where they are others.
+        read: What its own forward reads at each call, and its excitation does not: (module in it, attribute, value).
     """
 
     inplace: bool = False
     folded: bool = False
     folded_training: bool = False
-    training: Callable[[nn.Module, Tensor], Tensor] | None = None
+    read: tuple[tuple[str, str, Any], ...] = ()
 
     @property
     def plain(self) -> bool:
-        """Whether the excitation is called on the grid of tiles, and no other one in training."""
-        return not (self.folded or self.folded_training or self.training)
+        """Whether the excitation is called on the grid of tiles at all times."""
+        return not (self.folded or self.folded_training)
+
+    def check(self, block: nn.Module) -> None:
+        """Check that what the block's own forward would read is what it was.
+
+        Raises:
+            TiledSEError: it was set to something else since.
+        """
+        for path, name, value in self.read:
+            now = getattr(block.get_submodule(path), name, None)
+            if now is not value and now != value:
+                raise TiledSEError(
+                    f"'{f'{path}.{name}'.lstrip('.')}' of a converted block was {value!r} when it was converted and is "
+                    f"{now!r} now, which its tiles do not follow; set it in the SE network and convert again"
+                )
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class TiledBlock(nn.Module):
         """See excite."""
         made = self.tiledse
         way = made.way
-        excite = way.training if self.training and way.training is not None else made.dialect.excite
+        excite = made.dialect.excite
         if way.folded_training if self.training else way.folded:
             return _folded(excite, self, descriptors)
         return excite(self, descriptors)
@@ -128,6 +143,8 @@ class TiledBlock(nn.Module):
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
         made = self.tiledse
+        if made.way.read:
+            made.way.check(self)
         whole = x
         if made.dialect.nhwc:
             x = x.permute(0, 3, 1, 2)
@@ -181,7 +198,7 @@ class TiledBlock(nn.Module):
 
     def _tiledse_restore(self) -> nn.Module:
         """See restore."""
-        return untile(_twin(self))
+        return untile(twin(self))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Made again from the class that it had, for its own class stands in no module."""
@@ -221,7 +238,7 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     tiled = cast(TiledBlock, block)
     correction = made.correction
     if correction is not None:
-        like = next(iter(block.parameters()), torch.empty(0))
+        like = next(iter(holder(block).parameters()), torch.empty(0))
         for name, array in zip(_NUMBERS, (correction.own, correction.running, correction.offset)):
             numbers = None if array is None else torch.tensor(array)[:, :, None].to(like)
             tiled.register_buffer(name, numbers, persistent=False)
@@ -283,9 +300,9 @@ def _class_of(source: type[nn.Module], free: tuple[str, ...]) -> type[nn.Module]
 
 def _deepcopy(block: TiledBlock, memo: dict[int, Any]) -> TiledBlock:
     """A copy of a block whose class copies itself in its own way."""
-    twin = tile_block(copy.deepcopy(untile(_twin(block)), memo), block.tiledse)
-    memo[id(block)] = twin
-    return twin
+    copied = tile_block(copy.deepcopy(untile(twin(block)), memo), block.tiledse)
+    memo[id(block)] = copied
+    return copied
 
 
 def _blank(made: Conversion, free: tuple[str, ...]) -> nn.Module:
@@ -295,13 +312,13 @@ def _blank(made: Conversion, free: tuple[str, ...]) -> nn.Module:
     return block
 
 
-def _twin(block: nn.Module) -> nn.Module:
+def twin(block: nn.Module) -> nn.Module:
     """Another object of the same class and state: tables of its own, the same tensors and layers."""
-    twin = object.__new__(type(block))
-    twin.__dict__.update(
+    other = object.__new__(type(block))
+    other.__dict__.update(
         {key: value.copy() if isinstance(value, (dict, set)) else value for key, value in vars(block).items()}
     )
-    return twin
+    return other
 
 
 def _folded(excite: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, descriptors: Tensor) -> Tensor:

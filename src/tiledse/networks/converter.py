@@ -2,45 +2,135 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import time
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from ..errors import TiledSEError
+from ..errors import TiledSEError, TiledSEWarning
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
-from ..plan import Plan
-from .block import set_tile
+from ..plan import NearMiss, Plan
+from ..tile import Tile
+from .block import Way, set_tile
 from .dialects import Dialect
+from .duplicating import duplicate
 from .finder import find_dialects
+from .inline import outline_again
+from .inline_host import settle
+from .proof import Unproven, looks, prove
+from .verification import Candidate, Verified
+from .verification import verify as verify_blocks
+
+Found = tuple[Plan, tuple[Dialect, ...]]
 
 
-def convert(model: nn.Module, plan: Plan) -> nn.Module:
+def convert(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     """Give the network the tiles of a plan; ``HxW`` gives plain SE back.
+
+    What was made is tried before it is handed out, on random numbers: each block against the block as it was called on
+    each tile alone, in evaluation and in training, and the network with one tile over each map against the network as
+    it was, on a small image. A block that fails stays as it was.
 
     Args:
         model: The network, SE or converted before; it is left as it was.
         plan: From ``find`` on this network, with the tiles wanted.
+        verify: Whether to try what was made. It takes about as long as two images of the small size.
 
     Returns:
         A copy of the network. Parameters and buffers have the same names and values; ``find`` on it gives
-        ``plan``.
+        ``plan``, but for blocks that were refused. A converted block is the block that it was in all else: an instance
+        of its class, called as it was, with its state and hooks.
 
     Raises:
-        TiledSEError: the plan was made for another network or input size, or has no block; or its corrections
-            were fitted on other weights.
+        TiledSEError: the plan was made for another network or input size, or has no block; its corrections
+            were fitted on other weights; the network cannot be copied; or every block was refused.
+
+    Warns:
+        TiledSEWarning: a block was refused; with the reason.
 
     Example:
         >>> import timm, torch
         >>> model = timm.create_model("regnety_002").eval()
         >>> plan = find_dialects(model, (3, 64, 64))[0].with_tile("7xW", "s1.*")
         >>> tse = convert(model, plan)
-        >>> tse.s1.b1.se.tile, tse.state_dict().keys() == model.state_dict().keys()
-        (Tile.parse('7xW'), True)
+        >>> str(tse.s1.b1.se.tile), tse.state_dict().keys() == model.state_dict().keys()
+        ('7xW', True)
     """
-    return _with_tiles(copy.deepcopy(model), plan)
+    made = convert_verified(model, plan, verify=verify)
+    for miss in made.refused:
+        warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=2)
+    return made.model
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted network, and what its verification gave.
+
+    Attributes:
+        model: The network.
+        plan: What was really converted: ``find`` on it gives this.
+        refused: Blocks of the plan asked for that were left as they were, with the reason.
+        difference: With one tile a map, the largest difference of the outputs on the small image from those of the
+            network as it was; None where nothing was verified.
+        largest: The largest of these outputs.
+        seconds: What verifying took.
+    """
+
+    model: nn.Module
+    plan: Plan
+    refused: tuple[NearMiss, ...] = ()
+    difference: float | None = None
+    largest: float | None = None
+    seconds: float | None = None
+
+
+def convert_verified(model: nn.Module, plan: Plan, *, verify: bool = True) -> Converted:
+    """``convert``, with what was found out on the way.
+
+    Raises:
+        TiledSEError: see ``convert``.
+    """
+    twin = duplicate(model)
+    wanted, candidates = _changes(twin, plan, None)
+    if not verify:
+        _apply(twin, plan, wanted, {})
+        settle(twin)
+        return Converted(twin, plan)
+    start = time.perf_counter()
+    found = verify_blocks(model, twin, candidates, plan.input_size) if candidates else Verified()
+    seconds = time.perf_counter() - start
+    if found.refused and not found.ways:
+        name, reason = next(iter(found.refused.items()))
+        raise TiledSEError(
+            f"no block could be converted: '{name}': {reason}"
+            + _others(len(found.refused))
+            + "; leave verifying out "
+            "with verify=False (--no-verify) to have them as they are read"
+        )
+    if found.refused and plan.calibrated:
+        name, reason = next(iter(found.refused.items()))
+        raise TiledSEError(
+            f"block '{name}' cannot be converted: {reason}; later blocks are calibrated for its tiles: calibrate again "
+            "a plan in which it has HxW"
+        )
+    tiles = tuple(
+        now if b.name in found.refused else tile for (b, tile), (_, _, now) in zip(plan, wanted, strict=True)
+    )
+    given = replace(plan, tiles=tiles)
+    _apply(twin, given, wanted, found.ways, found.refused)
+    settle(twin)
+    refused = tuple(NearMiss(name, reason) for name, reason in found.refused.items())
+    return Converted(twin, given, refused, found.difference, found.largest, seconds)
+
+
+def _others(count: int) -> str:
+    return "" if count == 1 else f" (and {count - 1} more)"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -61,16 +151,54 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def convert_shared(
-    model: nn.Module, plan: Plan, found: tuple[Plan, tuple[Dialect, ...]] | None = None
-) -> nn.Module:
+def convert_shared(model: nn.Module, plan: Plan, found: Found | None = None) -> nn.Module:
     """``convert`` without a copy of the weights: both networks hold the same parameters and buffers.
 
-    For running two networks side by side; training one changes the other. ``found`` is what ``find_dialects`` gave on
-    this very network, for callers that convert it many times.
+    For running two networks side by side; training one changes the other. Its blocks are tried one by one, each once
+    for each tile; the network as a whole is not. ``found`` is what ``find_dialects`` gave on this very network, for
+    callers that convert it many times. Blocks that are written inline are children of the module that holds them,
+    whatever their tiles, so that each block is reached by its name.
+
+    Raises:
+        TiledSEError: see ``convert``; also when any block is refused.
     """
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return _with_tiles(copy.deepcopy(model, memo=tensors), plan, found)
+    twin = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    wanted, candidates = _changes(twin, plan, found)
+    _apply(twin, plan, wanted, {c.block.name: way_of(model, twin, c) for c in candidates})
+    return twin
+
+
+_WAYS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Way]] = WeakKeyDictionary()
+
+
+def way_of(model: nn.Module, made: nn.Module, candidate: Candidate) -> Way:
+    """How a block is to be converted; tried once for each tile, while the block stays what it is.
+
+    Args:
+        model: The network that it stands in, which lives longer than what is made of it.
+        made: A copy in which its name is that of a module, should it be written inline.
+        candidate: The block.
+
+    Raises:
+        TiledSEError: it cannot be converted; with the reason.
+    """
+    block = candidate.block
+    module = made.get_submodule(block.name)
+    try:
+        anchor = model.get_submodule(block.name)
+    except AttributeError:
+        anchor = model.get_submodule(block.name.rpartition(".")[0])
+    key = (candidate.tile, block, *(looks(part) for part in anchor.modules()))
+    ways = _WAYS.setdefault(anchor, {})
+    if key not in ways:
+        size = (block.channels, block.height, block.width)
+        try:
+            ways[key] = prove(module, candidate.dialect, candidate.tile, size)
+        except Unproven as reason:
+            raise TiledSEError(
+                f"block '{block.name}' cannot be converted: {reason}; give it the tile HxW"
+            ) from None
+    return ways[key]
 
 
 def correctable(block: nn.Module, dialect: Dialect) -> bool:
@@ -78,10 +206,15 @@ def correctable(block: nn.Module, dialect: Dialect) -> bool:
     return not isinstance(block, TiledSqueezeExcite) and dialect.squeeze(block) is mean
 
 
-def _with_tiles(
-    model: nn.Module, plan: Plan, known: tuple[Plan, tuple[Dialect, ...]] | None = None
-) -> nn.Module:
-    """Put the tiles into this very network."""
+Change = tuple[Dialect, bool, Tile]
+
+
+def _changes(model: nn.Module, plan: Plan, known: Found | None) -> tuple[list[Change], list[Candidate]]:
+    """For each block of the plan its dialect, whether it changes, and its tile now; and the blocks to be tried.
+
+    Raises:
+        TiledSEError: the plan is none of this network.
+    """
     if not isinstance(plan, Plan):
         raise TiledSEError(
             f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
@@ -93,8 +226,10 @@ def _with_tiles(
         )
     found, dialects = find_dialects(model, plan.input_size) if known is None else known
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
+    changes, candidates = [], []
     before = zip(found.tiles, found.corrections, strict=True)
     for (block, tile), correction, now, dialect in zip(plan, plan.corrections, before, dialects, strict=True):
         module = model.get_submodule(block.name)
@@ -108,6 +243,21 @@ def _with_tiles(
                 f"block '{block.name}' cannot be corrected: its squeeze is no mean, or it was built with tiles and is "
                 "to be trained instead; calibrate the plan again"
             )
-        if (tile, correction) != now:
-            set_tile(module, dialect, tile, correction)
-    return model
+        changed = (tile, correction) != now
+        changes.append((dialect, changed, now[0]))
+        if changed and not tile.whole and not isinstance(module, TiledSqueezeExcite):
+            candidates.append(Candidate(block, tile, dialect))
+    return changes, candidates
+
+
+def _apply(
+    model: nn.Module,
+    plan: Plan,
+    changes: list[Change],
+    ways: Mapping[str, Way],
+    refused: Collection[str] = (),
+) -> None:
+    """Put the tiles into this very network."""
+    for (block, tile), correction, (dialect, changed, _) in zip(plan, plan.corrections, changes, strict=True):
+        if changed and block.name not in refused:
+            set_tile(model.get_submodule(block.name), dialect, tile, correction, ways.get(block.name))

@@ -11,38 +11,45 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from ..correction import Correction
-from ..errors import TiledSEError, first_line
+from ..errors import TiledSEError
 from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Network, Plan, SEBlock
 from ..tile import Tile
 from .block import TiledBlock
-from .counting import MacCounter
 from .dialects import Dialect, Layers, class_name, known_dialect
-from .forward import NOT_MULTIPLIED
-from .modes import evaluating
-from .structure import recognise
+from .flow import Pool
+from .inline import outline
+from .inline_block import InlineSE
+from .inputs import Inputs, inputs_for
+from .observation import Call, Observation, observe
+from .reasons import INLINE, NOT_MULTIPLIED, NoBlock
+from .recognition import Recognised, recognise
+from .trial import excitation
 
 _WHOLE = Tile.parse("HxW")
 _BUILT = Dialect("tiledse", class_name(TiledSqueezeExcite), Layers(("fc1", "act", "fc2", "gate")))
+_NETWORK = "(the network)"
+_PART = f"{INLINE}; give them a module of their own to have them found"
 
 
-def find(model: nn.Module, input_size: Sequence[int] | None = None) -> Plan:
+def find(model: nn.Module, input_size: Sequence[int] | None = None, *, example_inputs: Any = None) -> Plan:
     """Find the SE blocks of a network.
 
     Args:
         model: The network; it is left as it was.
         input_size: (C, H, W) of an image. Left out, it is the one that timm gave the network.
+        example_inputs: For a network that takes more or other than one image: a tensor, a tuple of arguments, or a
+            dict of keyword arguments. Only their shapes count.
 
     Returns:
         A plan in which each block has the tile that it has now: ``HxW`` for plain SE. Its ``near_misses`` name
         what pools a whole map and is no SE block, its ``network`` holds parameters and MACs.
 
     Raises:
-        TiledSEError: no input size is known, or the network refuses it.
+        TiledSEError: no input size is known, the network refuses the input, or it is of a kind that cannot be read.
 
     Example:
         >>> import timm
@@ -52,44 +59,66 @@ def find(model: nn.Module, input_size: Sequence[int] | None = None) -> Plan:
         >>> [miss.name for miss in plan.near_misses]
         ['head.global_pool']
     """
-    plan, _ = find_dialects(model, input_size)
+    plan, _ = find_dialects(model, input_size, example_inputs)
     return plan
 
 
 def find_dialects(
-    model: nn.Module, input_size: Sequence[int] | None = None
+    model: nn.Module, input_size: Sequence[int] | None = None, example_inputs: Any = None
 ) -> tuple[Plan, tuple[Dialect, ...]]:
     """``find``, with the dialect of each block beside it."""
-    size = _input_size(model, input_size)
-    run = observe(model, size)
-    modules = dict(model.named_modules())
-    found: dict[str, _Found] = {}
-    misses: dict[str, str] = {}
-    with evaluating(model):
-        for name, module in modules.items():
-            dialect = _dialect(module)
-            if dialect is not None:
-                _note(name, _block(name, module, dialect, run), found, misses)
-        known = [*found, *misses]
-        for pool in dict.fromkeys(run.pools):
-            if not any(_inside(pool, name) for name in known):
-                name, result = _around(pool, modules, run)
-                _note(name, result, found, misses)
-    order = {name: i for i, name in enumerate(run.shapes)}
-    blocks, tiles, dialects, corrections = [], [], [], []
-    for name in sorted(found, key=order.__getitem__):
-        blocks.append(found[name].block)
-        tiles.append(found[name].tile)
-        dialects.append(found[name].dialect)
-        corrections.append(found[name].correction)
-    near = tuple(NearMiss(name, reason) for name, reason in misses.items() if name not in found)
-    now = sum(
-        (tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, tiles, strict=True)
+    check_kind(model)
+    inputs = inputs_for(model, input_size, example_inputs)
+    reading = _Reading.of(model, inputs)
+    near = reading.near_misses
+    if reading.inline:
+        made = outline(model, reading.inline, reading.run.arguments)
+        if made.model is not None:
+            reading = _Reading.of(made.model, inputs)
+        near = tuple(
+            made.told(miss) if miss.reason.startswith(INLINE) else miss for miss in reading.near_misses
+        )
+    order = {name: i for i, name in enumerate(reading.run.calls)}
+    found = [reading.found[name] for name in sorted(reading.found, key=order.__getitem__)]
+    blocks, tiles = tuple(one.block for one in found), tuple(one.tile for one in found)
+    tiled = sum(
+        (tile.tiles(b.height, b.width) - 1) * b.excite_macs * b.calls
+        for b, tile in zip(blocks, tiles, strict=True)
     )
-    params = sum(p.numel() for p in model.parameters())
-    network = Network(params, run.macs - now, run.uncounted)
-    plan = Plan(tuple(blocks), tuple(tiles), size, near, network, _fitting(blocks, corrections))
-    return plan, tuple(dialects)
+    network = Network(
+        sum(p.numel() for p in model.parameters()), reading.run.macs - tiled, reading.run.uncounted
+    )
+    corrections = _fitting(blocks, [one.correction for one in found])
+    plan = Plan(blocks, tiles, inputs.size, near, network, corrections)
+    return plan, tuple(one.dialect for one in found)
+
+
+def check_kind(model: object) -> None:
+    """Check that a network is one whose modules can be read and exchanged.
+
+    Raises:
+        TiledSEError: it is not; says what to give instead.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TiledSEError(
+            "this is TorchScript, whose blocks cannot be exchanged; give the nn.Module that it was made from, before "
+            "torch.jit.script or trace (or an ONNX file of it)"
+        )
+    if isinstance(model, torch.export.ExportedProgram):
+        raise TiledSEError(
+            "this is an ExportedProgram, whose blocks cannot be exchanged; give the nn.Module that it was made from, "
+            "before torch.export (or an ONNX file of it)"
+        )
+    if not isinstance(model, nn.Module):
+        raise TiledSEError(f"expected a network (torch.nn.Module), got {type(model).__name__}")
+    for name, module in model.named_modules():
+        home, kind = type(module).__module__, type(module).__name__
+        float_ones = "FloatFunctional" in kind or ".qat" in home
+        if home.startswith(("torch.ao.nn.", "torch.nn.")) and ".quantized" in home and not float_ones:
+            raise TiledSEError(
+                f"'{name}' is a quantised {kind}, whose integers have no excitation to call on tiles; "
+                "convert the float network first, and quantise what comes of it"
+            )
 
 
 def _fitting(
@@ -109,121 +138,6 @@ def _fitting(
     return tuple(corrections)
 
 
-@dataclass
-class Observation:
-    """What one run on a fake image showed.
-
-    Attributes:
-        shapes: By module name, the shapes of the first input of each call, in the order of the first calls.
-        pools: Names of the modules in whose forward a whole map is pooled, in order; "" is the network itself.
-        macs: Multiply-adds of the run.
-        uncounted: Operators that the count does not cover.
-    """
-
-    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    pools: list[str] = field(default_factory=list)
-    macs: int = 0
-    uncounted: tuple[str, ...] = ()
-
-
-def observe(model: nn.Module, size: tuple[int, int, int]) -> Observation:
-    """Run the network on one fake image of this size and note what is called and what is pooled.
-
-    Raises:
-        TiledSEError: the network refuses the input.
-    """
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-        UnsupportedOperatorException,
-    )
-
-    needs_values = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-    try:
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                return _observe(model, size)
-        except needs_values:
-            # A forward that looks at values cannot run on shapes alone: run it on one real image.
-            return _observe(model, size)
-    except TiledSEError:
-        raise
-    except Exception as error:
-        text = "x".join(map(str, size))
-        raise TiledSEError(
-            f"the network fails on an input of {text}: {first_line(error)}; give the CxHxW that it takes"
-        ) from error
-
-
-def _observe(model: nn.Module, size: tuple[int, int, int]) -> Observation:
-    run = Observation()
-    stack: list[str] = []
-    handles = []
-
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stack.append(name)
-            first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-            run.shapes.setdefault(name, []).append(() if first is None else tuple(first.shape))
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    parameter = next(model.parameters(), None)
-    dtype = torch.float32 if parameter is None else parameter.dtype
-    device = "cpu" if parameter is None else parameter.device
-    counter = MacCounter()
-    try:
-        with evaluating(model), torch.no_grad(), counter, _Pools(run.pools, stack):
-            model(torch.zeros(1, *size, dtype=dtype, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    run.macs, run.uncounted = counter.macs, counter.uncounted
-    return run
-
-
-class _Pools(TorchDispatchMode):
-    """Notes in which module a whole map is pooled."""
-
-    def __init__(self, pools: list[str], stack: list[str]) -> None:
-        super().__init__()
-        self.pools, self.stack = pools, stack
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self.stack and _pools_map(func, args, result):
-            self.pools.append(self.stack[-1])
-        return result
-
-
-def _pools_map(func: Any, args: tuple[Any, ...], result: Any) -> bool:
-    aten = torch.ops.aten
-    x = args[0] if args else None
-    if not isinstance(x, Tensor):
-        return False
-    if func in (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.linalg_vector_norm.default):
-        which = (
-            args[2] if func is aten.linalg_vector_norm.default and len(args) > 2 else args[1:2] and args[1]
-        )
-        if not isinstance(which, (list, tuple)):
-            return False
-        dims = {d % x.dim() for d in (which or range(x.dim()))}
-        if x.dim() == 4:
-            # Over both axes of the map, or over the second of them after the first.
-            return dims in ({2, 3}, {1, 2}) or (len(dims) == 1 and tuple(result.shape[2:]) == (1, 1))
-        return func is aten.mean.dim and x.dim() == 3 and dims == {2}
-    if func in (aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.adaptive_avg_pool2d.default):
-        return x.dim() == 4 and tuple(result.shape[2:]) == (1, 1)
-    return False
-
-
 class _Found(NamedTuple):
     block: SEBlock
     tile: Tile
@@ -231,105 +145,111 @@ class _Found(NamedTuple):
     correction: Correction | None = None
 
 
-def _note(name: str, result: _Found | str, found: dict[str, _Found], misses: dict[str, str]) -> None:
-    if isinstance(result, str):
-        misses.setdefault(name, result)
-    else:
-        found[name] = result
+@dataclass
+class _Reading:
+    """What the pools of a run are: blocks and near misses, by name; and the modules that have a product inline."""
 
+    modules: dict[str, nn.Module]
+    run: Observation
+    found: dict[str, _Found] = field(default_factory=dict)
+    misses: dict[str, str] = field(default_factory=dict)
+    inline: list[str] = field(default_factory=list)
 
-def _dialect(module: nn.Module) -> Dialect | None:
-    """The dialect of a block of ours or of a registered class."""
-    if isinstance(module, TiledBlock):
-        return module.tiledse.dialect
-    return _BUILT if isinstance(module, TiledSqueezeExcite) else known_dialect(module)
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs) -> _Reading:
+        """Run a network and read it."""
+        reading = cls(dict(model.named_modules()), observe(model, inputs))
+        reading.known()
+        for pool in reading.run.pools:
+            reading.pool(pool)
+        return reading
 
+    @property
+    def near_misses(self) -> tuple[NearMiss, ...]:
+        """What pools a map and is no block."""
+        return tuple(NearMiss(name, why) for name, why in self.misses.items() if name not in self.found)
 
-def _around(pool: str, modules: dict[str, nn.Module], run: Observation) -> tuple[str, _Found | str]:
-    """Read what holds a pool as an SE block: the module that pools, or one of the two around it.
+    def known(self) -> None:
+        """Blocks of ours and of registered classes, wherever they stand."""
+        for name, module in self.modules.items():
+            ours = isinstance(module, (TiledBlock, TiledSqueezeExcite, InlineSE))
+            if ours or known_dialect(module) is not None:
+                calls = self.run.calls.get(name, [])
+                if not calls:
+                    self.misses[name] = self._uncalled(name)
+                else:
+                    self._block(name, calls[0], frozenset())
 
-    A pool may be a layer of its block, or of a Sequential in it. The reason for a miss is that of the module that
-    multiplies, where there is one, else of the innermost.
-    """
-    miss: tuple[str, str] | None = None
-    name = pool
-    for _ in range(3):
-        shapes = run.shapes.get(name, [()])
-        if name and next(modules[name].children(), None) is not None and len(shapes[0]) == 4:
-            result = recognise(modules[name], shapes[0])
-            if isinstance(result, Dialect):
-                return name, _block(name, modules[name], result, run)
-            if miss is None or result.inline:
-                miss = name, result.reason
-            if result.reason != NOT_MULTIPLIED:
-                break
-        name = name.rpartition(".")[0]
-    return miss or (pool or "(the network)", NOT_MULTIPLIED)
+    def pool(self, pool: Pool) -> None:
+        """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
+        if any(call.name in self.found or call.name in self.misses for call in pool.stack):
+            return
+        if pool.product is None:
+            self._miss(self._around(pool.stack), NOT_MULTIPLIED)
+            return
+        around = [a for a, b in zip(pool.stack, pool.product) if a is b]
+        takes = [call for call in around if pool.content in call.maps]
+        kinds = frozenset().union(*(p.kinds for p in self.run.pools if p.content == pool.content))
+        for call in reversed(takes):
+            if self._block(call.name, call, kinds):
+                return
+        self.inline.append(around[-1].name)
+        if not takes:
+            self._miss(around[-1].name, _PART)
 
+    def _block(self, name: str, call: Call, kinds: frozenset[str]) -> bool:
+        try:
+            self.found[name] = self._read(name, self.modules[name], call, kinds)
+        except NoBlock as miss:
+            self._miss(name, _PART if miss.inline else str(miss))
+            return False
+        self.misses.pop(name, None)
+        return True
 
-def _block(name: str, module: nn.Module, dialect: Dialect, run: Observation) -> _Found | str:
-    """A module of a known dialect as a block with its tile, or the reason why it is none."""
-    shapes = run.shapes.get(name, [])
-    if not shapes:
+    def _read(self, name: str, module: nn.Module, call: Call, kinds: frozenset[str]) -> _Found:
+        calls = self.run.calls[name]
+        shape = call.shape
+        if len(shape) != 4:
+            raise NoBlock(f"its input has {len(shape)} axes, not the 4 of a map")
+        if len({one.shape for one in calls}) > 1:
+            raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
+        if not all(one.plain for one in calls):
+            raise NoBlock("it is called with more than its map")
+        tile, correction, dialect = _WHOLE, None, None
+        if isinstance(module, TiledBlock):
+            made = module.tiledse
+            tile, correction, dialect = made.tile, made.correction, made.dialect
+        elif isinstance(module, InlineSE):
+            dialect = module.dialect
+        elif isinstance(module, TiledSqueezeExcite):
+            tile, dialect = module.tile, _BUILT
+        if dialect is None:
+            seen = recognise(module, shape, kinds)
+        else:
+            seen = Recognised(dialect, *excitation(module, dialect, shape[3] if dialect.nhwc else shape[1]))
+        channels, height, width = (shape[3], *shape[1:3]) if seen.dialect.nhwc else shape[1:]
+        block = SEBlock(
+            name, channels, seen.reduced, height, width, seen.dialect.name, seen.macs, calls=len(calls)
+        )
+        return _Found(block, tile, seen.dialect, correction)
+
+    def _miss(self, name: str, reason: str) -> None:
+        name = name or _NETWORK
+        if self.misses.get(name, NOT_MULTIPLIED) == NOT_MULTIPLIED:
+            self.misses[name] = reason
+
+    def _around(self, stack: tuple[Call, ...]) -> str:
+        """The innermost module that is more than a layer."""
+        names = [call.name for call in stack if call.name]
+        holders = [name for name in names if next(self.modules[name].children(), None) is not None]
+        return (holders or names or [""])[-1]
+
+    def _uncalled(self, name: str) -> str:
+        parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
+        for parent in ["", *parents]:
+            if "forward" in vars(self.modules[parent]):
+                return (
+                    f"the forward of '{parent or _NETWORK}' was set on the object itself, and does not call this "
+                    "block of a copy; take it off before"
+                )
         return "it is an SE block, but forward never calls it"
-    shape = shapes[0]
-    if len(shape) != 4:
-        return f"its input has {len(shape)} axes, not the 4 of a map"
-    if len(set(shapes)) > 1:
-        return f"it is called {len(shapes)} times, on maps of different sizes"
-    tile = _WHOLE
-    correction = None
-    if isinstance(module, TiledBlock):
-        tile, correction = module.tiledse.tile, module.tiledse.correction
-    elif isinstance(module, TiledSqueezeExcite):
-        tile = module.tile
-    channels, height, width = (shape[3], *shape[1:3]) if dialect.nhwc else shape[1:]
-    try:
-        reduced, macs = _excitation(module, dialect, channels)
-    except Exception as error:
-        return f"the excitation of dialect '{dialect.name}' fails on it: {first_line(error, 80)}"
-    found = SEBlock(name, channels, reduced, height, width, dialect.name, macs)
-    return _Found(found, tile, dialect, correction)
-
-
-def _excitation(block: nn.Module, dialect: Dialect, channels: int) -> tuple[int | None, int]:
-    """Reduced width (None for one layer) and MACs of the excitation for one descriptor, from running it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    widths: list[int] = []
-
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
-        widths.append(module.weight.shape[0])  # type: ignore[arg-type, index]
-
-    dense = [m for m in block.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    handles = [m.register_forward_hook(note) for m in dense]
-    parameter = next(block.parameters(), None)
-    counter = MacCounter()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-            z = torch.zeros(1, channels, 1, 1)
-            if parameter is not None:
-                z = z.to(device=parameter.device, dtype=parameter.dtype)
-            gates = dialect.excite(block, z)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if tuple(gates.shape) != (1, channels, 1, 1):
-        raise ValueError(f"gates of shape {tuple(gates.shape)} for {channels} channels")
-    return (widths[0] if len(widths) > 1 else None), counter.macs
-
-
-def _inside(name: str, block: str) -> bool:
-    """Whether a module is another one, or lies in it."""
-    return name == block or block == "" or name.startswith(block + ".")
-
-
-def _input_size(model: nn.Module, size: Sequence[int] | None) -> tuple[int, int, int]:
-    if size is None:
-        config = getattr(model, "pretrained_cfg", None) or {}
-        size = config.get("input_size")
-        if size is None:
-            raise TiledSEError("the network does not say which input it takes; give input_size as (C, H, W)")
-    if len(size) != 3 or any(not isinstance(side, int) or side < 1 for side in size):
-        raise TiledSEError(f"expected an input size of (C, H, W), such as (3, 224, 224), got {tuple(size)}")
-    return int(size[0]), int(size[1]), int(size[2])

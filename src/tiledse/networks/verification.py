@@ -1,45 +1,249 @@
-"""Verify a conversion by running it: the tiled operator with one tile must be the network as it was."""
+"""Verify a conversion by running it: with one tile over each map, the network must give what it gave.
+
+The network runs twice on one small random image, as it was and with one tile: copies of it, for a forward may keep what
+it likes on its modules. In the first run the maps of the blocks are looked at, so that each block is tried
+(``proof.py``) on numbers such as it gets.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..plan import Plan
+from ..errors import TiledSEError, first_line
+from ..plan import SEBlock
 from ..tile import Tile
-from .converter import convert_shared
+from .block import TiledBlock, Way, set_tile, untile
+from .dialects import Dialect
+from .duplicating import duplicate
+from .proof import ONE_TILE, ROUNDING, Kinds, Spread, Unproven, prove, relative, seeded
 
-# Larger than any map, and a tile larger than the map is the map: SE, computed by the tiled operator.
-_ONE_TILE = Tile(10**9, 10**9)
+# The shorter side of a small image, and what sides are a multiple of: strides of most networks.
+_SHORT, _STEP = 64, 32
 
 
-def identity_difference(model: nn.Module, plan: Plan, seed: int = 0) -> tuple[float, float]:
-    """Run a network and the same with all blocks converted to one tile a map, on one random image.
+@dataclass
+class Verified:
+    """What was found out about the blocks to convert.
+
+    Attributes:
+        ways: By name: how a block is to be converted.
+        refused: By name: why a block is not.
+        difference: Of the outputs with one tile a map from those of the network as it was, the largest; None where the
+            weights are on the meta device, so that nothing runs.
+        largest: The largest output.
+    """
+
+    ways: dict[str, Way] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    difference: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block to convert: the block, its tile and its dialect."""
+
+    block: SEBlock
+    tile: Tile
+    dialect: Dialect
+
+
+def verify(
+    model: nn.Module, made: nn.Module, candidates: Sequence[Candidate], input_size: tuple[int, int, int]
+) -> Verified:
+    """Try blocks, and the network with all that pass; nothing of the network is changed.
 
     Args:
-        model: The SE network, in eval mode.
-        plan: Any plan of it.
-        seed: Of the image.
+        model: The network, SE or converted.
+        made: A copy of it in which each block is a module, also one that is written inline.
+        candidates: Its blocks to convert.
+        input_size: (C, H, W) of its images.
 
-    Returns:
-        The largest absolute difference of the outputs, and the largest absolute value of the outputs.
+    Raises:
+        TiledSEError: the network gives values that are not finite, or cannot be copied.
     """
-    generator = torch.Generator().manual_seed(seed)
-    parameter = next(model.parameters())
-    x = torch.randn(1, *plan.input_size, generator=generator).to(parameter)
-    with torch.no_grad():
-        before = _tensors(convert_shared(model, plan.with_tile("HxW"))(x))
-        after = _tensors(convert_shared(model, plan.with_tile(_ONE_TILE))(x))
-    differences = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()]
-    return max(differences, default=0.0), max(
-        (float(a.abs().max()) for a in before if a.numel()), default=0.0
-    )
+    found = Verified()
+    run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size)
+    kinds: Kinds = {}
+    names = [c.block.name for c in candidates]
+    spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect.nhwc for c in candidates})
+    for c in candidates:
+        b = c.block
+        try:
+            size = (b.channels, b.height, b.width)
+            module = made.get_submodule(b.name)
+            found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), kinds)
+        except Unproven as reason:
+            found.refused[b.name] = str(reason)
+    if run is not None:
+        _try_whole(run, candidates, found)
+    return found
 
 
-def _tensors(output: object) -> list[Tensor]:
+def _try_whole(run: _Run, candidates: Sequence[Candidate], found: Verified) -> None:
+    """Run the network with one tile for each block that passed; where it differs, find out whose fault that is."""
+    dialects = {c.block.name: c.dialect for c in candidates}
+    difference, fault = run.with_one_tile(found.ways, dialects)
+    if fault:
+        for name in list(found.ways):
+            _, alone = run.with_one_tile({name: found.ways[name]}, dialects)
+            if alone:
+                found.refused[name] = alone
+        for name in found.refused:
+            found.ways.pop(name, None)
+        difference, fault = run.with_one_tile(found.ways, dialects)
+        if fault:  # no block by itself, only all together
+            found.refused.update(dict.fromkeys(found.ways, fault))
+            found.ways.clear()
+            difference = 0.0
+    found.difference, found.largest = difference, run.largest
+
+
+class _Run:
+    """A network on one small image."""
+
+    def __init__(self, model: nn.Module, made: nn.Module, input_size: tuple[int, int, int]) -> None:
+        self.model, self.made, self.input_size = model, made, input_size
+        self.calls: dict[str, int] = {}
+        self.outputs: list[Tensor] = []
+        self.names: list[str] = []
+        self.x = torch.empty(0)
+
+    @property
+    def largest(self) -> float:
+        """The largest output."""
+        return max((float(y.abs().max()) for y in self.outputs if y.numel()), default=0.0)
+
+    def as_it_was(self, names: Sequence[str], nhwc: Mapping[str, bool]) -> dict[str, Spread]:
+        """Run it with plain SE; the spread of the numbers that each block gets."""
+        error: Exception | None = None
+        there = dict(self.model.named_modules(remove_duplicate=False))
+        self.names = [name for name in names if name in there]  # the others are written inline
+        for size in _sizes(self.input_size):
+            spreads: dict[str, Spread] = {}
+            network = throwaway(self.model)
+
+            def look(name: str, x: Tensor, spreads: dict[str, Spread] = spreads) -> None:
+                if name not in spreads:
+                    spreads[name] = Spread.of(x.permute(0, 3, 1, 2) if nhwc[name] else x)
+
+            self.x = _image(self.model, size)
+            try:
+                self.outputs, self.calls = _outputs(network, self.x, self.names, look)
+            except Exception as failed:  # a stranger's forward, at a size that may be too small for it
+                error = failed
+                continue
+            if not all(bool(y.isfinite().all()) for y in self.outputs):
+                raise TiledSEError(
+                    "the network gives values that are not finite on a random image, so its conversion cannot be "
+                    "verified; look at its weights, or leave verifying out with verify=False (--no-verify)"
+                )
+            return spreads
+        text = "x".join(map(str, self.input_size))
+        assert error is not None
+        raise TiledSEError(
+            f"the network fails on a random image of {text}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+    def with_one_tile(self, ways: Mapping[str, Way], dialects: Mapping[str, Dialect]) -> tuple[float, str]:
+        """Run it with one tile for some blocks: the largest difference, and what is wrong with it ('' is nothing)."""
+        if not ways:
+            return 0.0, ""
+        network = throwaway(self.made)
+        try:
+            for name, way in ways.items():
+                set_tile(network.get_submodule(name), dialects[name], ONE_TILE, way=way)
+            outputs, calls = _outputs(network, self.x, list(ways))
+        except Exception as error:
+            return float(
+                "inf"
+            ), f"the network with it fails: {type(error).__name__}: {first_line(error, 100)}"
+        for name in set(ways).intersection(self.names):
+            if calls.get(name, 0) != self.calls.get(name, 0):
+                return float("inf"), (
+                    f"the network calls it {self.calls.get(name, 0)} times as it was and {calls.get(name, 0)} times "
+                    "converted"
+                )
+        pairs = list(zip(outputs, self.outputs))
+        figure = max((relative(a, b) for a, b in pairs), default=0.0)
+        absolute = max(
+            (float((a - b).abs().max()) for a, b in pairs if a.shape == b.shape and a.numel()), default=0.0
+        )
+        if len(outputs) == len(self.outputs) and figure <= self.rounding(figure):
+            return absolute, ""
+        return absolute, f"with one tile a map the network gives other numbers ({figure:.1e} of the largest)"
+
+    def rounding(self, figure: float) -> float:
+        """What a difference may be: rounding, as this network magnifies it."""
+        allowed = 10 * ROUNDING.get(self.x.dtype, 1e-4)
+        if figure <= allowed or figure == float("inf"):
+            return allowed
+        noise = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(2)).to(self.x)
+        nudged = self.x * (1 + 4 * torch.finfo(self.x.dtype).eps * noise)
+        outputs, _ = _outputs(throwaway(self.model), nudged, ())
+        moved = max((relative(a, b) for a, b in zip(outputs, self.outputs)), default=0.0)
+        return max(allowed, 10 * moved)
+
+
+def throwaway(model: nn.Module) -> nn.Module:
+    """A copy of a network with plain SE, in eval mode, that shares the parameters: to run, and to let go.
+
+    Raises:
+        TiledSEError: it cannot be copied.
+    """
+    network = duplicate(model, {id(p): p for p in model.parameters()})
+    for module in network.modules():
+        if isinstance(module, TiledBlock):
+            untile(module)
+    network.eval()  # which need not give it back
+    return network
+
+
+def _outputs(
+    network: nn.Module, x: Tensor, names: Sequence[str], look: Any = None
+) -> tuple[list[Tensor], dict[str, int]]:
+    """What a network gives, as tensors, and how often it calls some blocks; ``look`` sees their maps."""
+    calls: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if look is not None:
+                look(name, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+
+        return hook
+
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True, prepend=True)
+    with torch.no_grad(), seeded():
+        return tensors(network(x.clone())), calls
+
+
+def _sizes(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """A small size to try first, and the network's own."""
+    channels, height, width = size
+    if height * width <= (2 * _SHORT) ** 2:
+        return [size]
+    factor = _SHORT / min(height, width) / _STEP
+    small = (channels, max(1, round(height * factor)) * _STEP, max(1, round(width * factor)) * _STEP)
+    return [small, size]
+
+
+def _image(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    return x.to(parameter.device, parameter.dtype)
+
+
+def tensors(output: object) -> list[Tensor]:
     """The floating tensors in whatever a network gives: a tensor, or lists and dicts of them."""
     if isinstance(output, Tensor):
-        return [output.float()] if output.is_floating_point() else []
+        return [output] if output.is_floating_point() else []
     if isinstance(output, dict):
         output = list(output.values())
-    return [t for item in output for t in _tensors(item)] if isinstance(output, (list, tuple)) else []
+    return [t for item in output for t in tensors(item)] if isinstance(output, (list, tuple)) else []

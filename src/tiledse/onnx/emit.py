@@ -1,27 +1,33 @@
 """Write a squeeze over tiles, and the repetition of its gates, as ONNX operators.
 
-The last tile of a ragged map is right by arithmetic alone: the pool counts its zero padding, and its result is
-multiplied by (full tile / elements there). AveragePool's ``ceil_mode`` divides a partial window by the whole kernel in
-ONNX Runtime before opset 19 (microsoft/onnxruntime#16203), and ``count_include_pad=0`` leaves some NPUs for the CPU;
-neither is used.
+No pool has padding, and each window lies within its map, so neither ``count_include_pad`` nor ``ceil_mode`` matters.
+Runtimes read both in different ways: ONNX Runtime before opset 19 divides a partial window by the whole kernel
+(microsoft/onnxruntime#16203), MNN 3.6 computes one-sided pads wrongly, and ncnn does not load them.
 
-``squeeze.py``, ``descriptors.py`` and ``product.py`` read what is written here.
+A ragged side of known length is cut in two, complete tiles and the rest, and each part has a pool of its own. A side of
+free length is padded with zeros to whole tiles, and its means are divided by the share of each tile that is map. Both
+work along one axis; what can be averaged before is, so that only small values are cut and padded.
+
+``squeeze.py``, ``steps.py``, ``descriptors.py`` and ``product.py`` read what is written here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import onnx_ir as ir
 
 from ..correction import Correction
 from ..tile import Tile
-from .factors import SWAPPED, correction, running_means
+from . import sliding
+from .factors import SWAPPED, running_means
 from .squeeze import WHOLE
 
 Sides = tuple["int | None", "int | None"]
+# How a side is averaged: over all of it, by a pool of complete tiles, or in ragged tiles of k.
+Step = Union[None, "tuple[int, int]", int]
 
 
 class Writer:
@@ -119,45 +125,89 @@ class Writer:
         if covers(tile, fixed):
             if pool == "ReduceMean":
                 out = self.mean(x, *axes[1:])
-                named = _made(out)
-                return self.nchw(out, axes), named
+                return self.nchw(out, axes), _made(out)
             # NHWC: one axis is averaged first, so that only its means are transposed.
             out = self.node("GlobalAveragePool", [x if axes[0] == 1 else self._narrowed(x, axes, 1)])
             return out, _made(out)
-        sides: list[int | None] = [tile.height, tile.width]
-        lengths: list[int | None] = list(fixed)
-        for side in (0, 1):
-            length = lengths[side]
-            if length is not None and (sides[side] is None or sides[side] >= length):  # type: ignore[operator]
-                sides[side] = length
-        free = [i for i in (0, 1) if sides[i] is None]
-        small = self._narrowed(x, axes, free[0]) if free else self.nchw(x, axes)
-        kernel = [1 if s is None else s for s in sides]
-        ragged = [k > 1 and (n is None or n % k != 0) for k, n in zip(kernel, lengths)]
-        for i in free:
-            lengths[i], ragged[i] = 1, False
-        window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
-        if any(ragged):
-            window["pads"] = [0, 0, *(k - 1 if r else 0 for k, r in zip(kernel, ragged))]
-            window["count_include_pad"] = 1
-        out = self.node("AveragePool", [small], **window)
-        named = _made(out)
-        pooled, running = out, tile.squeeze == "running"
-        if running and lengths[0] is not None:
-            assert sides[0] is not None
-            out = self._running(pooled, running_means(sides[0], lengths[0]))
-        elif running or any(ragged):
-            if running:
-                out = self.node("CumSum", [pooled, self.constant("rows", np.array(2, np.int64))])
-            out = self._corrected(out, x, axes, sides, lengths, running, window)
-        if learnt is not None:
-            own = out
-            if running:
-                own = (
-                    self._corrected(pooled, x, axes, sides, lengths, False, window) if any(ragged) else pooled
-                )
-            out = self._learnt(own, out, learnt)
-        return out, named
+        if tile.ahead or tile.above is not None:
+            means = self.mean(x, axes[2])
+            length = self.length(x, axes[1]) if fixed[0] is None else None
+            rows = self.nchw(means, axes)
+            if learnt is not None:
+                assert fixed[0] is not None  # a correction is for maps of one height
+                own, out = sliding.write_products(self, rows, tile, fixed[0], own=True)
+                out = self._learnt(own, out, learnt)
+            else:
+                out = sliding.write(self, rows, tile, fixed[0], length)
+            return out, _made(means)
+        out = x
+        named: ir.Node | None = None
+        running = tile.squeeze == "running"
+        for number, (side, k) in enumerate(_steps(tile, fixed)):
+            axis = 2 + side
+            if number == 0:
+                if k is None:
+                    out = self._narrowed(x, axes, side)
+                    continue
+                out = self.nchw(x, axes)
+            if k is None:
+                out = self.mean(out, axis)
+            elif isinstance(k, tuple):
+                out = self.node("AveragePool", [out], kernel_shape=list(k), strides=list(k))
+                named = _made(out)
+            elif (known := fixed[side]) is None:
+                length = self.length(x, axes[1 + side])
+                out, named = self._padded_tiles(out, axis, k, length, running)
+            else:
+                out, named = self._cut_tiles(out, axis, k, known)
+        assert named is not None
+        own = out
+        if running and fixed[0] is not None:
+            assert tile.height is not None
+            out = self._running(own, running_means(tile.height, fixed[0]))
+        return out if learnt is None else self._learnt(own, out, learnt), named
+
+    def _cut_tiles(self, x: ir.Value, axis: int, k: int, length: int) -> tuple[ir.Value, ir.Node]:
+        """Means of tiles of k along an axis, the last of them shorter: complete tiles and the rest, joined."""
+        whole = length // k * k
+        parts = []
+        for start, stop, tall in ((0, whole, k), (whole, length, length - whole)):
+            ends = self.ints("starts", start), self.ints("ends", stop), self.ints("axes", axis)
+            part = self.node("Slice", [x, *ends])
+            kernel = [tall, 1] if axis == 2 else [1, tall]
+            parts.append(self.node("AveragePool", [part], kernel_shape=kernel, strides=kernel))
+        return self.node("Concat", parts, axis=axis), _made(parts[0])
+
+    def _padded_tiles(
+        self, x: ir.Value, axis: int, k: int, length: ir.Value, running: bool
+    ) -> tuple[ir.Value, ir.Node]:
+        """Means of tiles of k along an axis of free length; with ``running``, those of all up to each tile's end."""
+        more, int64 = self.ints("more", k - 1), ir.DataType.INT64
+        beyond = self.node(
+            "Mod", [self.node("Add", [length, more], dtype=int64), self.ints("k", k)], dtype=int64
+        )
+        spare = self.node("Sub", [more, beyond], dtype=int64)  # zeros that fill the last tile
+        before, after = self.ints("before", *[0] * (4 + axis)), self.ints("after", *[0] * (3 - axis))
+        pads = self.node(
+            "Concat", [before, spare, after] if axis < 3 else [before, spare], dtype=int64, axis=0
+        )
+        sides = [self.ints("side", 1) for _ in range(4)]
+        sides[axis] = length
+        shape = self.node("Concat", sides, dtype=int64, axis=0)
+        ones = self.node("ConstantOfShape", [shape], value=ir.tensor(np.ones(1, self.dtype.numpy())))
+        kernel = [k, 1] if axis == 2 else [1, k]
+        means = []
+        for value, what in ((x, "AveragePool"), (ones, "Share")):
+            out = self.node("Pad", [value, pads])
+            out = self.node("AveragePool", [out], what, kernel_shape=kernel, strides=kernel)
+            means.append((out, _made(out)))
+        (out, named), (share, _) = means
+        if running:
+            out, share = (
+                self.node("CumSum", [value, self.constant("rows", np.array(axis, np.int64))])
+                for value in (out, share)
+            )
+        return self.node("Div", [out, share]), named
 
     def _running(self, pooled: ir.Value, means: np.ndarray) -> ir.Value:
         """Running means of strips (N, C, rows, 1), as a dense layer over the rows.
@@ -197,28 +247,6 @@ class Writer:
             starts = self.node("Div", [spare, self.ints("two", 2)], dtype=ir.DataType.INT64)
             ends = self.node("Add", [starts, number], dtype=ir.DataType.INT64)
         return self.node("Slice", [x, starts, ends, self.ints("axes", axis)])
-
-    def _corrected(
-        self, out: ir.Value, x: ir.Value, axes: Sequence[int], sides: Sequence[int | None],
-        lengths: Sequence[int | None], running: bool, window: dict[str, Any],
-    ) -> ir.Value:  # fmt: skip
-        """Make means of what the pool gave over padding, or, where the height is free, of a running sum."""
-        if None not in lengths:
-            # Along a free side, or one that is whole, a single tile is complete.
-            tiles: Sides = (sides[0], sides[1])
-            factor = correction(tiles, lengths[0], lengths[1])  # type: ignore[arg-type]
-            return self.node("Mul", [out, self.numbers("correction", factor)])
-        parts: list[ir.Value] = [self.ints("ones", 1, 1)]
-        for side, length in enumerate(lengths):
-            parts.append(self.length(x, axes[1 + side]) if length is None else self.ints("side", length))
-        shape = self.node("Concat", parts, dtype=ir.DataType.INT64, axis=0)
-        one = ir.tensor(np.ones(1, self.dtype.numpy()))
-        share = self.node(
-            "AveragePool", [self.node("ConstantOfShape", [shape], value=one)], "Share", **window
-        )
-        if running:
-            share = self.node("CumSum", [share, self.constant("rows", np.array(2, np.int64))])
-        return self.node("Div", [out, share])
 
     def repeat(
         self, gates: ir.Value, x: ir.Value, axes: tuple[int, int, int], tile: Tile, fixed: Sides,
@@ -267,6 +295,33 @@ class Writer:
         return None if self.opset >= 13 else self.constant("roi", np.zeros(0, np.float32))
 
 
+def _steps(tile: Tile, fixed: Sides) -> list[tuple[int, Step]]:
+    """The sides of a map to average along, in order.
+
+    A side is averaged over all of it (None), by a pool of complete tiles (the kernel, for both sides), or in ragged
+    tiles of k. These come last, so that what is cut or padded is small. Where nothing is ragged, one pool does it.
+    """
+    kernel: list[int] = [1, 1]
+    whole, ragged = list[int](), list[tuple[int, Step]]()
+    for side, (k, length) in enumerate(zip((tile.height, tile.width), fixed)):
+        if k is None or (length is not None and k >= length):
+            whole.append(side)
+        elif (length is None and (k > 1 or tile.squeeze == "running")) or (length is not None and length % k):
+            ragged.append((side, k))
+        else:
+            kernel[side] = k
+    steps = list[tuple[int, Step]]()
+    for side in whole:
+        length = fixed[side]
+        if ragged or length is None:
+            steps.append((side, None))
+        else:
+            kernel[side] = length
+    if kernel != [1, 1] or not ragged:
+        steps.append((0, (kernel[0], kernel[1])))
+    return steps + ragged
+
+
 def _made(value: ir.Value) -> ir.Node:
     node = value.producer()
     assert node is not None
@@ -275,7 +330,13 @@ def _made(value: ir.Value) -> ir.Node:
 
 def covers(tile: Tile, fixed: Sides) -> bool:
     """Whether a tile is the whole map, whatever the free sides are."""
-    return not tile.single and all(
-        side is None or (length is not None and side >= length)
-        for side, length in zip((tile.height, tile.width), fixed)
+    if tile.slides and fixed[0] is not None:
+        return tile.sees_all(fixed[0])
+    return (
+        not tile.slides
+        and not tile.single
+        and all(
+            side is None or (length is not None and side >= length)
+            for side, length in zip((tile.height, tile.width), fixed)
+        )
     )

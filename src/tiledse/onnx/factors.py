@@ -1,7 +1,4 @@
-"""What a pool that counts its padding is multiplied by, so that it gives means.
-
-``emit.py`` writes these numbers, and ``descriptors.py`` expects them.
-"""
+"""The matrix from means of strips to running means: ``emit.py`` writes it, and ``descriptors.py`` expects it."""
 
 from __future__ import annotations
 
@@ -11,35 +8,15 @@ import numpy as np
 SWAPPED = (0, 1, 3, 2)
 
 
-def correction(sides: tuple[int | None, int | None], height: int, width: int) -> np.ndarray:
-    """What a pool that counts its padding is multiplied by, (1, 1, rows, cols): full tile / elements there.
-
-    Example:
-        >>> correction((4, None), 10, 1).reshape(-1).tolist()
-        [1.0, 1.0, 2.0]
-    """
-
-    def along(side: int | None, length: int) -> np.ndarray:
-        if side is None:
-            return np.ones(1)
-        return side / np.diff(_ends(side, length), prepend=0)
-
-    return (along(sides[0], height)[:, None] * along(sides[1], width)[None, :])[None, None]
-
-
 def running_means(tall: int, height: int) -> np.ndarray:
-    """The matrix, (strips, strips), from what a pool that counts its padding gives of strips to running means.
+    """The matrix, (strips, strips), from means of strips to means of all rows down to each strip's end.
 
-    Row by row on the left: ``pooled @ matrix``.
+    Row by row on the left: ``means @ matrix``.
 
     Example:
         >>> running_means(4, 10).tolist()
-        [[1.0, 0.5, 0.4], [0.0, 0.5, 0.4], [0.0, 0.0, 0.4]]
+        [[1.0, 0.5, 0.4], [0.0, 0.5, 0.4], [0.0, 0.0, 0.2]]
     """
-    ends = _ends(tall, height)
-    return np.triu(np.ones((len(ends), len(ends)))) * (tall / ends)
-
-
-def _ends(side: int, length: int) -> np.ndarray:
-    """Where each tile along an axis ends."""
-    return np.minimum(np.arange(1, -(-length // side) + 1) * side, length)
+    ends = np.minimum(np.arange(1, -(-height // tall) + 1) * tall, height)
+    rows = np.diff(ends, prepend=0)
+    return np.triu(rows[:, None] / ends[None, :])

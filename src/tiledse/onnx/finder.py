@@ -71,9 +71,11 @@ def find(model: OnnxModel, input_size: Sequence[int] | None = None) -> Plan:
     return locate(model, input_size).plan
 
 
-def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding:
-    """``find``, with the places of the blocks in the graph."""
-    shapes = shapes_of(model, input_size)
+def locate(
+    model: OnnxModel, input_size: Sequence[int] | None = None, shapes: Shapes | None = None
+) -> Finding:
+    """``find``, with the places of the blocks in the graph; ``shapes`` are its shapes, where they are known."""
+    shapes = shapes_of(model, input_size) if shapes is None else shapes
     constants = Constants(model.ir)
     finder = _Finder(model, shapes, constants)
     finder.search()
@@ -195,7 +197,7 @@ class _Finder:
         self.tiles.append(tile)
         learnt = squeeze.learnt
         weights = self.model.ir.metadata_props.get(WEIGHTS_KEY, "")
-        self.corrections.append(None if learnt is None else Correction(*learnt, height, weights))
+        self.corrections.append(None if learnt is None else Correction(*learnt, height, weights, tile))
         self.places.append(place)
 
     def place(self, squeeze: Squeeze) -> Place:
@@ -228,11 +230,8 @@ class _Finder:
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
     """What a tile does to a map of one size; equal for tiles that do the same there."""
-    if tile.single:
-        rows = tile.rows(height)
-        return ("whole",) if rows == (0, height) else ("rows", *rows)
-    size = tile.size(height, width)
-    return ("whole",) if size == (height, width) else (tile.squeeze, *size)
+    scaled, seen = tile.scaled(height, width), tile.bounds(height).tolist()
+    return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
 
 
 def _second(node: ir.Node) -> ir.Value | None:

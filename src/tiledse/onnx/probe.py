@@ -122,7 +122,8 @@ class Probe:
             self.types.append(writer.dtype.numpy())
         self.name = model.name
         self._model, self._threads = probe, threads
-        self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
+        self._sessions: dict[tuple[tuple[str, ...], tuple[str, ...]], ort.InferenceSession] = {}
+        self._cuts: dict[int, _Cut] = {}
         value = next(v for v in graph.inputs if v.name == self.image.name)
         self.type = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         batch = value.shape[0] if value.shape is not None else None
@@ -146,36 +147,84 @@ class Probe:
 
     def run(self, images: np.ndarray, feeds: Feeds, outputs: Sequence[str]) -> list[np.ndarray]:
         """Named outputs; only what they need is run."""
-        opened = self._open(tuple(outputs))
+        parts = [list(self._run(part, feeds, outputs).values()) for part in self._parts(images)]
+        return [np.concatenate(each) for each in zip(*parts)]
+
+    def run_forms(
+        self, images: np.ndarray, feeds: Sequence[Feeds], firsts: Sequence[int | None]
+    ) -> list[list[np.ndarray]]:
+        """All outputs of the SE network, then with each of some feeds; what comes before the first tiles runs once.
+
+        Args:
+            images: (N, C, H, W).
+            feeds: Of each form.
+            firsts: For each form, the number of its first block with tiles; None where it has none.
+        """
+        se = self.feeds(self.plan)
+        cuts = {first: self._cut(first) for first in firsts if first is not None}
+        crossing = dict.fromkeys(
+            name for cut in cuts.values() for name in cut.taken if name != self.image.name
+        )
+        forms: list[list[list[np.ndarray]]] = [[] for _ in range(len(feeds) + 1)]
+        for part in self._parts(images):
+            known = {
+                **self._run(part, se, list(dict.fromkeys([*self.outputs, *crossing]))),
+                self.image.name: part,
+            }
+            forms[0].append([known[name] for name in self.outputs])
+            for form, fed, first in zip(forms[1:], feeds, firsts, strict=True):
+                if first is None:
+                    got = known
+                else:
+                    cut = cuts[first]
+                    given = {name: known[name] for name in cut.taken}
+                    got = {**known, **self._run(part, fed, cut.outputs, given)}
+                form.append([got[name] for name in self.outputs])
+        return [[np.concatenate(each) for each in zip(*form)] for form in forms]
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+        """Images in batches that the network takes."""
         images, step = images.astype(self.type), self._step or len(images)
-        taken = {i.name for i in opened.get_inputs()}
-        fed = {name: array for name, array in feeds.items() if name in taken}
+        return [images[at : at + step] for at in range(0, len(images), step)]
+
+    def _run(
+        self, images: np.ndarray, feeds: Feeds, outputs: Sequence[str], given: Feeds | None = None
+    ) -> dict[str, np.ndarray]:
+        """Named outputs, from the images or from values in the middle of the network."""
+        opened = self._open(tuple(outputs), given or {})
+        fed = {self.image.name: images, **feeds, **(given or {})}
+        taken = {i.name: fed[i.name] for i in opened.get_inputs()}
         try:
-            parts = [
-                opened.run(list(outputs), {self.image.name: images[at : at + step], **fed})
-                for at in range(0, len(images), step)
-            ]
+            return dict(zip(outputs, opened.run(list(outputs), taken)))
         except Exception as error:
             raise TiledSEError(
                 f"{self.name} fails on a batch of {images.shape}: {first_line(error, 140)}"
             ) from error
-        return [np.concatenate(each) for each in zip(*parts)]
 
-    def _open(self, outputs: tuple[str, ...]) -> ort.InferenceSession:
+    def _cut(self, block: int) -> _Cut:
+        """Where a form whose first tiles are in this block leaves the SE network."""
+        if block not in self._cuts:
+            self._cuts[block] = _cut(self._model.ir.graph, self.image.name, self.outputs, block)
+        return self._cuts[block]
+
+    def _open(self, outputs: tuple[str, ...], given: Feeds) -> ort.InferenceSession:
         """A session of what some outputs need; ONNX Runtime runs all nodes of a session."""
-        if outputs not in self._sessions:
+        key = (outputs, tuple(given))
+        if key not in self._sessions:
             whole = self._model.clone()
             values = ir.convenience.create_value_mapping(whole.ir.graph)
-            keep = [values[name] for name in outputs]
-            inputs = _needed(keep)
-            cut = ir.convenience.extract(
-                whole.ir.graph, [v for v in whole.ir.graph.inputs if v in inputs], list(outputs)
-            )
+            keep, starts = [values[name] for name in outputs], [values[name] for name in given]
+            for start in starts:
+                if not start.is_graph_input():
+                    start.shape, start.dtype = None, ir.DataType.from_numpy(given[start.name or ""].dtype)
+            inputs = _needed(keep, starts)
+            fed = [v for v in whole.ir.graph.inputs if v in inputs and v not in starts]
+            cut = ir.convenience.extract(whole.ir.graph, [*fed, *starts], list(outputs))
             cut_model = ir.Model(
                 cut, ir_version=whole.ir.ir_version, functions=list(whole.ir.functions.values())
             )
-            self._sessions[outputs] = session(OnnxModel(cut_model, self._model.path), threads=self._threads)
-        return self._sessions[outputs]
+            self._sessions[key] = session(OnnxModel(cut_model, self._model.path), threads=self._threads)
+        return self._sessions[key]
 
     def rows(self, images: np.ndarray, feeds: Feeds, blocks: Sequence[int]) -> list[np.ndarray]:
         """Row means (N, C, H) of the maps of some blocks."""
@@ -183,15 +232,49 @@ class Probe:
         return [each[..., 0].astype(np.float32) for each in means]
 
 
-def _needed(values: Sequence[ir.Value]) -> set[ir.Value]:
-    """All values that some values are computed from, and they themselves."""
+class _Cut(NamedTuple):
+    """Where a form leaves the SE network: what it takes from before, and the outputs that come after."""
+
+    taken: list[str]
+    outputs: list[str]
+
+
+def _cut(graph: ir.Graph, image: str, outputs: Sequence[str], block: int) -> _Cut:
+    """Cut a probe at the descriptors of a block.
+
+    Values that depend on no image are no part of what is taken: they come along. A graph with graphs in it, whose nodes
+    take values that they do not name, is not cut.
+    """
+    changed = {
+        v
+        for v in graph.inputs
+        if (v.name or "").startswith("probe/") and int((v.name or "").split("/")[1]) >= block
+    }
+    moving = {v for v in graph.inputs if v.name == image} | changed
+    taken: dict[str, None] = {}
+    for node in graph:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            return _Cut([image], list(outputs))
+        inputs = [value for value in node.inputs if value is not None]
+        if any(value in moving for value in inputs):
+            moving.update(node.outputs)
+        if any(value in changed for value in inputs):
+            changed.update(node.outputs)
+            taken |= dict.fromkeys(v.name or "" for v in inputs if v in moving and v not in changed)
+    names = {value.name for value in changed}
+    return _Cut(list(taken), [name for name in outputs if name in names])
+
+
+def _needed(values: Sequence[ir.Value], starts: Sequence[ir.Value] = ()) -> set[ir.Value]:
+    """All values that some values are computed from, and they themselves; nothing before ``starts`` is."""
     seen, waiting = set(values), list(values)
     while waiting:
-        node = waiting.pop().producer()
-        for value in () if node is None else node.inputs:
-            if value is not None and value not in seen:
-                seen.add(value)
-                waiting.append(value)
+        value = waiting.pop()
+        node = None if value in starts else value.producer()
+        for other in () if node is None else node.inputs:
+            if other is not None and other not in seen:
+                seen.add(other)
+                waiting.append(other)
     return seen
 
 

@@ -37,7 +37,8 @@ def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onn
             "ONNX Runtime is not installed; install it with `pip install 'tiledse[onnx]'`"
         ) from error
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Nothing below the fatal: what fails is raised as well, and its log lines hold names of the file, in colour.
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

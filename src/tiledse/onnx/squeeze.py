@@ -1,7 +1,7 @@
 """Read the squeeze: which nodes take means over tiles of a map, or over all of it.
 
 Recognised are the pools of the exporters, and what ``emit.py`` writes in their place: the two files are two sides of
-one table. What follows a pool over tiles is read by ``descriptors.py``.
+one table. ``steps.py`` reads the means of tiles, ``descriptors.py`` what follows them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import onnx_ir as ir
 from ..tile import Tile
 from .constants import Constants
 from .descriptors import DescriptorReader, Learnt
-from .nodes import Miss, integer, ints, string
+from .nodes import Miss, integer, ints, only_user
 from .shapes import Shapes
+from .sliding import SlidingReader
+from .steps import Step, StepReader
 from .views import ViewReader
 
 WHOLE = Tile(None, None)
@@ -63,7 +65,9 @@ class SqueezeReader:
         self.constants = constants
         self.shapes = shapes
         self.views = ViewReader(constants)
+        self.steps = StepReader(constants, shapes, self.views)
         self.descriptors = DescriptorReader(constants)
+        self.slides = SlidingReader(constants, shapes, self.views, self.descriptors)
 
     def read(self, node: ir.Node) -> Squeeze | None:
         """Read a node as the pool of a squeeze; None where it pools no map.
@@ -86,6 +90,8 @@ class SqueezeReader:
             return self._whole(node, x, {2, 3}, plain=True)
         if node.op_type == "ReduceMean":
             reduced = self.views.reduced_axes(node, 4)
+            if len(reduced) == 1 and (slid := self._sliding(node, x, *reduced)) is not None:
+                return slid
             return self._whole(node, x, reduced, plain=True) if reduced and reduced <= {1, 2, 3} else None
         if node.op_type == "AveragePool":
             return self._average(node, x, shape)
@@ -96,6 +102,25 @@ class SqueezeReader:
                 return None
             return Squeeze(node, view.root, (axes[0], axes[1], axes[2]), Tile(1, 1), node.outputs[0], False)
         return None
+
+    def _sliding(self, node: ir.Node, x: ir.Value, axis: int) -> Squeeze | None:
+        """Read a mean over columns as the first step of strips that slide."""
+        if not integer(node, "keepdims", 1):
+            return None
+        rows, user = node.outputs[0], only_user(node.outputs[0])
+        if axis == 2 and user is not None and ints(user, "perm", ()) == (0, 3, 1, 2):
+            rows = user.outputs[0]
+        elif axis != 3:
+            return None
+        view = self.views.trace(x)
+        axes = tuple(view.axes[a] for a in ((3, 1, 2) if axis == 2 else (1, 2, 3)))
+        if view.axes[0] != 0 or axes not in ((1, 2, 3), (3, 1, 2)):
+            return None
+        read = self.slides.read(rows, view.root, axes[1])
+        if read is None:
+            return None
+        tile, descriptors, learnt = read
+        return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)
 
     def _whole(self, node: ir.Node, x: ir.Value, reduced: set[int], plain: bool) -> Squeeze | None:
         view = self.views.trace(x, through_means=True)
@@ -165,52 +190,74 @@ class SqueezeReader:
         return self.views.is_length(both.inputs[0], source, rows)
 
     def _average(self, node: ir.Node, x: ir.Value, shape: tuple[int, ...]) -> Squeeze | None:
-        kernel, strides = ints(node, "kernel_shape", ()), ints(node, "strides", (1, 1))
-        pads, dilations = ints(node, "pads", (0, 0, 0, 0)), ints(node, "dilations", (1, 1))
-        if len(kernel) != 2 or string(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            return None
-        if any(d != 1 for d in dilations):
-            return None
-        if kernel == shape[2:] and not any(pads):
+        """Read an AveragePool, and the steps about it that give the means of tiles with it."""
+        step = self._last_step(node)
+        if step is None:
+            whole = self.steps.window(node) == shape[2:] and self.steps.part_of(node) is None
+            return self._whole(node, x, {2, 3}, plain=True) if whole else None
+        sides, value = list(step.sides), step.source
+        if step.result is node.outputs[0] and sides == [None, None]:
             return self._whole(node, x, {2, 3}, plain=True)
-        if strides != kernel or integer(node, "ceil_mode", 0) or pads[:2] != (0, 0):
-            return None
-        if any(p not in (0, k - 1) for p, k in zip(pads[2:], kernel)):
-            return None
-        padded = any(pads)
-        if padded and not integer(node, "count_include_pad", 0):
-            return None
-        view = self.views.trace(x, through_means=True)
+        before = self.steps.step(value)
+        if before is not None:
+            # Along the other side, whose tiles are complete, or which was ragged as well.
+            for side in (0, 1):
+                if before.sides[side] != 1:
+                    if sides[side] != 1 or before.running:
+                        return None
+                    sides[side] = before.sides[side]
+            value = before.source
+        view = self.views.trace(value, through_means=True)
         if view.axes[0] != 0:
             return None
         axes: Any = view.axes[1:]
         if axes not in ((1, 2, 3), (3, 1, 2)):
             return None
-        sides: list[int | None] = []
-        for side, axis in zip((0, 1), axes[1:]):
+        for side, axis in enumerate(axes[1:]):
             if axis in view.collapsed:
-                if kernel[side] != 1:
+                if sides[side] not in (1, None):
                     return None
-                sides.append(None)
-            else:
-                whole = (
-                    kernel[side] >= shape[2 + side] and not pads[2 + side] and kernel[side] == shape[2 + side]
-                )
-                sides.append(None if whole else kernel[side])
-        # A floor without pads drops what does not fill a tile: then the squeeze is none of ours.
-        for side in (0, 1):
-            if sides[side] is not None and not pads[2 + side] and shape[2 + side] % kernel[side]:
-                return None
-        read = self.descriptors.learnt(node, tuple(sides), padded, shape)  # type: ignore[arg-type]
-        if read is not None:
-            learnt, descriptors = read
-            tile = Tile(sides[0], sides[1], "tiles" if learnt.running is None else "running")
-            return Squeeze(node, view.root, axes, tile, descriptors, False, learnt=learnt)
-        result = self.descriptors.corrected(node, tuple(sides), padded, shape)  # type: ignore[arg-type]
-        if result is None:
+                sides[side] = None
+        if step.running:
+            return self._tiled(node, view.root, axes, sides, step.result, True)
+        known = self.shapes.of(view.root)
+        if known is None:
             return None
-        running, descriptors = result
+        channels, height = known[axes[0]], known[axes[1]]
+        learnt = self.descriptors.learnt(step.result, (sides[0], sides[1]), channels, height)
+        if learnt is not None:
+            numbers, descriptors = learnt
+            return self._tiled(
+                node, view.root, axes, sides, descriptors, numbers.running is not None, numbers
+            )
+        running = None
+        if sides[0] is not None and sides[1] is None:
+            running = self.descriptors.running(only_user(step.result), sides[0], height)
+        return self._tiled(node, view.root, axes, sides, running or step.result, running is not None)
+
+    def _last_step(self, node: ir.Node) -> Step | None:
+        """The step that an AveragePool belongs to; None where it is but the pool of a ragged rest."""
+        joined = self.steps.part_of(node)
+        if joined is not None:
+            return self.steps.step(joined.outputs[0]) if joined.inputs[0] is node.outputs[0] else None
+        user = only_user(node.outputs[0])
+        if user is not None and user.op_type == "CumSum":
+            user = only_user(user.outputs[0])
+        if (
+            user is not None
+            and user.op_type == "Div"
+            and (step := self.steps.step(user.outputs[0])) is not None
+        ):
+            pool = user.inputs[0].producer() if user.inputs[0] is not None else None
+            pool = pool.inputs[0].producer() if pool is not None and step.running and pool.inputs[0] else pool
+            return step if pool is node else None
+        return self.steps.step(node.outputs[0])
+
+    def _tiled(
+        self, node: ir.Node, root: ir.Value, axes: tuple[int, int, int], sides: list[int | None],
+        descriptors: ir.Value, running: bool, learnt: Learnt | None = None,
+    ) -> Squeeze | None:  # fmt: skip
         if running and (sides[0] is None or sides[1] is not None):
             return None
         tile = Tile(sides[0], sides[1], "running" if running else "tiles")
-        return Squeeze(node, view.root, axes, tile, descriptors, False)
+        return Squeeze(node, root, axes, tile, descriptors, False, learnt=learnt)

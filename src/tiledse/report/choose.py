@@ -9,6 +9,7 @@ from ..choose.budget import gate_buffer
 from ..choose.search import Found, Point
 from ..errors import TiledSEError
 from ..files import written_whole
+from ..tile import Tile
 
 
 def front_table(found: Found, name: str) -> list[Any]:
@@ -85,7 +86,7 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
         points = [p for p in found.points if (p.kind, p.calibrated) == ("front", calibrated)]
         if kind != "front":
             points = [p for p in found.points if p.kind == "uniform" and p.calibrated == calibrated]
-            points = [p for p in points if (p.plan.tiles[0].squeeze == "running") == (kind == "running")]
+            points = [p for p in points if _kind(p.plan.tiles[0]) == kind]
         if not points:
             continue
         x, y = [p.buffer for p in points], [level(p) for p in points]
@@ -133,15 +134,25 @@ _SERIES = (
     ("tiles", True, "s", "tab:green", "one kxW, calibrated"),
     ("running", False, "^", "tab:red", "one kxW:running for all blocks"),
     ("running", True, "^", "tab:red", "one kxW:running, calibrated"),
+    ("sliding", False, "v", "tab:purple", "one sliding tile for all blocks (look-ahead: +L)"),
+    ("sliding", True, "v", "tab:purple", "one sliding tile, calibrated"),
 )
 _FILLS: dict[bool, Any] = {False: "full", True: "none"}
 
 
+def _kind(tile: Tile) -> str:
+    """Which series one tile for all blocks is in."""
+    if not tile.slides:
+        return "tiles"
+    return "sliding" if tile.ahead or tile.above is not None else "running"
+
+
 def _name_columns(axes: Any, points: list[Point], level: Any) -> None:
-    """Write each height of strips once, over the highest of the points that have it."""
+    """Write each height of strips, or their look-ahead, once, over the highest of the points that have it."""
     highest: dict[str, Point] = {}
     for point in points:
-        text = str(point.plan.tiles[0]).removesuffix(":running")
+        size, _, squeeze = str(point.plan.tiles[0]).partition(":")
+        text = squeeze.removeprefix("running").removeprefix("window") or size
         if text not in highest or level(point) > level(highest[text]):
             highest[text] = point
     for text, point in highest.items():

@@ -35,6 +35,8 @@ _KINDS = {
     "columns, Hxk": ("^", "--", "black"),
     "patches, kxk": ("s", ":", "0.35"),
     "running rows": ("D", "-.", "0.35"),
+    "sliding rows": ("v", "-", "0.5"),
+    "windows of rows": ("x", ":", "0.5"),
 }
 
 
@@ -172,9 +174,12 @@ def _drops(axis: Any, y: np.ndarray, own: Sequence[Replacement], fill: dict[str,
 
 
 def _kind(tile: Tile) -> tuple[str, int] | None:
-    """Which line of figure 5 a tile is on, and its k."""
-    if tile.squeeze == "running":
-        return "running rows", tile.height or 0
+    """Which line of figure 5 a tile is on, and its k; of sliding strips the rows that they hold."""
+    if tile.slides:
+        rows = (tile.height or 0) + tile.ahead
+        if tile.above is not None:
+            return "windows of rows", rows
+        return ("sliding rows" if tile.ahead else "running rows"), rows
     if tile.squeeze != "tiles" or tile.whole:
         return None
     if tile.width is None:
@@ -218,14 +223,14 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
                     "marker": mark,
                     "ls": line,
                     "color": colour,
-                    "mfc": "white" if mark in "^D" else colour,
+                    "mfc": "white" if mark in "^Dv" else colour,
                 }
                 at = np.array([number for number, _ in points], float)
                 by_k.vlines(at, low, high, color=colour, lw=0.5)
                 by_k.plot(at, tse, label=kind, **style)
                 share = np.array([int(row["buffer"]) / int(row["se_buffer"]) for _, row in points])
                 by_buffer.plot(100 * share, tse, **style)
-            by_k.set_xlabel("k")
+            by_k.set_xlabel("k; of sliding rows and windows: rows held")
             by_k.set_xticks(sorted({k[1] for row in own if (k := _kind(Tile.parse(row["tile"])))}))
             by_k.set_title(f"{model}, {own[0]['n']} images, weights as they are", fontsize=7.5, loc="left")
             by_buffer.set_xscale("log")

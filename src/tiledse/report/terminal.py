@@ -46,7 +46,7 @@ class Shown:
 
 
 def needed_width(console: Console, renderable: Any, *, wrap: bool) -> int:
-    """Columns without which rich would cut a table, or leave a column out.
+    """Columns without which rich would cut a table, or leave a column out; each column gets the least that it needs.
 
     Args:
         console: Where it is printed.
@@ -68,5 +68,8 @@ def needed_width(console: Console, renderable: Any, *, wrap: bool) -> int:
     for column in renderable.columns:
         if not column.no_wrap:
             cells = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
-            needed -= max(c.maximum for c in cells) - max(c.minimum for c in cells)
+            column.min_width = max(
+                c.minimum for c in cells
+            )  # or rich shrinks short columns with the long ones
+            needed -= max(c.maximum for c in cells) - column.min_width
     return needed

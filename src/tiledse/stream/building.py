@@ -37,7 +37,7 @@ class Several:
 
 
 def build_graph(
-    model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None
+    model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None, known: bool = True
 ) -> RowGraph:
     """The row graph of a network with the tiles of a plan.
 
@@ -46,12 +46,13 @@ def build_graph(
         plan: From ``find`` on it.
         batch: Images at once.
         size: (H, W) of the images; the plan's if left out.
+        known: Whether all images have this height.
 
     Raises:
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked, blocks = mark(model, plan)
+    marked, blocks = mark(model, plan, known)
     return Builder(trace(marked, (batch, plan.input_size[0], height, width)), blocks).graph
 
 

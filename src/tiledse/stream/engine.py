@@ -73,6 +73,10 @@ class Engine(Flow):
         """Rows that a running sum has taken in."""
         return self.taken[index]
 
+    def unread(self, node: Node, operand: int, done: int) -> int:
+        """The first row that a node still reads: a squeeze reads rows when it makes the descriptor."""
+        return int(node.maps[operand].low(done))
+
     def drop(self, value: int, row: int) -> None:
         """Free rows of a value before ``row``."""
         buffer = self.buffers[value]

@@ -273,8 +273,8 @@ def stream(
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
     tall = height if isinstance(height, int) else plan.input_size[1]
     wide = width or plan.input_size[2]
-    graph = build_graph(model, plan, batch, (tall, wide))
+    graph = build_graph(model, plan, batch, (tall, wide), height is not None)
     if height is None:
         check_free(graph)
-        check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide)))
+        check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
     return Stream(graph, sized_plan(plan, graph), tall if height is not None else None, rows)

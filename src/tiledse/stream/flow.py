@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import TiledSEError
 from .graph import Node, RowGraph
-from .maps import First, Total, Whole
+from .maps import FOREVER, First, Strips, Total, Whole
 
 
 @dataclass
@@ -128,6 +128,9 @@ class Flow:
             avail, height = self.progress.produced[value], self.heights[value]
             if height is None or avail < height:
                 ready = min(ready, how.ready(avail))
+            if height is None and isinstance(how, Strips):
+                # A gate of rows above only is known before its strip, which may never come.
+                ready = min(ready, how.height(avail))
         return ready
 
     def _absorb(self, index: int, node: Node) -> bool:
@@ -174,7 +177,7 @@ class Flow:
             elif out is not None and done >= out:
                 continue
             else:
-                need = node.maps[operand].low(done)
+                need = self.unread(node, operand, done)
             if need < low:
                 low = need
         return low
@@ -182,6 +185,13 @@ class Flow:
     def absorbed(self, index: int) -> int:
         """Rows that an absorbing node has taken in; a counting flow takes them at once."""
         return self.progress.produced[self.graph.nodes[index].inputs[0]]
+
+    def unread(self, node: Node, operand: int, done: int) -> int:
+        """The first row that a node still reads, which has made so many of its own.
+
+        A squeeze adds rows to its sums as they pass, and a counting flow does not have it hold any.
+        """
+        return FOREVER if node.kind == "squeeze" else node.maps[operand].low(done)
 
     # What the engine adds to counting.
     def make(self, index: int, node: Node, a: int, b: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ..networks.counting import MacCounter
 from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
 from .building import Builder, Ref
-from .maps import SAME, Between, First, Repeat, Strips, Total
+from .maps import FOREVER, SAME, Between, First, Repeat, Strips, Total
 from .marks import REDUCES, excitation
 
 
@@ -22,10 +23,6 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     value = b.values[ref.index]
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
-    if tile.ahead or tile.above is not None:
-        raise TiledSEError(
-            f"block '{block}' has the tile {tile}, which cannot be streamed yet; give it another"
-        )
     add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
     if tile.single:
         first, stop = tile.rows(height)
@@ -39,13 +36,14 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
         return b.add(fx, maps=[Between(first, stop)], run=single, needs_height=why, **add)
     if tile.height is None:
         return b.add(fx, maps=[Total()], run=_absorb, finish=_columns(tile, reduce, width), **add)
-    if tile.squeeze == "running":
+    if tile.slides:
+        means = _RowMeans(tile)
 
-        def running(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
-            _, seen, state = _strips(parts[0], tile.height, hi - lo, state)  # type: ignore[arg-type]
+        def slide(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
+            _, seen, state = means(parts[0], lo, hi, state)
             return seen, state
 
-        return b.add(fx, maps=[Strips(tile.height)], run=running, stateful=True, **add)
+        return b.add(fx, maps=[means.map], run=slide, stateful=True, **add)
     strip = Tile(tile.height, tile.width)
 
     def strips_of(parts: list[Tensor], lo: int, hi: int) -> Tensor:
@@ -64,37 +62,91 @@ def squeeze_corrected(
     block: str,
 ) -> Ref:
     """Add the squeeze of a calibrated block: strip j by the numbers of strip j."""
-    height, tall = b.values[ref.index].height, tile.height
+    height = b.values[ref.index].height
     of_own, of_running, offset = numbers
     assert of_own is not None
     assert offset is not None
-    assert tall is not None
     if height != rows:
         raise TiledSEError(
             f"block '{block}' is calibrated for maps of {rows} rows, but its map has {height} rows; stream images of "
             "the size that it was calibrated with, or calibrate for this size"
         )
 
+    means = _RowMeans(tile, own=True)
+
     def run(parts: list[Tensor], lo: int, hi: int, state: Any) -> tuple[Tensor, Any]:
-        own, seen, state = _strips(parts[0], tall, hi - lo, state)
+        own, seen, state = means(parts[0], lo, hi, state)
         descriptors = own * of_own[:, lo:hi] + offset[:, lo:hi]
         return descriptors if of_running is None else descriptors + seen * of_running[:, lo:hi], state
 
     return b.add(
-        fx, "squeeze", [ref], [Strips(tall)], run, 2, block=block, fresh=True, stateful=True,
+        fx, "squeeze", [ref], [means.map], run, 2, block=block, fresh=True, stateful=True,
         needs_height=f"block '{block}' is calibrated, and its numbers belong to strips at their places",
     )  # fmt: skip
 
 
-def _strips(part: Tensor, tall: int, count: int, state: Any) -> tuple[Tensor, Tensor, Any]:
-    """Means of strips, those of all rows down to the end of each, and the sums to go on with."""
-    own = squeeze_tiles(part, Tile(tall, None))
-    left = part.shape[2]
-    sizes = [min(tall, left - i * tall) for i in range(count)]
-    rows = torch.tensor(sizes, dtype=own.dtype, device=own.device)[:, None]
-    total, seen = state if state is not None else (0.0, 0)
-    sums = (own * rows).cumsum(2) + total
-    return own, sums / (rows.cumsum(0) + seen), (sums[:, :, -1:].clone(), seen + left)
+class _RowMeans:
+    """Means over the rows that strips know, as rows come: see ``Tile.own_bounds`` and ``Tile.bounds``.
+
+    The state is a sum of rows from the first on, the means of the rows after it that a later strip may tell apart, and
+    the number of the first of those. Sums are kept in float64, since a stream may be long.
+
+    Args:
+        tile: Strips of rows.
+        own: Whether the means of the strips' own rows are wanted.
+    """
+
+    def __init__(self, tile: Tile, own: bool = False) -> None:
+        assert tile.height is not None  # strips of rows
+        self.tile, self.tall, self.own = tile, tile.height, own
+        self.map = Strips(tile.height, tile.ahead)
+
+    def __call__(self, x: Tensor, lo: int, hi: int, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Own means and seen means of strips lo to hi, from the rows x that came since strip lo - 1."""
+        rows = squeeze_tiles(x, Tile(1, None)) if x.shape[2] else x.mean(3, keepdim=True)
+        kept = rows.double()
+        total, first = kept.new_zeros((*kept.shape[:2], 1, 1)), 0
+        if state is not None:
+            total, kept, first = state[0], torch.cat([state[1], kept], 2), state[2]
+        stop = first + kept.shape[2]
+        sums = torch.cat([total, total + kept.cumsum(2)], 2)
+        strips = np.arange(lo, hi)
+        ends = np.minimum(self.map.end(strips + 1), stop)
+        seen_from = self._seen_from(strips, ends)
+        seen = self._mean(sums, seen_from, ends, first).to(rows.dtype)
+        own = self._mean(sums, self._own_from(strips, ends), ends, first).to(rows.dtype) if self.own else seen
+        keep = min(max(self._needed(hi), first), stop)
+        return own, seen, (sums.narrow(2, keep - first, 1).clone(), kept[:, :, keep - first :].clone(), keep)
+
+    def _seen_from(self, strips: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        tops = strips * self.tall
+        if not self.tile.slides:
+            return tops
+        first = tops * 0 if self.tile.above is None else np.maximum(tops - self.tile.above, 0)
+        return np.where(first < ends, first, tops)  # a strip that sees no other row sees its own
+
+    def _own_from(self, strips: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        tops, seen = strips * self.tall, self._seen_from(strips, ends)
+        return np.where(ends > tops, np.maximum(seen, tops), seen)
+
+    def _needed(self, strip: int) -> int:
+        """The first row of which a strip, and none before it, must know the mean and not only a sum."""
+        strips, ends = np.array([strip]), self.map.end(np.array([strip + 1]))
+        starts = [] if self.tile.squeeze == "running" else [int(self._seen_from(strips, ends)[0])]
+        if self.own and not (self.tile.squeeze == "running" and self.tile.ahead == -self.tall):
+            starts.append(int(self._own_from(strips, ends)[0]))
+        return min(starts, default=FOREVER)
+
+    @staticmethod
+    def _mean(sums: Tensor, starts: np.ndarray, ends: np.ndarray, first: int) -> Tensor:
+        """Means of rows [start, end), from sums of all rows up to each from ``first`` on."""
+
+        def up_to(rows: np.ndarray) -> Tensor:
+            return sums.index_select(2, torch.from_numpy(np.maximum(rows - first, 0)).to(sums.device))
+
+        # Before the first row of the image there is no sum; a start of 0 is the only one that may lie before ``first``.
+        below = up_to(starts) * torch.from_numpy(starts > 0).to(sums)[:, None]
+        return (up_to(ends) - below) / torch.from_numpy(ends - starts).to(sums)[:, None]
 
 
 def _absorb(part: Tensor, state: Any) -> Any:

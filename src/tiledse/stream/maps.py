@@ -64,21 +64,41 @@ SAME = Window()
 
 @dataclass(frozen=True)
 class Strips:
-    """The squeeze of tiles k rows high: row j reads rows j * k to (j + 1) * k, or those that are there."""
+    """The squeeze of strips of k rows: row j waits for the rows down to ``ahead`` rows past its strip.
+
+    Each row is read once: what a gate sees of the rows before is a state of the squeeze (sums). Where only rows above
+    the strip are seen (``ahead`` of -k), the first strip waits for its own.
+
+    Example:
+        >>> slide = Strips(1, ahead=2)
+        >>> slide.need(1, 9), slide.need(9, 9), slide.low(1), slide.ready(5)
+        (3, 9, 3, 3)
+    """
 
     rows: int
+    ahead: int = 0
 
     def height(self, h: int) -> int:
         return -(-h // self.rows)
 
     def need(self, b: Rows, h: int) -> Rows:
-        return clip(b * self.rows, 0, h)
+        return clip(self.end(b), 0, h)
 
     def low(self, b: Rows) -> Rows:
-        return b * self.rows
+        return self.end(b)
 
     def ready(self, avail: int) -> int:
-        return avail // self.rows
+        return (avail - self.ahead) // self.rows if avail >= self._first else 0
+
+    @property
+    def _first(self) -> int:
+        return self.rows if self.ahead == -self.rows else self.rows + self.ahead
+
+    def end(self, b: Rows) -> Rows:
+        """The row after the last that strips up to b wait for, where the map has them all."""
+        if isinstance(b, np.ndarray):
+            return np.where(b > 0, np.maximum(b * self.rows + self.ahead, self._first), 0)
+        return max(b * self.rows + self.ahead, self._first) if b > 0 else 0
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,22 @@ REDUCES = {"mean": mean, "mean_and_max": mean_and_max}
 @torch.library.custom_op("tiledse_stream::squeeze", mutates_args=())
 def squeeze(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
     """Descriptors of the tiles of a block."""
-    return squeeze_tiles(x, tile, REDUCES[reduce]).clone()
+    descriptors = squeeze_tiles(x, tile, REDUCES[reduce])
+    return descriptors.expand(-1, -1, *_grid(tile, x)).clone()
 
 
 @squeeze.register_fake
 def _(x: Tensor, tile: str, reduce: str, block: str) -> Tensor:
-    return x.new_empty((*x.shape[:2], *Tile.parse(tile).grid(int(x.shape[2]), int(x.shape[3]))))
+    return x.new_empty((*x.shape[:2], *_grid(tile, x)))
+
+
+def _grid(text: str, x: Tensor) -> tuple[int, int]:
+    """Rows and columns of gates. Each strip that slides has its own: the map may turn out to be taller."""
+    tile = Tile.parse(text)
+    height, width = int(x.shape[2]), int(x.shape[3])
+    if tile.slides and tile.height is not None:
+        return -(-height // tile.height), 1
+    return tile.grid(height, width)
 
 
 @torch.library.custom_op("tiledse_stream::squeeze_corrected", mutates_args=())
@@ -75,7 +85,9 @@ def _(descriptors: Tensor, block: str) -> Tensor:
 @torch.library.custom_op("tiledse_stream::scale", mutates_args=())
 def scale(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     """Each tile times its gate."""
-    return scale_tiles(x, gates, tile)
+    parsed = Tile.parse(tile)
+    strips = Tile(parsed.height, None) if parsed.slides else parsed  # a gate for each strip: see _grid
+    return scale_tiles(x, gates, strips)
 
 
 @scale.register_fake
@@ -83,26 +95,27 @@ def _(x: Tensor, gates: Tensor, tile: str, block: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def mark_block(block: Block, name: str) -> None:
+def mark_block(block: Block, name: str, known: bool) -> None:
     """Make this very block call the marks, with its name in them; in all else it stays what it is.
 
     An excitation with a kernel over the grid of tiles is no mark: its convolutions are traced like any others.
     """
-    forward = partial(_forward, block, name)
+    forward = partial(_forward, block, name, known)
     object.__setattr__(block, "_tiledse_forward" if isinstance(block, TiledBlock) else "forward", forward)
 
 
-def _forward(block: Block, name: str, x: Tensor) -> Tensor:
+def _forward(block: Block, name: str, known: bool, x: Tensor) -> Tensor:
     """As the block does."""
     if isinstance(block, TiledSqueezeExcite):
-        tile = str(block.tile)
+        tile = _one_gate(block.tile, x.shape[2], known)
         descriptors = squeeze(x, tile, mean.__name__, name)
         gates = excite(descriptors, name) if _tile_by_tile(block) else block.excite(descriptors)
         return scale(x, gates, tile, name)
     made, given = block.tiledse, x
-    tile, nhwc = str(made.tile), made.dialect.nhwc
+    nhwc = made.dialect.nhwc
     if nhwc:
         x = x.permute(0, 3, 1, 2)
+    tile = _one_gate(made.tile, x.shape[2], known and made.correction is None)
     if made.correction is not None:
         descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, made.correction.height, name)
     else:
@@ -110,6 +123,11 @@ def _forward(block: Block, name: str, x: Tensor) -> Tensor:
     x = scale(x, excite(descriptors, name), tile, name)
     x = x.permute(0, 2, 3, 1) if nhwc else x
     return given.copy_(x) if made.way.inplace else x
+
+
+def _one_gate(tile: Tile, height: int, known: bool) -> str:
+    """The tile as text: ``HxW`` where each gate sees all rows of a map whose height is known."""
+    return "HxW" if known and tile.slides and tile.sees_all(int(height)) else str(tile)
 
 
 def excitation(block: Block) -> Callable[[Tensor], Tensor]:

@@ -44,7 +44,7 @@ class PipelineBuffer:
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self._rows = build_graph(model, plan.with_tile("1xW"))
-        self._known: dict[tuple[int, ...], int] = {}
+        self._known: dict[tuple[Strips, ...], int] = {}
 
     def __call__(self, plan: Plan) -> int:
         """Elements of one image, with the tiles of the plan.
@@ -61,12 +61,12 @@ class PipelineBuffer:
         return self._known[key]
 
 
-def retiled(graph: RowGraph, strips: Mapping[str, int]) -> RowGraph:
+def retiled(graph: RowGraph, strips: Mapping[str, Strips]) -> RowGraph:
     """A graph that was traced with ``1xW`` as it would be with other row strips, to count with; it does not compute.
 
     Args:
         graph: The graph.
-        strips: Rows of a strip by block.
+        strips: By block, which rows its gates wait for.
 
     Raises:
         TiledSEError: an excitation whose rows do not follow from its strips.
@@ -74,13 +74,12 @@ def retiled(graph: RowGraph, strips: Mapping[str, int]) -> RowGraph:
     values, nodes = list(graph.values), list(graph.nodes)
     behind: dict[int, int] = {}  # values between a squeeze and its gate, with their rows
     for index, node in enumerate(graph.nodes):
-        tall = strips.get(node.block or "")
-        if node.kind == "squeeze" and tall is not None:
-            maps = Strips(tall)
+        maps = strips.get(node.block or "")
+        if node.kind == "squeeze" and maps is not None:
             nodes[index] = replace(node, maps=(maps,))
             behind[node.output] = maps.height(values[node.inputs[0]].height)
-        elif node.kind == "gate" and tall is not None:
-            nodes[index] = replace(node, maps=(node.maps[0], Repeat(tall)))
+        elif node.kind == "gate" and maps is not None:
+            nodes[index] = replace(node, maps=(node.maps[0], Repeat(maps.rows)))
             continue
         elif any(i in behind for i in node.inputs):
             behind[node.output] = _rows_behind(node, behind)
@@ -97,14 +96,19 @@ def retiled(graph: RowGraph, strips: Mapping[str, int]) -> RowGraph:
     return replace(graph, values=values, nodes=nodes)
 
 
-def _strips(plan: Plan) -> dict[str, int]:
+def _strips(plan: Plan) -> dict[str, Strips]:
     for block, tile in plan:
         if tile.width is not None or tile.single:
             raise TiledSEError(
                 f"block '{block.name}' has the tile {tile}: the pipeline's buffer is counted for strips of rows, kxW, "
-                "kxW:running or HxW"
+                "kxW:running, kxW:window or HxW"
             )
-    return {block.name: tile.size(block.height, block.width)[0] for block, tile in plan}
+    # A tile that sees all of a map is one strip, which waits for nothing past it.
+    tall = {block.name: tile.size(block.height, block.width)[0] for block, tile in plan}
+    return {
+        block.name: Strips(tall[block.name], tile.ahead if tall[block.name] < block.height else 0)
+        for block, tile in plan
+    }
 
 
 def _rows_behind(node: Node, behind: dict[int, int]) -> int:

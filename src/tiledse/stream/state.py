@@ -14,7 +14,7 @@ from ..files import written_whole
 from .engine import Engine
 from .graph import RowGraph
 
-FORMAT = "tiledse.stream/1"
+FORMAT = "tiledse.stream/2"
 
 
 def fingerprint(graph: RowGraph, known: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -11,17 +10,25 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..errors import TiledSEError, first_line
-from ..networks.block import Conversion, TiledBlock, Way, tile_block, untile
-from ..networks.converter import correctable, fingerprint
+from ..networks.block import Conversion, TiledBlock, tile_block, untile
+from ..networks.converter import correctable, fingerprint, way_of
+from ..networks.duplicating import duplicate
 from ..networks.finder import find_dialects
+from ..networks.inline import outline_again
+from ..networks.verification import Candidate
 from ..op.functional import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from .marks import REDUCES, Block, mark_block
 
 
-def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
+def mark(model: nn.Module, plan: Plan, known: bool = True) -> tuple[nn.Module, dict[str, Block]]:
     """A copy of the network that shares its weights, in eval mode, with the plan's tiles and marked blocks.
+
+    Args:
+        model: The network.
+        plan: From ``find`` on it.
+        known: Whether the height of the images is known: a tile that sees the whole of a map is then one gate.
 
     Returns:
         The copy, and its blocks by name.
@@ -29,11 +36,12 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
     Raises:
         TiledSEError: the plan was made for another network, or a block's squeeze is none that can be streamed.
     """
-    tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, memo=tensors)
+    given = model
+    model = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     model.eval()  # a stranger's may give back nothing
     found, dialects = find_dialects(model, plan.input_size)
     plan.check_network(found)
+    outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:
         plan.check_weights(fingerprint(model))
     marked: dict[str, Block] = {}
@@ -46,9 +54,8 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
         if isinstance(module, TiledSqueezeExcite):
             module.tile = tile
         else:
-            way = Way()
             if isinstance(module, TiledBlock):
-                dialect, way = module.tiledse.dialect, module.tiledse.way
+                dialect = module.tiledse.dialect
                 untile(module)
             reduce = dialect.squeeze(module)
             if reduce not in REDUCES.values() or (tile.slides and reduce is not mean):
@@ -56,8 +63,9 @@ def mark(model: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Block]]:
                     f"block '{block.name}' squeezes something else than a mean, which {tile} cannot stream; "
                     "give it another tile"
                 )
+            way = way_of(given, model, Candidate(block, tile, dialect))
             module = tile_block(module, Conversion(tile, dialect, type(module), correction, way))
-        mark_block(module, block.name)
+        mark_block(module, block.name, known)
         marked[block.name] = module
     return model, marked
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ...networks import find
-from ...networks.finder import observe
+from ...networks.inputs import inputs_for
 from ...networks.loading import load
+from ...networks.observation import observe
 from ...op.module import TiledSqueezeExcite
 from ...plan import Plan, SEBlock
 from ...tile import Tile
@@ -86,10 +87,10 @@ class Networks:
         if model not in self._entering:
             with _shapes_only():
                 network = _features(model, 32)
-            shapes = observe(network.eval(), CITYSCAPES).shapes
+            calls = observe(network.eval(), inputs_for(network, CITYSCAPES)).calls
             entering = []
             for block in find(network, CITYSCAPES).blocks:
-                height, width = shapes[block.name.rpartition(".")[0]][0][2:]
+                height, width = calls[block.name.rpartition(".")[0]][0].shape[2:]
                 entering.append((block, height, width))
             self._entering[model] = entering
         return self._entering[model]

@@ -1,0 +1,73 @@
+"""The excitation of a block, by running its own forward on descriptors in place of the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import TiledSEError
+from .gating import Form, Gating, form_of
+
+
+class NotItsMap(TiledSEError):
+    """What a forward gives back is something else than its map times a gate."""
+
+
+@dataclass(frozen=True)
+class OwnForward:
+    """Descriptors to gates, by the block's own forward.
+
+    Each tile becomes an image of one pixel, which is its own mean, so that no step of the forward can mix tiles. What
+    the forward reads (attributes, the training mode) it reads at each call, as it does in the block.
+
+    Args:
+        nhwc: Whether the block takes maps as (N, H, W, C).
+
+    Example:
+        >>> import torch
+        >>> class Gate(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(8, 8)
+        ...     def forward(self, x):
+        ...         return x * self.layer(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        >>> block, z = Gate(), torch.randn(2, 8, 4, 1)
+        >>> gates = OwnForward()(block, z)
+        >>> torch.allclose(gates[:, :, 3, 0], block.layer(z[:, :, 3, 0]).sigmoid(), atol=1e-6)
+        True
+    """
+
+    nhwc: bool = False
+
+    def __call__(self, block: nn.Module, descriptors: Tensor) -> Tensor:
+        """Descriptors (N, C, rows, cols) to gates of the same shape.
+
+        Raises:
+            NotItsMap: the forward does not give back its map times a gate.
+        """
+        n, channels, rows, cols = descriptors.shape
+        pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, 1, 1, channels)
+        pixels = pixels if self.nhwc else pixels.permute(0, 3, 1, 2)
+        gates = self._gates(block, pixels)
+        gates = gates.expand(pixels.shape).reshape(n, rows, cols, channels)
+        return gates.permute(0, 3, 1, 2)
+
+    def _gates(self, block: nn.Module, pixels: Tensor) -> Tensor:
+        forms = [Form(pixels)]
+        with Gating(forms):
+            out = _forward(block, pixels)
+        form = form_of(forms, out)
+        if form is None or not isinstance(form.factor, Tensor):
+            raise NotItsMap("what it gives back is not its map times a gate")
+        if form.offset is not None:
+            raise NotItsMap("it adds something to its map, beside the gate")
+        return form.factor
+
+
+def _forward(block: nn.Module, pixels: Tensor) -> Any:
+    """What the block's own class does with a map, whether the block is converted or not."""
+    made = getattr(block, "tiledse", None)
+    source = type(block) if made is None else made.source
+    return source.forward(block, pixels)
