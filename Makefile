@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow lint coverage clean
+.PHONY: demo demo-classify demo-ocr test test-slow lint coverage coverage-third-party clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,5 +34,18 @@ lint: $(READY)
 coverage: $(READY)  ## find and convert on every SE network of timm (about an hour on 2 cores); resumable
 	$(BIN)/python -m tests.networks.coverage --jobs $(JOBS)
 
+# Other people's libraries, in an environment of their own that finds torch and tiledse in the first one.
+OTHERS := .venv-third-party
+
+$(OTHERS)/ready: tests/third_party/requirements.txt $(READY)
+	test -x $(OTHERS)/bin/python || $(BIN)/python -m venv $(OTHERS)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(OTHERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
+	$(OTHERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/third_party/requirements.txt
+	touch $@
+
+coverage-third-party: $(OTHERS)/ready  ## the same on nine other libraries (hours on 2 cores); resumable
+	$(OTHERS)/bin/python -m tests.third_party.coverage --jobs $(JOBS)
+
 clean:
-	rm -rf .venv build demo
+	rm -rf .venv $(OTHERS) build demo

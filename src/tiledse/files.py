@@ -13,6 +13,21 @@ from typing import Any
 from .errors import TiledSEError
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there, whatever its name is.
+
+    ``Path.is_file`` raises where a name out of a table is longer than names can be, or holds a NUL.
+
+    Example:
+        >>> is_file(Path("a" * 100_000)), is_file(Path("a\\0b"))
+        (False, False)
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, moved onto it only if the body succeeds.

@@ -114,7 +114,6 @@ flip = 0.5
 jitter = 0.1
 [loss]
 smoothing = 0.1
-temperature = 2.0
 [scale.small]
 epochs = 1
 """

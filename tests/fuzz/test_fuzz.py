@@ -11,10 +11,7 @@ from .judge import judge
 from .mutate import Dice
 
 # Readers that are being mended in another branch today; whoever mends one takes its name out.
-BEING_MENDED = {
-    "COCO annotations", "image.npy", "image.tif", "labels.csv", "masks.csv", "network.onnx", "stream state",
-    "sweep.csv", "weights.safetensors", "zoo index",
-}  # fmt: skip
+BEING_MENDED = {"COCO annotations", "image.npy", "image.tif", "network.onnx", "stream state"}
 SECONDS = 1.5
 MOST = 150
 SEED = 1

@@ -169,7 +169,7 @@ def test_class_map_gives_the_labels(tmp_path):
         (["a.png,1", "a.png,1.5"], "file,label", r"line 3: .* got '1.5'"),
         (["a.png,-1"], "file,label", "got '-1'"),
         (["a.png"], "file,label", "got None"),
-        (["a.png,1", "b.png,1"], "file,label", r"line 3: there is no file b.png"),
+        (["a.png,1", "b.png,1"], "file,label", r"line 3: there is no file 'b.png'"),
         (["a.png,1", "a.png,2"], "file,label", "line 3: a.png is listed twice"),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 warnings.simplefilter("ignore")
+OTHERS = "## Other libraries"
 FIELDS = (
     "name",
     "params",
@@ -126,7 +127,9 @@ def write_page(rows: list[dict[str, str]], path: Path) -> None:
             row["tiles"],
         )
         lines.append("| " + " | ".join(cells) + " |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    others = old[old.index(OTHERS) :] if OTHERS in old else ""  # tests/third_party writes that part
+    path.write_text("\n".join(lines) + "\n" + (f"\n{others}" if others else ""), encoding="utf-8")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite
+from tiledse.networks.building import with_excitation, without_attention
 from tiledse.networks.converter import convert_shared
 
 SIZE = (3, 20, 16)
@@ -218,6 +219,12 @@ def test_tools_that_trace(model, plan, way):
         else:
             made = torch.compile(tse, backend="eager")
         assert torch.allclose(made(x), expected, atol=1e-6)
+
+
+def test_blocks_from_scratch_are_refused(model, plan):
+    for build in (lambda: without_attention(model, plan), lambda: with_excitation(model, "3xW", SIZE)):
+        with pytest.raises(ts.TiledSEError, match="'blocks.0.inline_se' is written inline"):
+            build()
 
 
 class Twice(nn.Module):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Annotated, Any, Literal, Optional
 
+import numpy as np
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..measure.costs import cost as count_cost
@@ -83,17 +86,28 @@ def stream(
 
     # What torch loads at its first call of each operator is not the stream's.
     Stream(s.graph, s.plan, s.height, rows).push(torch.zeros(1, channels, min(height, 2 * rows), width))
-    with peak_resident() as grown:
-        kept = _run(s, _progress(chunks(), -(-height // rows)), output, keep=not alone)
     error = full = None
-    if not alone:
-        tse = convert_shared(loaded.model, chosen)
-        with peak_resident() as whole_grown, torch.no_grad():
-            expected = torch.utils._pytree.tree_flatten(tse(torch.cat(list(chunks()), 2)))[0]
-        full = whole_grown()
-        error = max(
-            float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(kept, expected)
-        )
+    with TemporaryDirectory() as folder:
+        # Outputs that are kept for the comparison lie in files: in memory they would count as the stream's.
+        target = output if output is not None or alone else Path(folder, "out.npy")
+        gc.collect()
+        with peak_resident() as grown:
+            _run(s, _progress(chunks(), -(-height // rows)), target)
+        if not alone:
+            assert target is not None
+            tse = convert_shared(loaded.model, chosen)
+            gc.collect()
+            with peak_resident() as whole_grown:
+                expected = _whole(tse, chunks(), (1, channels, height, width))
+            full = whole_grown()
+            files = _names(target, len(expected))
+            # numpy, whose maximum of something and nan is nan.
+            error = float(np.max([_difference(*pair) for pair in zip(files, expected, strict=True)]))
+            if not np.isfinite(error):
+                raise TiledSEError(
+                    f"{model} gives outputs that are not finite on this image; check its weights (--weights) and how "
+                    "the image is normalised"
+                )
     held = s.held()
     size = f"{channels}x{height}x{width}"
     if plot is not None:
@@ -148,12 +162,27 @@ def _names(output: Path, count: int) -> list[Path]:
     return [output] if count == 1 else [output.with_suffix(f".{i}{output.suffix}") for i in range(count)]
 
 
-def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None, keep: bool) -> list[Tensor]:
-    """Stream, write outputs as their rows come, and keep them if they are to be compared."""
+def _whole(model: nn.Module, chunks: Iterator[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+    """The outputs of the whole image at once, which is filled with its rows so as to be there only once."""
+    image, row = torch.empty(shape), 0
+    for rows in chunks:
+        image[:, :, row : row + rows.shape[2]] = rows
+        row += rows.shape[2]
+    with torch.no_grad():
+        return torch.utils._pytree.tree_flatten(model(image))[0]
+
+
+def _difference(file: Path, expected: Tensor) -> float:
+    """The largest difference of what was written from an output, relative to the output's largest value."""
+    written = torch.from_numpy(np.load(file))
+    return float((written - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None) -> None:
+    """Stream, and write outputs as their rows come."""
     from ..files import written_whole
 
     values = [s.graph.values[i] for i in s.graph.outputs]
-    kept: list[list[Tensor]] = [[] for _ in values]
     with ExitStack() as stack:
         files: list[OutputFile] = []
         for path, value in zip(_names(output, len(values)) if output is not None else [], values):
@@ -162,18 +191,10 @@ def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None, keep: bool) -
             files.append(OutputFile(file, value.shape, value.row_dim))
         for out in s.run(chunks):
             for i, leaf in enumerate(torch.utils._pytree.tree_flatten(out, is_leaf=lambda x: x is None)[0]):
-                if leaf is not None:
-                    if files:
-                        files[i].put(leaf)
-                    if keep:
-                        kept[i].append(leaf)
+                if leaf is not None and files:
+                    files[i].put(leaf)
         for open_file in files:
             open_file.close()
-    return [
-        torch.cat(parts, v.row_dim) if v.row_dim is not None else parts[0]
-        for parts, v in zip(kept, values)
-        if parts
-    ]
 
 
 @app.command()

@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import TiledSEError
+from ..files import is_file
+from ..numerals import parse_whole, quoted
 from .preprocessing import read_image
 
 Preprocess = Callable[[Image.Image], Tensor]
 Part = tuple[int, int]
 
+MOST_LABEL = 2**31 - 1  # far above any number of classes
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -238,15 +241,17 @@ def _read_labels(path: Path) -> list[tuple[str, int]]:
         raise TiledSEError(f"{path} lists no image")
     files: dict[str, int] = {}
     for line, name, label in rows:
-        if not label or not label.strip().isascii() or not label.strip().isdigit():
+        try:
+            number = parse_whole(label or "", "label", most=MOST_LABEL)
+        except ValueError as error:
             raise TiledSEError(
-                f"{path}, line {line}: expected a label that is a number from 0, got {label!r}"
-            )
+                f"{path}, line {line}: expected a label that is a number from 0, got {quoted(label)}"
+            ) from error
         if name in files:
             raise TiledSEError(f"{path}, line {line}: {name} is listed twice")
-        if not (path.parent / name).is_file():
-            raise TiledSEError(f"{path}, line {line}: there is no file {name} in {path.parent}")
-        files[name] = int(label)
+        if not name or not is_file(path.parent / name):
+            raise TiledSEError(f"{path}, line {line}: there is no file {quoted(name)} in {path.parent}")
+        files[name] = number
     return list(files.items())
 
 

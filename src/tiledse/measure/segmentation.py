@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import TiledSEError, told_as
+from ..files import is_file
+from ..numerals import quoted
 from .adapters import Segmenter
 from .classification import SUFFIXES
 from .images import Batch, ListedImages
@@ -66,8 +68,8 @@ def _listed(path: Path) -> list[tuple[str, str]]:
     pairs = [(row["file"] or "", row["mask"] or "") for row in rows]
     for line, pair in enumerate(pairs, 2):
         for name in pair:
-            if not name or not (path.parent / name).is_file():
-                raise TiledSEError(f"{path}, line {line}: there is no file '{name}' in {path.parent}")
+            if not name or not is_file(path.parent / name):
+                raise TiledSEError(f"{path}, line {line}: there is no file {quoted(name)} in {path.parent}")
     return pairs
 
 

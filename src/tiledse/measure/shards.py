@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, cast
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import TiledSEError, first_line
-from .images import Batch, ImageSet, Part, Preprocess, Sample, stack
+from ..numerals import parse_whole
+from .images import MOST_LABEL, Batch, ImageSet, Part, Preprocess, Sample, stack
 from .preprocessing import read_image
 
 IMAGE_KEYS = ("jpg", "jpeg", "png")
@@ -62,7 +63,8 @@ class ShardedImages(ImageSet):
                 name = f"{entry['__key__']} of {path.name}"
                 data = next((entry[key] for key in IMAGE_KEYS if key in entry), None)
                 label = entry.get("cls", b"").strip()
-                if data is None or not label.isdigit():
+                place = _label(label)
+                if data is None or place is None:
                     what = (
                         "no image (jpg, jpeg, png)"
                         if data is None
@@ -72,11 +74,18 @@ class ShardedImages(ImageSet):
                         f"sample {name}: {what}; expected KEY.jpg and KEY.cls, a number from 0"
                     )
                 image = read_image(io.BytesIO(data), name, self.preprocess)
-                yield Sample(image, int(label), name, (number, index))
+                yield Sample(image, place, name, (number, index))
         except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
             # webdataset adds what it was reading from to the error's arguments and text.
             reason = str(error.args[0] if error.args else error).partition(" @ <")[0]
             raise TiledSEError(f"shard {path}: {reason}; it is cut off or no tar, make it again") from error
+
+
+def _label(text: bytes) -> int | None:
+    try:
+        return parse_whole(text.decode("ascii"), "label", most=MOST_LABEL)
+    except ValueError:
+        return None
 
 
 class _ShardBatches(IterableDataset[Batch | TiledSEError]):

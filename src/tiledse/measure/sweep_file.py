@@ -8,12 +8,14 @@ from typing import Any
 
 from ..errors import TiledSEError
 from ..files import write_csv
+from ..numerals import parse_real
 
 COLUMNS = (
     "model", "weights", "task", "data", "preprocess", "input", "tile", "n", "metric", "se", "tse", "drop",
     "drop_low", "drop_high", "agree", "lost", "gained", "p_value", "se_buffer", "buffer", "buffer_row_order",
 )  # fmt: skip
 _KEY = COLUMNS[:7]
+_NUMBERS = ("n", *COLUMNS[9:])
 
 
 class SweepFile:
@@ -54,6 +56,22 @@ class SweepFile:
                 raise TiledSEError(
                     f"{self.path} is no result of a sweep, so nothing is added to it; give another name with -o"
                 )
+            for line, row in enumerate(self.rows, 2):
+                self._check(row, line)
+
+    def _check(self, row: dict[Any, Any], line: int) -> None:
+        """Check a row that was read: what is drawn and printed beside new rows must be as good as they are."""
+        try:
+            if set(row) != set(COLUMNS) or None in row.values():
+                raise ValueError(f"expected {len(COLUMNS)} cells, as the header has")
+            for column in _NUMBERS:
+                if row[column]:  # a figure that does not exist is an empty cell
+                    parse_real(row[column], column)
+        except ValueError as error:
+            raise TiledSEError(
+                f"{self.path}, about line {line}, is no result of a sweep: {error}; remove the line, or give another "
+                "name with -o"
+            ) from error
 
     def has(self, row: dict[str, Any]) -> bool:
         """Whether there is a row of the same network, weights, data and tile."""

@@ -13,6 +13,7 @@ from ..plan import Plan
 from ..tile import Tile
 from .dialects import Dialect, Layers
 from .finder import find_dialects
+from .inline_block import DIALECT as INLINE
 from .loading import load
 
 Size = tuple[int, int, int]
@@ -62,6 +63,9 @@ def without_attention(model: nn.Module, plan: Plan) -> nn.Module:
         model: The network.
         plan: From ``find`` on it.
 
+    Raises:
+        TiledSEError: a block is no module of its own.
+
     Example:
         >>> import timm
         >>> from .finder import find
@@ -70,6 +74,7 @@ def without_attention(model: nn.Module, plan: Plan) -> nn.Module:
         >>> type(plain.s1.b1.se).__name__, len(find(plain, (3, 64, 64)))
         ('Identity', 0)
     """
+    _check_modules(plan)
     model = copy.deepcopy(model)
     for block in plan.blocks:
         _put(model, block.name, nn.Identity())
@@ -104,6 +109,7 @@ def with_excitation(
     plan, dialects = find_dialects(model, input_size)
     if not len(plan):
         raise TiledSEError("the network has no SE block to put another in the place of")
+    _check_modules(plan)
     model = copy.deepcopy(model)
     for block, dialect in zip(plan.blocks, dialects, strict=True):
         if block.reduced is None:
@@ -117,6 +123,15 @@ def with_excitation(
         )
         _put(model, block.name, tiled)
     return model
+
+
+def _check_modules(plan: Plan) -> None:
+    for block in plan.blocks:
+        if block.dialect == INLINE:
+            raise TiledSEError(
+                f"block '{block.name}' is written inline in a larger forward; other blocks can be built only where "
+                "SE is a module of its own"
+            )
 
 
 def _functions(block: nn.Module, dialect: Dialect) -> tuple[nn.Module, nn.Module]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import first_line
 from .counting import MacCounter
 from .dialects import Dialect
-from .forward import NoBlock
 from .inline_block import holder
 from .own_forward import NotItsMap, OwnForward
+from .reasons import NoBlock
 from .value_reads import ValueReads
 
 _TILES = (2, 2)

@@ -21,14 +21,18 @@ def _kilobytes(key: str) -> int | None:
 
 @contextmanager
 def peak_resident() -> Iterator[Callable[[], int | None]]:
-    """Measure by how many bytes resident memory grows at most from here on.
+    """Measure by how many bytes resident memory grows at most in the block, whatever comes after it.
 
     The kernel's high-water mark is set back first, so this works only on Linux; elsewhere the result is None.
+
+    Yields:
+        The growth: so far while the block runs, and that of the block once it has ended.
 
     Example:
         >>> with peak_resident() as grown:
         ...     block = bytearray(50_000_000)
-        >>> grown() is None or grown() > 40_000_000
+        >>> more = bytearray(100_000_000)
+        >>> grown() is None or 40_000_000 < grown() < 60_000_000
         True
     """
     try:
@@ -36,9 +40,15 @@ def peak_resident() -> Iterator[Callable[[], int | None]]:
         base = _kilobytes("VmRSS")
     except OSError:
         base = None
+    ended: list[int | None] = []
 
     def grown() -> int | None:
+        if ended:
+            return ended[0]
         peak = _kilobytes("VmHWM")
         return None if base is None or peak is None else max(0, peak - base) * 1024
 
-    yield grown
+    try:
+        yield grown
+    finally:
+        ended.append(grown())

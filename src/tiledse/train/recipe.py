@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,25 @@ from typing import Any, Literal
 
 from ..documents import read_json, read_toml, write_json
 from ..errors import TiledSEError, first_line
+from ..numerals import quoted
 from ..tile import Tile
-from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant
+from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant, check_range
 from .tables import made, merged
 
 Task = Literal["classify", "segment", "detect", "distill"]
+
+
+# Key, least, most.
+_COUNTS = (
+    ("epochs", 1, 10**6), ("batch_size", 1, 2**24), ("classes", 1, 2**24), ("steps_per_epoch", 0, 10**9),
+    ("cache", 0, 2**14), ("restore_norm", 0, 10**6), ("backbone_stride", 1, 64),
+)  # fmt: skip
+# Section, key, and the tasks that read it.
+_READ_BY = (
+    ("loss", "smoothing", ("classify",)), ("loss", "temperature", ("distill",)),
+    ("augment", "resize_range", ("segment", "detect")), ("augment", "crop_scale", ("classify", "distill")),
+    ("augment", "crop_ratio", ("classify", "distill")), ("", "backbone_stride", ("segment",)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,29 @@ class Recipe:
                     f"recipe: variant '{variant.name}' starts from '{variant.start}'; expected scratch, weights or "
                     f"another variant ({', '.join(names)})"
                 )
-        for key, least in (("epochs", 1), ("batch_size", 1), ("classes", 1), ("steps_per_epoch", 0)):
-            if getattr(self, key) < least:
-                raise TiledSEError(f"recipe: {key} = {getattr(self, key)}; expected at least {least}")
-        if not 0 < self.subset <= 1:
-            raise TiledSEError(f"recipe: subset = {self.subset}; expected a share above 0, at most 1")
+        for key, least, most in _COUNTS:
+            check_range(key, getattr(self, key), least, most)
+        check_range("subset", self.subset, 0, 1, above=True)
+        check_range("ema", self.ema, 0, 1, below=True)
+        for seed in self.seeds:
+            check_range("seeds", seed, 0, 2**31 - 1)
+            if self.seeds.count(seed) > 1:
+                raise TiledSEError(f"recipe: seeds has {seed} twice; each run needs one of its own")
+        self._check_read()
         if not self.variant or not self.seeds:
             raise TiledSEError("recipe: expected at least one variant and one seed")
+
+    def _check_read(self) -> None:
+        """What a task does not read must not look as if it did something."""
+        default = {"loss": Loss(), "augment": Augment(), "": Recipe}
+        for section, key, tasks in _READ_BY:
+            holder = getattr(self, section) if section else self
+            if self.task not in tasks and getattr(holder, key) != getattr(default[section], key):
+                where = f"[{section}] {key}" if section else key
+                raise TiledSEError(
+                    f"recipe: {where} does nothing for the task {self.task}, only for {' and '.join(tasks)}; "
+                    "leave it out"
+                )
 
     @classmethod
     def parse(cls, text: str, changes: Mapping[str, Any] | None = None, scale: str | None = None) -> Recipe:
@@ -125,6 +156,8 @@ class Recipe:
         except ValueError as error:
             raise TiledSEError(f"recipe: no TOML: {first_line(error)}") from error
         scales = data.pop("scale", {})
+        if not isinstance(scales, Mapping) or not all(isinstance(part, Mapping) for part in scales.values()):
+            raise TiledSEError("recipe: scale is no table of tables; expected [scale.NAME] and keys below it")
         if scale is not None:
             if scale not in scales:
                 raise TiledSEError(f"recipe: no scale '{scale}'; it has {', '.join(scales) or 'none'}")
@@ -199,8 +232,8 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _size(text: str) -> tuple[int, int, int]:
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
-        raise TiledSEError(f"recipe: input = '{text}'; expected CxHxW, such as 3x224x224")
-    channels, height, width = map(int, parts)
+    found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    if found is None:
+        raise TiledSEError(f"recipe: input = {quoted(text)}; expected CxHxW, such as 3x224x224")
+    channels, height, width = map(int, found.groups())
     return channels, height, width

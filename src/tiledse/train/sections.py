@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Any, Literal
 
 from ..errors import TiledSEError
+from ..numerals import quoted
 from ..tile import Tile
+
+
+def check_range(
+    what: str, value: Any, least: float, most: float = inf, *, above: bool = False, below: bool = False
+) -> None:
+    """Check a number of a recipe.
+
+    Args:
+        what: Its key, for the message.
+        value: The number.
+        least: The least that it may be.
+        most: The most.
+        above: Whether ``least`` itself is too little.
+        below: Whether ``most`` itself is too much.
+
+    Raises:
+        TiledSEError: it is out of range, or no finite number.
+
+    Example:
+        >>> check_range("[optimizer] lr", -1.0, 0, above=True)
+        Traceback (most recent call last):
+        tiledse.errors.TiledSEError: recipe: [optimizer] lr = -1.0; expected a number above 0
+    """
+    fits = least <= value <= most and value not in ((least,) * above + (most,) * below + (inf, -inf))
+    if not fits:
+        lower = f"above {least}" if above else f"of at least {least}"
+        upper = "" if most == inf else f", below {most}" if below else f", at most {most}"
+        raise TiledSEError(f"recipe: {what} = {quoted(value)}; expected a number {lower}{upper}")
+
+
+def _check_pair(what: str, pair: tuple[float, float], most: float = inf) -> None:
+    for value in pair:
+        check_range(what, value, 0, most, above=True)
+    if pair[0] > pair[1]:
+        raise TiledSEError(f"recipe: {what} = {list(pair)}; expected the smallest first")
 
 
 @dataclass(frozen=True)
@@ -31,6 +69,12 @@ class Optimizer:
     decay_all: bool = True
     clip_norm: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_range("[optimizer] lr", self.lr, 0, above=True)
+        check_range("[optimizer] momentum", self.momentum, 0, 1, below=True)
+        check_range("[optimizer] weight_decay", self.weight_decay, 0)
+        check_range("[optimizer] clip_norm", self.clip_norm, 0)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -49,6 +93,12 @@ class Schedule:
     warmup_factor: float = 0.1
     power: float = 0.9
     min_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("[schedule] warmup_epochs", self.warmup_epochs, 0)
+        check_range("[schedule] warmup_factor", self.warmup_factor, 0, 1)
+        check_range("[schedule] power", self.power, 0, above=True)
+        check_range("[schedule] min_factor", self.min_factor, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +119,13 @@ class Augment:
     resize_range: tuple[float, float] = (1.0, 1.0)
     jitter: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_pair("[augment] crop_scale", self.crop_scale, 1)
+        _check_pair("[augment] crop_ratio", self.crop_ratio)
+        _check_pair("[augment] resize_range", self.resize_range)
+        check_range("[augment] flip", self.flip, 0, 1)
+        check_range("[augment] jitter", self.jitter, 0)
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -81,6 +138,10 @@ class Loss:
 
     smoothing: float = 0.0
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("[loss] smoothing", self.smoothing, 0, 1, below=True)
+        check_range("[loss] temperature", self.temperature, 0, above=True)
 
 
 @dataclass(frozen=True)
@@ -105,8 +166,16 @@ class Variant:
     def __post_init__(self) -> None:
         if self.tile != "none":
             Tile.parse(self.tile)
-        if not self.name or any(mark in self.name for mark in "/\\ *"):
-            raise TiledSEError(f"no name of a variant: '{self.name}'; it names a folder")
+        controls = any(unicodedata.category(mark)[0] in "CZ" for mark in self.name)
+        if not self.name.strip(".") or len(self.name) > 100 or controls or set(self.name) & set("/\\*"):
+            raise TiledSEError(
+                f"no name of a variant: {quoted(self.name)}; it names a folder: expected at most 100 letters, digits "
+                "and marks, without blanks, slashes, stars and control characters"
+            )
+        for side in self.kernel or ():
+            check_range(f"kernel of variant '{self.name}'", side, 1, 99)
+        if self.ratio is not None:
+            check_range(f"ratio of variant '{self.name}'", self.ratio, 0, above=True)
 
 
 @dataclass(frozen=True)
@@ -124,3 +193,11 @@ class Network:
     input: str | None = None
     batch_size: int | None = None
     lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model or "\0" in self.model:
+            raise TiledSEError(f"recipe: no MODEL {quoted(self.model)} in [[network]]")
+        if self.batch_size is not None:
+            check_range(f"batch_size of {self.model}", self.batch_size, 1, 2**24)
+        if self.lr is not None:
+            check_range(f"lr of {self.model}", self.lr, 0, above=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from ...documents import read_json, write_json
 from ...errors import TiledSEError, first_line
 from ...files import written_whole
+from ...numerals import quoted, real, text_of, whole
 
 FORMAT = "tiledse.zoo/1"
 FOLDER = Path(__file__).parent
@@ -105,9 +108,11 @@ def entries(folder: Path | None = None) -> list[Entry]:
     path = folder / "index.json"
     try:
         data = read_json(path.read_text("utf-8"))
+        if not isinstance(data, dict) or not isinstance(data.get("networks"), list):
+            raise ValueError(f"expected a table with networks, got {quoted(data)}")
         if data["format"] != FORMAT:
             raise TiledSEError(
-                f"{path} has the format '{data['format']}'; expected {FORMAT}, install tiledse again"
+                f"{path} has the format {quoted(data['format'])}; expected {FORMAT}, install tiledse again"
             )
         return [_entry(values, folder) for values in data["networks"]]
     except OSError as error:
@@ -141,9 +146,55 @@ def write_index(listed: list[Entry], folder: Path) -> None:
         part.write_text(write_json(data, indent=1) + "\n", "utf-8")
 
 
-def _entry(values: dict[str, Any], folder: Path) -> Entry:
-    values = dict(values)
-    values["changed"] = tuple(values["changed"])
-    if "kernel" in values:
-        values["kernel"] = tuple(values["kernel"])
-    return Entry(**values, folder=folder)
+def _entry(values: Any, folder: Path) -> Entry:
+    if not isinstance(values, dict):
+        raise ValueError(f"expected the table of a network, got {quoted(values)}")
+    checked = {key: _CHECKS[key](value, key) for key, value in values.items() if key in _CHECKS}
+    return Entry(**{**values, **checked}, folder=folder)
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected {what} to be a list, got {quoted(value)}")
+    return tuple(text_of(entry, what) for entry in value)
+
+
+def _figures(value: Any, what: str) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected {what} to be a table, got {quoted(value)}")
+    return {key: real(number, key) for key, number in value.items()}
+
+
+def _kernel(value: Any, what: str) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"expected {what} to be two numbers, got {quoted(value)}")
+    return whole(value[0], what), whole(value[1], what)
+
+
+def _size_text(value: Any, what: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,8}x[1-9]\d{0,8}x[1-9]\d{0,8}", text_of(value, what)):
+        raise ValueError(f"expected {what} to be CxHxW, got {quoted(value)}")
+    return value
+
+
+def _file_name(value: Any, what: str) -> str:
+    """The weights lie beside the index: a path would lead elsewhere."""
+    if text_of(value, what) in ("", ".", "..") or Path(value).name != value or len(value) > 200:
+        raise ValueError(f"expected {what} to be a file's name, got {quoted(value)}")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(
+        ("name", "task", "model", "tile", "recipe", "scale", "data", "metric", "licence", "sha256"), text_of
+    ),
+    **dict.fromkeys(("classes", "n", "epochs", "params", "stride"), whole),
+    "input": _size_text,
+    "file": _file_name,
+    "changed": _texts,
+    "figures": _figures,
+    "kernel": _kernel,
+    "accuracy": real,
+    "ratio": real,
+    "seed": lambda value, what: whole(value, what, 0),
+}
