@@ -160,7 +160,8 @@ class Builder:
 
     def value(self, name: str, shape: tuple[int, ...], row_dim: int | None) -> Ref:
         """A new value."""
-        self.values.append(Value(name, shape, row_dim))
+        images = self.values[0].images if self.values else shape[0]
+        self.values.append(Value(name, shape, row_dim, images=images))
         return Ref(len(self.values) - 1)
 
     def add(
