@@ -68,6 +68,7 @@ class Node:
         stateful: ``run(parts, a, b, state)`` gives (rows, state).
         needs_height: Why the height of the image must be known, if it must.
         fresh: The rows made share memory with nothing else.
+        sizes: Whole numbers among the arguments of an operator that gets its operands in one piece.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Node:
     stateful: bool = False
     needs_height: str | None = None
     fresh: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def absorbs(self) -> bool:
