@@ -27,7 +27,7 @@ PACKAGES = {"segmentation_models_pytorch": "segmentation-models-pytorch"}
 
 
 def listed() -> Iterator[tuple[str, str, str]]:
-    """Library, family and name of every network: the smallest of each family first, then the next ones."""
+    """Library, family and name of every network: breadth first, the smallest of each family before any second one."""
     from tests.third_party.networks import LIBRARIES
 
     queues: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
@@ -38,7 +38,9 @@ def listed() -> Iterator[tuple[str, str, str]]:
                 queues.setdefault(key, []).append((library, network.family, network.name))
         except ImportError as error:
             print(f"{library} is not there: {error}")
-    for row in itertools.zip_longest(*queues.values()):
+    ranks: dict[str, itertools.count[int]] = {}
+    order = sorted(queues, key=lambda key: next(ranks.setdefault(key[0], itertools.count())))
+    for row in itertools.zip_longest(*(queues[key] for key in order)):
         yield from (name for name in row if name is not None)
 
 

@@ -17,7 +17,7 @@ from ..report.text import cost_table
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import check_targets, choose_plan, load_planned, tell_random
-from .onnx import convert_to_onnx, find_any, is_onnx
+from .onnx import OnnxForm, convert_to_onnx, find_any, is_onnx
 
 
 @app.command()
@@ -131,6 +131,14 @@ def convert(
         Optional[Path],  # noqa: UP045
         typer.Option("--alls", metavar="FILE", help="ONNX: write the line for a Hailo model script as well."),
     ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--batch", metavar="N", min=1, help="ONNX: fix the batch, and with it every size."),
+    ] = None,
+    ir_version: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--ir-version", metavar="N", help="ONNX: the version of the format; old tools want 8."),
+    ] = None,
     verify: options.Verify = True,
     force: options.Force = False,
     json: options.Json = False,
@@ -138,14 +146,13 @@ def convert(
     """Write the network with tiles in place of its global pools, and verify it."""
     check_targets(force, output, alls)
     if is_onnx(output):
-        convert_to_onnx(
-            model, output, tile, plan, input, weights, pretrained, divisor_tiles, alls, force, json
-        )
+        form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify)
+        convert_to_onnx(model, output, tile, plan, input, weights, pretrained, form, force, json)
         return
     if is_onnx(model):
         raise TiledSEError(f"{model} is an ONNX network; give an output that ends in .onnx, got {output}")
-    if divisor_tiles or alls is not None:
-        option = "--divisor-tiles" if divisor_tiles else "--alls"
+    given = {"--divisor-tiles": divisor_tiles, "--alls": alls, "--batch": batch, "--ir-version": ir_version}
+    for option in (name for name, value in given.items() if value):
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     made = convert_verified(loaded.model, chosen, verify=verify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TiledSEError
 from ..files import written_whole
@@ -16,7 +16,7 @@ from .app import print_json, print_text, say
 from .arguments import choose_plan, load_model, load_planned, parse_size, tell_random
 
 if TYPE_CHECKING:
-    from ..onnx import OnnxModel, Verification
+    from ..onnx import Converted, OnnxModel
 
 
 def is_onnx(name: str | Path) -> bool:
@@ -57,9 +57,27 @@ def find_any(model: str, size: str | None, weights: Path | None, pretrained: boo
     return loaded.name, find_blocks(loaded.model, loaded.input_size)
 
 
+class OnnxForm(NamedTuple):
+    """How an ONNX file is to be written.
+
+    Args:
+        divisor_tiles: Tiles that divide their maps, at a fixed size.
+        batch: A fixed batch, at a fixed size; None leaves it as it is.
+        ir_version: Of the file format; None leaves it as it is.
+        alls: Where the line for a Hailo model script goes.
+        verify: Whether to try what was made.
+    """
+
+    divisor_tiles: bool = False
+    batch: int | None = None
+    ir_version: int | None = None
+    alls: Path | None = None
+    verify: bool = True
+
+
 def convert_to_onnx(
     model: str, output: Path, tile: str | None, plan: Path | None, size: str | None, weights: Path | None,
-    pretrained: bool, divisor_tiles: bool, alls: Path | None, force: bool, json: bool,
+    pretrained: bool, form: OnnxForm, force: bool, json: bool,
 ) -> None:  # fmt: skip
     """``convert`` for an output that is an ONNX file."""
     from .. import onnx as room
@@ -75,71 +93,95 @@ def convert_to_onnx(
         if ours.calibrated:
             ours.check_weights(fingerprint(loaded.model))
             chosen = chosen.with_weights(room.weights_of(source, ours.input_size))
-    result = room.convert(source, chosen, divisor_tiles=divisor_tiles)
-    given = room.divisor_plan(chosen) if divisor_tiles else chosen
-    line = None if alls is None else room.alls(given)
-    report = room.verify(source, result, given)
-    torch_difference = None if loaded is None else _against_torch(loaded, given, result)
-    room.save(result, output, force=force)
-    if alls is not None and line is not None:
-        with written_whole(alls) as part:
+    made = room.convert_verified(
+        source, chosen, divisor_tiles=form.divisor_tiles, batch=form.batch, ir_version=form.ir_version,
+        verify=form.verify,
+    )  # fmt: skip
+    line = None if form.alls is None else room.alls(made.plan)
+    difference = None if loaded is None or not form.verify else _against_torch(loaded, made)
+    room.save(made.model, output, force=force)
+    if form.alls is not None and line is not None:
+        with written_whole(form.alls) as part:
             part.write_text(line + "\n", encoding="utf-8")
     tell_random(loaded is not None and loaded.random)
-    converted = sum(not t.whole for t in given.tiles)
+    before, after = room.operators(source), room.operators(made.model)
     if json:
-        print_json(_record(given, report, torch_difference, output, alls))
+        print_json(_record(made, difference, output, form.alls, before, after))
         return
+    converted = sum(not t.whole for t in made.plan.tiles)
     lines = [
-        f"{converted} of {len(given)} SE blocks have tiles now: {output}",
-        "each figure is a largest difference relative to the largest number, in ONNX Runtime:",
-        f"  with HxW tiles again, to the input network: {report.identity:.1e}",
-        f"  tiled, block by block, to the PyTorch reference: {report.worst_block:.1e}",
+        f"{converted} of {len(made.plan)} SE blocks have tiles now: {output}",
+        *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in made.refused),
+        *_verified_lines(made, difference),
+        "operators  before  after",
+        *_operator_lines(before, after),
     ]
-    if torch_difference is not None:
-        lines.append(f"  tiled, the whole network, to PyTorch: {torch_difference:.1e}")
-    lines += ["operators  before  after", *_operator_lines(report)]
     print_text("\n".join(lines))
-    if alls is not None:
-        say(f"wrote {alls}")
+    if form.alls is not None:
+        say(f"wrote {form.alls}")
+
+
+def _verified_lines(made: Converted, difference: float | None) -> list[str]:
+    """What verifying gave, and how long it took."""
+    if made.proof is None:
+        return ["not verified (--no-verify)" if made.seconds is None else "verified: no block has changed"]
+    sizes = " and ".join("x".join(map(str, size)) for size in made.proof.sizes)
+    lines = [
+        f"verified in {made.seconds:.1f} s in ONNX Runtime, on random images of {sizes};",
+        "each figure is a largest difference relative to the largest number:",
+        f"  each block, to itself as it was on each tile alone: {made.proof.worst_block:.1e}",
+        f"  with one tile over each map, to the network as it was: {made.proof.relative:.1e}",
+    ]
+    if difference is not None:
+        lines.append(f"  tiled, the whole network, to PyTorch: {difference:.1e}")
+    return lines
 
 
 def _record(
-    plan: Plan, report: Verification, torch_difference: float | None, output: Path, alls: Path | None
-) -> dict[str, Any]:
+    made: Converted, difference: float | None, output: Path, alls: Path | None, before: dict[str, int],
+    after: dict[str, int],
+) -> dict[str, Any]:  # fmt: skip
+    proof = made.proof
     return {
-        "converted": sum(not t.whole for t in plan.tiles),
-        "total": len(plan),
-        "near_misses": plan.to_dict()["near_misses"],
-        "max_abs_diff_identity": report.identity_abs,
-        "max_rel_diff_identity": report.identity,
-        "max_rel_diff_blocks": report.worst_block,
-        "max_rel_diff_torch": torch_difference,
-        "tiles": {b.name: str(t) for b, t in plan},
-        "operators": {"before": report.before, "after": report.after},
+        "converted": sum(not t.whole for t in made.plan.tiles),
+        "total": len(made.plan),
+        "refused": [{"name": miss.name, "reason": miss.reason} for miss in made.refused],
+        "near_misses": made.plan.to_dict()["near_misses"],
+        "max_abs_diff_identity": None if proof is None else proof.difference,
+        "max_rel_diff_identity": None if proof is None else proof.relative,
+        "max_rel_diff_blocks": None if proof is None else proof.worst_block,
+        "max_rel_diff_torch": difference,
+        "verified_at": [] if proof is None else [list(size) for size in proof.sizes],
+        "verify_s": made.seconds,
+        "tiles": {b.name: str(t) for b, t in made.plan},
+        "operators": {"before": before, "after": after},
         "output": str(output),
         "alls": None if alls is None else str(alls),
     }
 
 
-def _operator_lines(report: Verification) -> list[str]:
-    names = sorted({*report.before, *report.after}, key=lambda op: (-report.after.get(op, 0), op))
+def _operator_lines(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    names = sorted({*before, *after}, key=lambda op: (-after.get(op, 0), op))
     width = max([9, *map(len, names)])
-    return [f"{op:{width}}  {report.before.get(op, 0):6}  {report.after.get(op, 0):5}" for op in names]
+    return [f"{op:{width}}  {before.get(op, 0):6}  {after.get(op, 0):5}" for op in names]
 
 
-def _against_torch(loaded: Loaded, plan: Plan, result: OnnxModel) -> float:
-    """The converted network in PyTorch and in ONNX Runtime, on two random images."""
+def _against_torch(loaded: Loaded, made: Converted) -> float:
+    """The converted network in PyTorch and in ONNX Runtime, on random images."""
     import torch
 
     from .. import onnx as room
     from ..networks.converter import convert_shared
 
     own = find_blocks(loaded.model, loaded.input_size)
+    plan = made.plan
     given = plan.with_weights(fingerprint(loaded.model)).corrections
     network = convert_shared(loaded.model, replace(own, tiles=plan.tiles, corrections=given))
-    x = torch.randn(2, *plan.input_size, generator=torch.Generator().manual_seed(0))
+    first = made.model.ir.graph.inputs[0].shape
+    batch = first[0] if first is not None and isinstance(first[0], int) else 2
+    x = torch.randn(batch, *plan.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, got = network(x), room.module(result)(x)
+        expected, got = network(x), room.module(made.model)(x)
     pairs = zip(_flat(expected), _flat(got), strict=True)
     return max(room.relative(a.numpy(), b.numpy()) for a, b in pairs)
 

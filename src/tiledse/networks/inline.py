@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import TiledSEError
+from ..errors import TiledSEError, first_line
 from ..plan import NearMiss
 from .block import TiledBlock
-from .calls import MAXIMA, MEANS, NORMS
 from .dialects import class_name
-from .forward import INLINE, ForwardReader, NoBlock
 from .inline_block import DIALECT, ByMode, InlineDialect, InlineSE
 from .inline_host import InlineHost, free_name, install, settle
 from .inline_proof import prove
-from .inline_regions import Kind, Region, body, kinds, program, regions
+from .inline_regions import Kind, Region, body, kinds, regions, steps_of
+from .inline_steps import Steps
 from .inline_trace import Call, NotTraced, trace
+from .leaks import Leaks
 from .modes import evaluating
-from .program import Program
+from .own_forward import OwnForward
+from .reasons import INLINE, NoBlock
+from .recognition import recognise
 
 # From a pool up: the layers about it that are no module of their own, and what holds them.
 _LEVELS = 4
@@ -118,13 +120,13 @@ def _outline_module(model: nn.Module, name: str, calls: list[Call], result: Outl
     if not found:
         return False
     blocks: dict[str, InlineDialect] = {}
-    for dialect, _ in found:
+    for dialect in found:
         blocks[free_name(host, blocks)] = dialect
     try:
         if "forward" in vars(host):
             raise NotTraced("that forward is set on the instance")
         install(host, blocks)
-        prove(host, calls, {child: shape for child, (_, shape) in zip(blocks, found)})
+        prove(host, calls)
     except (NotTraced, NoBlock, TiledSEError) as error:
         settle(host)
         result.refused[name] = str(error)
@@ -132,15 +134,8 @@ def _outline_module(model: nn.Module, name: str, calls: list[Call], result: Outl
     return True
 
 
-class _Reading(NamedTuple):
-    region: Region
-    body: Program
-    excite: Program
-    shape: tuple[int, ...]
-
-
-def _read(host: nn.Module, call: Call) -> tuple[list[tuple[InlineDialect, tuple[int, ...]]], str]:
-    """The SE blocks in the forward of a module, in eval mode, each with the shape of its map; and why one is none.
+def _read(host: nn.Module, call: Call) -> tuple[list[InlineDialect], str]:
+    """The SE blocks in the forward of a module, in eval mode; and why one is none.
 
     Raises:
         NotTraced: the forward cannot be traced.
@@ -155,60 +150,57 @@ def _read(host: nn.Module, call: Call) -> tuple[list[tuple[InlineDialect, tuple[
         if inner <= set(opened):
             break
         opened = tuple(sorted(inner.union(opened)))
-    read: list[_Reading] = []
+    training = _in_training(host, opened, call)
+    found: list[InlineDialect] = []
     why = ""
     for region in likely:
         try:
-            read.append(_reading(host, region, shapes[region.x]))
+            found.append(_dialect(host, region, shapes[region.x], training))
         except NoBlock as miss:
-            if any(_pools(node, kind) for node in region.nodes):
-                why = str(miss)
-    if not read:
-        return [], why
-    training = _in_training(host, opened, call, read)
+            why = str(miss)
+    return found, why
+
+
+def _dialect(
+    host: nn.Module, region: Region, shape: tuple[int, ...], training: list[Steps] | str
+) -> InlineDialect:
+    """A region as SE.
+
+    Raises:
+        NoBlock: it is none.
+    """
+    steps = steps_of(body(region))
     if isinstance(training, str):
-        return [(_dialect(host, now, training), now.shape) for now in read], why
-    return [(_dialect(host, now, other), now.shape) for now, other in zip(read, training, strict=True)], why
-
-
-def _reading(host: nn.Module, region: Region, shape: tuple[int, ...]) -> _Reading:
-    graph = body(region)
-    return _Reading(region, program(graph), ForwardReader(host, graph, shape).program(), shape)
-
-
-def _dialect(host: nn.Module, now: _Reading, training: _Reading | str) -> InlineDialect:
-    if isinstance(training, str):
-        gate, steps = ByMode(now.excite, None, training), ByMode(now.body, None, training)
+        modes = ByMode(steps, None, training)
     else:
-        gate, steps = ByMode(now.excite, training.excite), ByMode(now.body, training.body)
-    opened = tuple(sorted({name for node in now.region.nodes for name in node.meta["opened"]}))
-    nhwc = now.excite.nhwc
-    return InlineDialect(DIALECT, class_name(type(host)), gate, nhwc=nhwc, body=steps, opened=opened)
+        # Each is taken once, for the same layers may be called twice.
+        other = next((one for one in training if steps.resembles(one)), None)
+        modes = ByMode(steps, other, "" if other else "what it computes there is something else")
+        if other is not None:
+            training.remove(other)
+    opened = tuple(sorted({name for node in region.nodes for name in node.meta["opened"]}))
+    made = InlineDialect(DIALECT, class_name(type(host)), OwnForward(), body=modes, opened=opened)
+    nhwc = recognise(InlineSE(host, made), shape).dialect.nhwc
+    return replace(made, excite=OwnForward(nhwc), nhwc=nhwc)
 
 
-def _in_training(
-    host: nn.Module, opened: tuple[str, ...], call: Call, read: list[_Reading]
-) -> list[_Reading] | str:
-    """The same blocks in training mode, or why there are none."""
+def _in_training(host: nn.Module, opened: tuple[str, ...], call: Call) -> list[Steps] | str:
+    """The steps of all products in training mode, or why there are none."""
     modes = [(module, module.training) for module in host.modules()]
     host.train()
+    found = []
     try:
-        graph = trace(host, type(host), opened, call)
-        found: list[_Reading] = []
-        for region in regions(graph, kinds(host)):
-            if len(found) < len(read):
-                try:
-                    found.append(_reading(host, region, read[len(found)].shape))
-                except NoBlock:
-                    continue
-        if len(found) == len(read):
-            return found
-        return "its SE is something else there"
+        for region in regions(trace(host, type(host), opened, call), kinds(host)):
+            try:
+                found.append(steps_of(body(region)))
+            except NoBlock:
+                continue
     except NotTraced as why:
         return str(why)
     finally:
         for module, mode in modes:
             module.training = mode
+    return found
 
 
 def _shapes(host: nn.Module, graph: fx.Graph, call: Call) -> dict[fx.Node, tuple[int, ...]]:
@@ -228,11 +220,15 @@ def _shapes(host: nn.Module, graph: fx.Graph, call: Call) -> dict[fx.Node, tuple
                 shapes[n] = tuple(value.shape)
             return value
 
+    leaks = Leaks(host)
+    twin = copy.deepcopy(host, {id(p): p for p in host.parameters()})
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            Recorder(fx.GraphModule(host, graph)).run(*call.zeros())
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), leaks:
+            Recorder(fx.GraphModule(twin, graph)).run(*call.zeros())
     except Exception as error:  # a stranger's layers may raise anything
-        raise NotTraced(f"it does not run on shapes alone: {error}") from None
+        raise NotTraced(f"it does not run on shapes alone: {first_line(error, 80)}") from None
+    finally:
+        leaks.undo()
     return shapes
 
 
@@ -254,9 +250,5 @@ def _composites(host: nn.Module, region: Region) -> list[str]:
 
 
 def _has_layers(module: nn.Module) -> bool:
-    dense = isinstance(module, (*NORMS, nn.Conv2d, nn.Linear))
-    return next(module.children(), None) is not None and not dense
-
-
-def _pools(node: fx.Node, kind: Kind) -> bool:
-    return node.op not in ("placeholder", "get_attr") and kind(node) in MEANS | MAXIMA
+    layer = isinstance(module, (nn.Conv2d, nn.Linear, nn.modules.batchnorm._NormBase))
+    return next(module.children(), None) is not None and not layer

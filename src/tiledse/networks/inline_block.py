@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from .dialects import Dialect
-from .program import Program
+from .inline_steps import Steps
 
 DIALECT = "inline"
 
@@ -23,11 +23,11 @@ class ByMode:
         why: The reason for that.
     """
 
-    evaluating: Program
-    training: Program | None
+    evaluating: Steps
+    training: Steps | None
     why: str = ""
 
-    def of(self, training: bool) -> Program:
+    def of(self, training: bool) -> Steps:
         """The steps of one mode.
 
         Raises:
@@ -41,10 +41,6 @@ class ByMode:
                 "call eval() on the network, or train it before it is converted"
             )
         return self.training
-
-    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run the steps of the block's mode with the layers of the module that holds them."""
-        return self.of(block.training)(holder(block), x)
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class InlineSE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The steps that the larger forward has."""
         assert self.dialect.body is not None
-        return self.dialect.body(self, x)
+        return self.dialect.body.of(self.training)(holder(self), x)
 
 
 def holder(block: nn.Module) -> nn.Module:

@@ -14,10 +14,10 @@ from torch import fx, nn
 
 from ..errors import TiledSEError
 from .block import TiledBlock
-from .forward import NoBlock
 from .inline_block import InlineDialect, InlineSE
-from .inline_regions import Region, body, compiled, kinds, program, regions, replace
+from .inline_regions import Region, body, compiled, kinds, regions, replace, steps_of
 from .inline_trace import Call, NotTraced, signature, trace
+from .reasons import NoBlock
 
 # More ways of calling one module than a network has; a number that changes at each call would fill the memory.
 _MOST_TRACES = 32
@@ -120,7 +120,7 @@ def _rewritten(host: InlineHost, call: Call) -> fx.Graph:
     chosen: list[tuple[Region, str]] = []
     for region in regions(graph, kinds(host)):
         try:
-            steps = program(body(region))
+            steps = steps_of(body(region))
         except NoBlock:
             continue
         for child, dialect in wanted.items():

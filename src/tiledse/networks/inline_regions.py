@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from .calls import PRODUCTS
-from .forward import NoBlock
-from .program import Program, Ref, Step
+from .inline_steps import Ref, Step, Steps
+from .reasons import NoBlock
 
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_"}
 _SIZES = {"size", "dim", "numel", getattr}
 _IN_PLACE = {operator.imul, "mul_", "multiply_"}
 
@@ -48,7 +49,7 @@ def regions(graph: fx.Graph, kind: Kind) -> Iterator[Region]:
     """Every product of a value with something that is computed from that value, in order."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for product in graph.nodes:
-        if product.op in ("placeholder", "get_attr", "output") or kind(product) not in PRODUCTS:
+        if product.op in ("placeholder", "get_attr", "output") or kind(product) not in _PRODUCTS:
             continue
         factors = [arg for arg in product.args[:2] if isinstance(arg, fx.Node)]
         if len(factors) != 2 or factors[0] is factors[1]:
@@ -102,7 +103,7 @@ def body(region: Region) -> fx.Graph:
     return graph
 
 
-def program(graph: fx.Graph) -> Program:
+def steps_of(graph: fx.Graph) -> Steps:
     """A graph of one input and one output as a value that can be kept, compared and run."""
     place: dict[fx.Node, int] = {}
     steps: list[Step] = []
@@ -125,7 +126,7 @@ def program(graph: fx.Graph) -> Program:
             continue
         kwargs = tuple((key, plain(value)) for key, value in node.kwargs.items())
         steps.append(Step(node.op, node.target, plain(node.args), kwargs))
-    return Program(tuple(steps), fold=False, nhwc=False)
+    return Steps(tuple(steps))
 
 
 def replace(graph: fx.Graph, region: Region, name: str) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from .dialects import Dialect, class_name, known_dialect
 from .flow import MEANS
-from .forward import NoBlock
 from .own_forward import OwnForward
+from .reasons import NoBlock
 from .trial import excitation, verify
 
 DIALECT = "traced"

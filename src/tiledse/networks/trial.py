@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..errors import first_line
 from .counting import MacCounter
 from .dialects import Dialect
-from .forward import NoBlock
 from .inline_block import holder
 from .modes import in_eval
 from .own_forward import NotItsMap, OwnForward
+from .reasons import NoBlock
 from .value_reads import ValueReads
 
 _TILES = (2, 2)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+import onnx
+
 from ..correction import Correction
 from ..documents import write_json
-from ..errors import TiledSEError
-from ..plan import Plan
+from ..errors import TiledSEError, TiledSEWarning
+from ..plan import NearMiss, Plan
 from ..tile import Tile
 from .constants import Constants
-from .emit import Writer, covers
+from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect, fingerprint, locate
 from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
 from .model import OnnxModel
 from .nodes import integer
-from .shapes import Image, Shapes, batched, checked
+from .proof import Proof, prove
+from .shapes import Image, Shapes, batched, checked, forget, shapes_of
 
 
 def convert(
-    model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False
-) -> OnnxModel:
+    model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
+    ir_version: int | None = None, verify: bool = True,
+) -> OnnxModel:  # fmt: skip
     """Give an ONNX network the tiles of a plan; ``HxW`` gives plain SE back.
+
+    What was made is tried in ONNX Runtime before it is handed out, on random numbers (``proof.py``): each block against
+    the block as it was on each tile alone, and the network with one tile over each map against the network as it was;
+    at a second size, where the file leaves one free. A block that fails stays as it was.
 
     Args:
         model: The network, SE or converted before; it is left as it was.
@@ -36,13 +47,62 @@ def convert(
             ``running``.
         fix_size: Fix height and width of the input at those of the plan. A plan with corrections holds for one size,
             so it does that of itself.
+        batch: Fix the batch, and with it height and width: no size within is left symbolic.
+        ir_version: The version of the file format to write, for tools that take no newer one.
+        verify: Whether to try what was made.
 
     Returns:
-        A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan.
+        A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan, but for blocks
+        that were refused.
 
     Raises:
-        TiledSEError: the plan was made for another network or input size, or has no block; or its corrections were
-            fitted on other weights.
+        TiledSEError: the plan was made for another network or input size, or has no block; its corrections were
+            fitted on other weights; ONNX Runtime does not run the network as it was; or every block was refused.
+
+    Warns:
+        TiledSEWarning: a block was refused; with the reason.
+    """
+    made = convert_verified(
+        model,
+        plan,
+        divisor_tiles=divisor_tiles,
+        fix_size=fix_size,
+        batch=batch,
+        ir_version=ir_version,
+        verify=verify,
+    )
+    for miss in made.refused:
+        warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=2)
+    return made.model
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted network, and what its verification gave.
+
+    Attributes:
+        model: The network.
+        plan: What was really converted: ``find`` on it gives this.
+        refused: Blocks of the plan asked for that were left as they were, with the reason.
+        proof: What was measured; None where nothing was verified.
+        seconds: What verifying took.
+    """
+
+    model: OnnxModel
+    plan: Plan
+    refused: tuple[NearMiss, ...] = ()
+    proof: Proof | None = None
+    seconds: float | None = None
+
+
+def convert_verified(
+    model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
+    ir_version: int | None = None, verify: bool = True,
+) -> Converted:  # fmt: skip
+    """``convert``, with what was found out on the way.
+
+    Raises:
+        TiledSEError: see ``convert``.
     """
     if not len(plan):
         raise TiledSEError(
@@ -54,13 +114,105 @@ def convert(
         plan.check_weights(fingerprint(found, model))
     if divisor_tiles:
         plan = divisor_plan(plan)
-    result = model.clone()
-    if divisor_tiles or fix_size or plan.calibrated:
-        _fix(result, found.shapes.image)
-    again = locate(result, plan.input_size)
-    TilePass(plan, again)(result.ir)
+    if divisor_tiles or fix_size or batch is not None or plan.calibrated:
+        model = model.clone()
+        _fix(model, found.shapes.image, batch)
+        found = locate(model, plan.input_size)
+    now = found.plan
+    changed = [
+        block.name
+        for (block, tile), was, learnt, before in zip(plan, now.tiles, plan.corrections, now.corrections)
+        if (tile, learnt) != (was, before) and not tile.whole
+    ]
+    result = _with_tiles(model, plan, found.shapes)
+    proof, refused = None, tuple[NearMiss, ...]()
+    seconds = 0.0 if verify else None
+    if verify and changed:
+        start = time.perf_counter()
+        whole = _named(now.uncalibrated, changed, Tile(None, None))
+        tiled = whole.tiles != now.tiles
+        before = _with_tiles(model, whole, found.shapes) if tiled else model
+        place = locate(before, plan.input_size) if tiled else found
+        tall = 2 * max(block.height for block in plan.blocks) + 512
+
+        def one_tile(names: Sequence[str]) -> OnnxModel:
+            return _with_tiles(before, _named(whole, names, Tile(tall, None)), place.shapes, forced=True)
+
+        proof = prove(before, place, plan, result, one_tile, changed)
+        seconds = time.perf_counter() - start
+        refused = tuple(NearMiss(name, reason) for name, reason in proof.refused.items())
+        if refused:
+            plan = _without(plan, now, refused, len(changed))
+            result = _with_tiles(model, plan, found.shapes)
+    if ir_version is not None:
+        result.ir.ir_version = _checked_version(ir_version, result)
     checked(result)
+    return Converted(result, plan, refused, proof, seconds)
+
+
+def _named(plan: Plan, names: Sequence[str], tile: Tile) -> Plan:
+    """A plan with another tile for some blocks."""
+    return replace(plan, tiles=tuple(tile if b.name in names else t for b, t in plan))
+
+
+def _without(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> Plan:
+    """A plan in which refused blocks have the tiles that they have now.
+
+    Raises:
+        TiledSEError: none is left, or later blocks are calibrated for what is refused.
+    """
+    first = refused[0]
+    if len(refused) == asked:
+        more = "" if asked == 1 else f" (and {asked - 1} more)"
+        raise TiledSEError(
+            f"no block could be converted: '{first.name}': {first.reason}{more}; leave verifying out with "
+            "verify=False (--no-verify) to have them as they are read"
+        )
+    if plan.calibrated:
+        raise TiledSEError(
+            f"block '{first.name}' cannot be converted: {first.reason}; later blocks are calibrated for its tiles: "
+            "calibrate again a plan in which it has HxW"
+        )
+    names = {miss.name for miss in refused}
+    tiles = tuple(was if b.name in names else tile for (b, tile), was in zip(plan, now.tiles))
+    return replace(plan, tiles=tiles)
+
+
+def _with_tiles(model: OnnxModel, plan: Plan, shapes: Shapes, forced: bool = False) -> OnnxModel:
+    """A clone of a network with the tiles of a plan for it; ``shapes`` are those of the network."""
+    result = model.clone()
+    found = locate(result, plan.input_size, shapes)
+    TilePass(plan, found, forced)(result.ir)
+    _forget_stale(result, found.shapes)
     return result
+
+
+def _forget_stale(model: OnnxModel, shapes: Shapes) -> None:
+    """Drop stated shapes of values within that are not so at every size: a runtime may believe them."""
+    for node in model.ir.graph:
+        for value in node.outputs:
+            if value.shape is None or value.is_graph_output():
+                continue
+            known = shapes.declared.get(value.name or "")
+            stated = [d if isinstance(d, int) else None for d in value.shape]
+            if known is None or len(known) != len(stated) or any(
+                s is not None and s != k for s, k in zip(stated, known)
+            ):  # fmt: skip
+                value.shape = None
+
+
+def _checked_version(version: int, model: OnnxModel) -> int:
+    """A version of the file format that the network's opset goes with.
+
+    Raises:
+        TiledSEError: it is older than the opset, or newer than the package onnx.
+    """
+    oldest = next((ir_ for name, ir_, *sets in onnx.helper.VERSION_TABLE if sets[0] >= model.opset), 0)
+    if not oldest <= version <= onnx.IR_VERSION:
+        raise TiledSEError(
+            f"IR version {version} does not go with opset {model.opset}: expected {oldest} to {onnx.IR_VERSION}"
+        )
+    return version
 
 
 def divisor_plan(plan: Plan) -> Plan:
@@ -101,11 +253,29 @@ def _resized(tile: Tile, height: int | None, width: int | None) -> Tile:
     return replace(tile, height=height, width=width, ahead=ahead)
 
 
-def _fix(model: OnnxModel, image: Image) -> None:
-    """Make the input's height and width those of the plan; the batch stays as it is."""
+def _fix(model: OnnxModel, image: Image, batch: int | None) -> None:
+    """Make the input's height and width those of the plan, and the batch, where one is given; state no other size.
+
+    Raises:
+        TiledSEError: the file fixes another batch.
+    """
     for value in model.ir.graph.inputs:
         if value.name == image.name and value.shape is not None:
-            value.shape = ir.Shape([value.shape[0], *batched(image, 1)[1:]])
+            own = value.shape[0]
+            if batch is not None and isinstance(own, int) and own > 0 and own != batch:
+                raise TiledSEError(f"{model.name} takes a batch of {own}, but got {batch}; leave --batch out")
+            value.shape = ir.Shape([own if batch is None else batch, *batched(image, 1)[1:]])
+        elif batch is not None and value.shape is not None and not value.is_initializer():
+            dims = [
+                d if isinstance(d, int) and d > 0 else 1 if i else batch for i, d in enumerate(value.shape)
+            ]
+            value.shape = ir.Shape(dims)
+    forget(model.ir, outputs=False)
+    if batch is not None:
+        at = shapes_of(model, image.size).at
+        for value in model.ir.graph.outputs:
+            if (shape := at.get(value.name or "")) is not None and None not in shape:
+                value.shape = ir.Shape(shape)
 
 
 class TilePass(ir.passes.InPlacePass):
@@ -114,12 +284,14 @@ class TilePass(ir.passes.InPlacePass):
     Args:
         plan: The plan.
         found: Where its blocks stand in this very graph.
+        forced: Take all maps for free in size, so that a tile larger than the map is tiled as well.
     """
 
-    def __init__(self, plan: Plan, found: Finding) -> None:
+    def __init__(self, plan: Plan, found: Finding, forced: bool = False) -> None:
         super().__init__()
         self.plan = plan
         self.found = found
+        self.forced = forced
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the blocks whose tile changes."""
@@ -149,11 +321,18 @@ class TilePass(ir.passes.InPlacePass):
 
     def same(self, place: Place, a: Tile, b: Tile) -> bool:
         """Whether two tiles do the same to the map of a block, at every size that it can have."""
-        sizes = [self.found.shapes.fixed(place.squeeze.source, axis) for axis in place.squeeze.axes[1:]]
-        fixed = sizes[0], sizes[1]
+        fixed = sizes = self.fixed(place)
         if covers(a, fixed) and covers(b, fixed):
             return True
         return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
+
+    def fixed(self, place: Place) -> Sides:
+        """Rows and columns of a block's map; None where they are free."""
+        if self.forced:
+            return None, None
+        _, rows, cols = place.squeeze.axes
+        source, shapes = place.squeeze.source, self.found.shapes
+        return shapes.fixed(source, rows), shapes.fixed(source, cols)
 
     def rewrite(
         self, model: ir.Model, place: Place, name: str, tile: Tile, pool: str, learnt: Correction | None
@@ -162,8 +341,7 @@ class TilePass(ir.passes.InPlacePass):
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
         dtype = shapes.type(squeeze.source)
-        _, rows, cols = squeeze.axes
-        fixed = (shapes.fixed(squeeze.source, rows), shapes.fixed(squeeze.source, cols))
+        fixed = self.fixed(place)
         producer = old.producer()
         assert producer is not None
         doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]

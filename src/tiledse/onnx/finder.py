@@ -71,9 +71,11 @@ def find(model: OnnxModel, input_size: Sequence[int] | None = None) -> Plan:
     return locate(model, input_size).plan
 
 
-def locate(model: OnnxModel, input_size: Sequence[int] | None = None) -> Finding:
-    """``find``, with the places of the blocks in the graph."""
-    shapes = shapes_of(model, input_size)
+def locate(
+    model: OnnxModel, input_size: Sequence[int] | None = None, shapes: Shapes | None = None
+) -> Finding:
+    """``find``, with the places of the blocks in the graph; ``shapes`` are its shapes, where they are known."""
+    shapes = shapes_of(model, input_size) if shapes is None else shapes
     constants = Constants(model.ir)
     finder = _Finder(model, shapes, constants)
     finder.search()

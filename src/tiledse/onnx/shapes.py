@@ -68,11 +68,15 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
         TiledSEError: no image input, no size where the file leaves it free, or a size that it does not take.
     """
     image = image_input(model, input_size)
-    declared, types = _infer(model.ir.clone())
+    stated = model.ir.clone()
+    _free_inputs(stated)
+    forget(stated)
+    declared, types = _infer(stated)
     fixed = model.ir.clone()
     _fix_inputs(fixed, image)
-    _forget(fixed)
-    at, _ = _infer(fixed)
+    forget(fixed)
+    at, more = _infer(fixed)
+    types = {**_stated_types(model), **types, **more}
     constants = Constants(model.ir)
     unknown = [
         value.name
@@ -157,11 +161,29 @@ def _fix_inputs(graph: ir.Model, image: Image) -> None:
             value.shape = ir.Shape([d if isinstance(d, int) and d > 0 else 1 for d in value.shape])
 
 
-def _forget(graph: ir.Model) -> None:
-    """Drop the shapes that the file states for values within: they are for other sizes."""
+def _free_inputs(graph: ir.Model) -> None:
+    """Give each axis of an input that the file leaves free, be it by -1 or 0, a name that inference carries on."""
+    for value in graph.graph.inputs:
+        if value.is_initializer() or value.shape is None:
+            continue
+        dims = [f"{value.name}_{i}" if isinstance(d, int) and d < 1 else d for i, d in enumerate(value.shape)]
+        value.shape = ir.Shape(dims)
+
+
+def forget(graph: ir.Model, outputs: bool = True) -> None:
+    """Drop the shapes that the file states for values within, its outputs among them.
+
+    Nothing obliges a file to state them rightly, and many state those of the size that it was exported at.
+    """
     for node in graph.graph:
         for value in node.outputs:
-            value.shape = None
+            if outputs or not value.is_graph_output():
+                value.shape = None
+
+
+def _stated_types(model: OnnxModel) -> dict[str, ir.DataType]:
+    values = ir.convenience.create_value_mapping(model.ir.graph)
+    return {name: value.dtype for name, value in values.items() if value.dtype is not None}
 
 
 def _infer(graph: ir.Model) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
@@ -230,12 +252,18 @@ def checked(model: OnnxModel) -> onnx.ModelProto:
         call_onnx_api,  # the pass logs failures away; here they count
     )
 
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    def check(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
+        return proto
+
+    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
+    bare = model.ir.clone()
+    forget(bare)
     try:
-        return call_onnx_api(infer, model.ir.clone())
+        call_onnx_api(infer, bare)
+        return call_onnx_api(check, model.ir.clone())
     except Exception as error:
         raise TiledSEError(
             f"the converted network fails the checks of ONNX: {first_line(error, 140)}; please report this"

@@ -15,11 +15,12 @@ from ..op.correction import correct
 from ..op.functional import scale, squeeze
 from ..plan import Plan
 from ..tile import Tile
+from .comparing import distance, feeds_of, relative
 from .converter import convert
 from .finder import Finding, Place, find, locate
 from .model import OnnxModel
 from .runner import session
-from .shapes import batched, image_input
+from .shapes import batched
 
 
 @dataclass(frozen=True)
@@ -67,63 +68,21 @@ def verify(
     if found.plan.tiles != plan.tiles:
         wrong = next(b.name for (b, t), now in zip(plan, found.plan.tiles) if t != now)
         raise TiledSEError(f"block '{wrong}' of the converted network has another tile than the plan says")
-    feeds = feeds_of(original, plan, x, seed)
+    image = found.shapes.image
+    feeds = feeds_of(original, image, batched(image, image.batch), x, seed)
     # For an input network without tiles this is HxW; for one that had some, those.
-    back = convert(converted, find(original, plan.input_size))
+    back = convert(converted, find(original, plan.input_size), verify=False)
     expected, got = (_run(m, feeds) for m in (original, back))
     identity = max((relative(a, b) for a, b in zip(expected, got)), default=0.0)
-    distance = max((_distance(a, b) for a, b in zip(expected, got)), default=0.0)
+    identity_abs = max((distance(a, b) for a, b in zip(expected, got)), default=0.0)
     blocks = _blocks(original, converted, plan, found.places, feeds)
-    return Verification(identity, distance, blocks, operators(original), operators(converted))
+    return Verification(identity, identity_abs, blocks, operators(original), operators(converted))
 
 
 def operators(model: OnnxModel) -> dict[str, int]:
     """The operators of a network and how many there are of each, the most frequent first; constants left out."""
     counts = Counter(node.op_type for node in model.ir.graph if node.op_type != "Constant")
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def relative(expected: np.ndarray, got: np.ndarray) -> float:
-    """max |expected - got| / max |expected|; infinite where shapes differ or a number is not finite on one side."""
-    if expected.shape != got.shape:
-        return float("inf")
-    if not expected.size or expected.dtype.kind not in "fiu":
-        return 0.0 if np.array_equal(expected, got) else float("inf")
-    top = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
-    return _distance(expected, got) / (top or 1.0)
-
-
-def _distance(expected: np.ndarray, got: np.ndarray) -> float:
-    """max |expected - got|; infinite where shapes differ or a number is not finite on one side."""
-    if expected.shape != got.shape or expected.dtype.kind not in "fiu":
-        return 0.0 if np.array_equal(expected, got) else float("inf")
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
-        return float("inf")
-    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-
-
-def feeds_of(
-    model: OnnxModel, plan: Plan, x: np.ndarray | None = None, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Inputs for a network: ``x``, or standard normal numbers, for the image, and zeros for others."""
-    image = image_input(model, plan.input_size)
-    feeds = {}
-    for value in model.ir.graph.inputs:
-        if value.is_initializer() or value.shape is None or value.dtype is None:
-            continue
-        dtype = value.dtype.numpy()
-        if value.name == image.name:
-            if x is None:
-                x = np.random.default_rng(seed).standard_normal(batched(image, image.batch))
-                x = x * (64 if dtype.kind in "iu" else 1)
-            feeds[value.name] = np.ascontiguousarray(x).astype(dtype)
-        else:
-            feeds[value.name or ""] = np.zeros(
-                [d if isinstance(d, int) and d > 0 else 1 for d in value.shape], dtype
-            )
-    return feeds
 
 
 def _run(

@@ -1,0 +1,390 @@
+"""Try what was converted before it is handed out, on random numbers, against the network as it was.
+
+Each block runs alone, as it was and converted: on a map of its own shape and, where the file leaves a side or the batch
+free, on the map that it gets at a second size. A gate of the converted block must be the gate that the block as it was
+gives for those rows and columns alone, repeated over a whole map. Then the network runs with one tile larger than any
+map, by the tiled code; all products and outputs must be what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+
+import numpy as np
+import onnx_ir as ir
+
+from ..correction import Correction
+from ..errors import TiledSEError, first_line
+from ..plan import Plan, SEBlock
+from ..tile import Tile
+from .comparing import distance, feeds_of, relative
+from .cutting import Arrays, CutOut, Ends
+from .finder import Finding, Place
+from .model import OnnxModel
+from .runner import session
+from .shapes import batched
+
+# The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
+_ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
+_HALF, _NETWORK = 2e-2, 10.0
+# Tiles of a block that are tried: the first, the last and one between.
+_TILES = 3
+# A second size is larger by this: strides of most networks. Its sides are no longer than needed.
+_STEP, _LONG = 32, 256
+# Their results jump where a number moves by its rounding.
+_JUMPS = {"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique", "RoiAlign"}
+
+
+@dataclass
+class Proof:
+    """What was found out about the blocks that were converted.
+
+    Attributes:
+        figures: By block, the largest relative difference of its product from that of the block as it was.
+        refused: By block, why it is not to be converted.
+        difference: With one tile over each map, the largest difference of any output; its relative twin.
+        relative: The same, relative to the largest output.
+        sizes: The shapes of the batches of images that were tried.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    difference: float = 0.0
+    relative: float = 0.0
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def worst_block(self) -> float:
+        """The largest of ``figures``, of the blocks that are converted."""
+        return max((far for name, far in self.figures.items() if name not in self.refused), default=0.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A block to try.
+
+    Attributes:
+        block: It.
+        tile: What it was given.
+        learnt: The correction of its descriptors.
+        place: Where it stands in the network as it was.
+    """
+
+    block: SEBlock
+    tile: Tile
+    learnt: Correction | None
+    place: Place
+
+    @property
+    def ends(self) -> Ends:
+        """Its map and its product."""
+        return Ends(self.place.squeeze.source.name or "", self.place.product.outputs[0].name or "")
+
+
+def prove(
+    before: OnnxModel,
+    found: Finding,
+    plan: Plan,
+    converted: OnnxModel,
+    one_tile: Callable[[Sequence[str]], OnnxModel],
+    changed: Sequence[str],
+) -> Proof:
+    """Try the changed blocks of a converted network.
+
+    Args:
+        before: The network, with plain SE in them.
+        found: Where its blocks stand.
+        plan: The tiles.
+        converted: The network with them.
+        one_tile: Gives the network with one tile larger than any map in the named blocks, by the tiled code.
+        changed: The names of the blocks to try.
+
+    Raises:
+        TiledSEError: ONNX Runtime does not run the network as it was, or that gives numbers that are not finite.
+    """
+    trials = [
+        Trial(block, tile, learnt, place)
+        for (block, tile), learnt, place in zip(plan, plan.corrections, found.places)
+        if block.name in changed
+    ]
+    proof = Proof()
+    whole = _Whole(before, found, [t.ends for t in trials])
+    generator = np.random.default_rng(0)
+    alone = _Alone(before, converted, found, proof)
+    alone.try_all(trials, {t.ends.source: _random_map(t, found, generator) for t in trials})
+    maps = {t.ends.source: whole.values[t.ends.source] for t in trials}
+    own = batched(found.shapes.image, found.shapes.image.batch)
+    proof.sizes += [own] if own == whole.shape else [own, whole.shape]
+    alone.try_all([t for t in trials if t.block.name not in proof.refused], maps)
+    _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
+    return proof
+
+
+def _try_whole(
+    whole: _Whole, trials: Sequence[Trial], one_tile: Callable[[Sequence[str]], OnnxModel], proof: Proof
+) -> None:
+    """Run the network with one tile in all blocks that passed; where it differs, find out whose fault that is."""
+    if not trials:
+        return
+    names = [t.block.name for t in trials]
+    fault = whole.compare(one_tile(names), proof)
+    if fault is None:
+        return
+    for name in names:
+        alone = whole.compare(one_tile([name]), Proof())
+        if alone is not None:
+            proof.refused[name] = alone
+    left = [name for name in names if name not in proof.refused]
+    if len(left) == len(names):
+        proof.refused.update(dict.fromkeys(names, fault))
+    elif left and (fault := whole.compare(one_tile(left), proof)) is not None:
+        proof.refused.update(dict.fromkeys(left, fault))
+
+
+class _Whole:
+    """The network as it was, run once: at a second size where it leaves one free, else at that of the plan."""
+
+    def __init__(self, model: OnnxModel, found: Finding, ends: Sequence[Ends]) -> None:
+        self.model, self.found = model, found
+        self.taps = list(dict.fromkeys(name for end in ends for name in end))
+        self.limit = max(_rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
+        if any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
+            self.limit = max(self.limit, _HALF)  # a step of the scale, where a number lies between two
+        self.jumps = any(node.op_type in _JUMPS for node in model.ir.graph)
+        self.outputs = [v.name or "" for v in model.ir.graph.outputs]
+        run = _tapped(model, self.taps)
+        error: Exception | None = None
+        for shape in _shapes(model, found):
+            self.shape, self.feeds = shape, feeds_of(model, found.shapes.image, shape)
+            try:
+                self.values = run(self.feeds)
+            except Exception as failed:  # whatever ONNX Runtime says of a size that the network does not take
+                error = failed
+                continue
+            self._check_finite()
+            return
+        raise TiledSEError(
+            f"ONNX Runtime cannot run {model.name} as it is on an input of {self.shape}, so a conversion of it cannot "
+            f"be verified: {first_line(error or Exception(), 140)}; leave verifying out with verify=False (--no-verify)"
+        ) from error
+
+    def _check_finite(self) -> None:
+        for name, value in self.values.items():
+            if value.dtype.kind == "f" and np.isnan(value).any():
+                raise TiledSEError(
+                    f"{self.model.name} gives numbers that are not finite on a random image ('{name}'), so a "
+                    "conversion of it cannot be verified; look at its weights, or leave verifying out with "
+                    "verify=False (--no-verify)"
+                )
+
+    def compare(self, other: OnnxModel, proof: Proof) -> str | None:
+        """Run another network on the same; the reason why it is not the same, or None."""
+        try:
+            got = _tapped(other, self.taps)(self.feeds)
+        except Exception as error:
+            return f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
+        for name, expected in self.values.items():
+            output = name in self.outputs
+            if output and (self.jumps or expected.dtype.kind != "f"):
+                continue
+            far = relative(expected, got[name])
+            if output:
+                proof.relative = max(proof.relative, far)
+                proof.difference = max(proof.difference, distance(expected, got[name]))
+            if not far <= max(self.limit, 30 * self._magnified(name)):
+                return (
+                    f"with one tile over its map the network as it was is {far:.1e} off at '{name}', relative to the "
+                    f"largest number, where {self.limit:.0e} is allowed"
+                )
+        return None
+
+    def _magnified(self, name: str) -> float:
+        """What becomes of a relative change of the image by a millionth."""
+        if not hasattr(self, "_moved"):
+            near = dict(self.feeds)
+            image = self.found.shapes.image.name
+            if near[image].dtype.kind == "f":
+                noise = np.random.default_rng(1).standard_normal(near[image].shape)
+                near[image] = (near[image] * (1 + 1e-6 * noise)).astype(near[image].dtype)
+            self._moved = _tapped(self.model, self.taps)(near)
+        return relative(self.values[name], self._moved[name])
+
+
+class _Alone:
+    """Blocks cut out of the network as it was, and of the converted one."""
+
+    def __init__(self, before: OnnxModel, converted: OnnxModel, found: Finding, proof: Proof) -> None:
+        self.before, self.converted, self.found, self.proof = before, converted, found, proof
+        self._cuts: dict[tuple[Ends, ...], tuple[CutOut, CutOut]] = {}
+
+    def try_all(self, trials: Sequence[Trial], maps: Arrays) -> None:
+        """Try blocks on their maps, all at once; where that does not run, one by one."""
+        if not trials:
+            return
+        try:
+            self._try(trials, maps)
+        except Exception as error:
+            if len(trials) == 1:
+                reason = first_line(error, 160)
+                self.proof.refused[trials[0].block.name] = f"it cannot be tried: {reason}"
+                return
+            for trial in trials:
+                self.try_all([trial], maps)
+
+    def _try(self, trials: Sequence[Trial], maps: Arrays) -> None:
+        shapes = self.found.shapes
+        ends = tuple(t.ends for t in trials)
+        if ends not in self._cuts:
+            self._cuts[ends] = CutOut(self.before, ends, shapes), CutOut(self.converted, ends, shapes)
+        old, new = self._cuts[ends]
+        given = {end.source: maps[end.source] for end in ends}
+        got = new.run(given)
+        tried = [_Tiles(t, given[t.ends.source]) for t in trials]
+        gates: list[list[np.ndarray]] = [[] for _ in tried]
+        off = [0.0] * len(tried)
+        for round_ in range(max(t.rounds for t in tried)):
+            alike = {t.trial.ends.source: t.maps(round_) for t in tried}
+            products = old.run(alike)
+            for i, t in enumerate(tried):
+                found, residue = t.gates(alike[t.trial.ends.source], products[t.trial.ends.product])
+                gates[i].append(found)
+                off[i] = max(off[i], residue)
+        for i, t in enumerate(tried):
+            name, limit = t.trial.block.name, _rounding(self.found.shapes.type(t.trial.place.squeeze.source))
+            far = t.difference(np.concatenate(gates[i]), got[t.trial.ends.product])
+            self.proof.figures[name] = max(far, self.proof.figures.get(name, 0.0))
+            if not off[i] <= limit:
+                self.proof.refused[name] = (
+                    f"as it was, its product is no map times one gate a channel: {off[i]:.1e} off"
+                )
+            elif not far <= limit:
+                self.proof.refused[name] = (
+                    f"with tile {t.trial.tile} it is {far:.1e} off from itself on each tile alone, relative to its "
+                    f"largest number, where {limit:.0e} is allowed"
+                )
+
+
+class _Tiles:
+    """Some tiles of one block on one map: the maps that are like each of them, and what comes of them."""
+
+    def __init__(self, trial: Trial, x: np.ndarray) -> None:
+        self.trial, self.raw = trial, x
+        axes = (0, *trial.place.squeeze.axes)
+        self.back = tuple(np.argsort(axes))
+        self.x = x.transpose(axes).astype(np.float64)
+        n, _, h, w = self.x.shape
+        rows, cols = trial.tile.grid(h, w)
+        count = rows * cols
+        self.tiles = [divmod(i, cols) for i in sorted({0, count // 2, count - 1})][:_TILES]
+        self.rounds = -(-len(self.tiles) // n)
+
+    def _spans(self, row: int, col: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Rows that a gate is computed from, its columns, and the rows that it meets."""
+        _, _, h, w = self.x.shape
+        tile = self.trial.tile
+        tall, wide = (h, w) if tile.single else tile.scaled(h, w)
+        seen = tile.bounds(h)[row]
+        cols = (col * wide, min((col + 1) * wide, w))
+        return (int(seen[0]), int(seen[1])), cols, (row * tall, min((row + 1) * tall, h))
+
+    def _picked(self, round_: int) -> list[tuple[int, int]]:
+        n = self.x.shape[0]
+        return list(islice(cycle(self.tiles), round_ * n, (round_ + 1) * n))
+
+    def maps(self, round_: int) -> np.ndarray:
+        """For each of n tiles a map as large as the block's that holds the tile over and over, and nothing else."""
+        n, c, h, w = self.x.shape
+        made = np.empty_like(self.x)
+        for i, (row, col) in enumerate(self._picked(round_)):
+            (top, bottom), (left, right), _ = self._spans(row, col)
+            tile = self.x[i % n][:, top:bottom, left:right]
+            mean = self._descriptor(i % n, row, tile)
+            made[i] = mean[:, None, None]
+            times = h // (bottom - top), w // (right - left)
+            many = np.tile(tile, (1, *times))
+            # What no whole tile fits into holds the mean; a correction moves the mean of it all.
+            made[i][:, : many.shape[1], : many.shape[2]] = (
+                many + (mean - many.reshape(c, -1).mean(1))[:, None, None]
+            )
+        return made.transpose(self.back).astype(self.raw.dtype)
+
+    def _descriptor(self, image: int, row: int, tile: np.ndarray) -> np.ndarray:
+        """What the gates of a tile are computed from, (C,)."""
+        learnt, height = self.trial.learnt, self.x.shape[2]
+        if learnt is None:
+            return tile.reshape(len(tile), -1).mean(1)
+        rows = self.x[image].mean(2)
+        total = learnt.own[:, row] * (rows @ self.trial.tile.own_weights(height)[row]) + learnt.offset[:, row]
+        if learnt.running is not None:
+            total = total + learnt.running[:, row] * (rows @ self.trial.tile.weights(height)[row])
+        return total
+
+    def gates(self, maps: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, float]:
+        """The gates (n, C) that made products of maps, and how far these are from being such products."""
+        axes = (0, *self.trial.place.squeeze.axes)
+        x = maps.transpose(axes).astype(np.float64)
+        y = products.transpose(np.argsort(self.trial.place.layout)).astype(np.float64)
+        square = (x * x).sum((2, 3))
+        gates = (x * y).sum((2, 3)) / np.where(square > 0, square, 1)
+        return gates, relative(y, gates[:, :, None, None] * x)
+
+    def difference(self, gates: np.ndarray, product: np.ndarray) -> float:
+        """The relative difference of a product, where the tiles are, from the map times gates."""
+        y = product.transpose(np.argsort(self.trial.place.layout))
+        n, far = len(self.x), 0.0
+        largest = float(np.abs(y[np.isfinite(y)]).max(initial=0.0)) or 1.0
+        for i, (row, col) in enumerate(self._each(len(gates))):
+            _, (left, right), (top, bottom) = self._spans(row, col)
+            there = (i % n, slice(None), slice(top, bottom), slice(left, right))
+            far = max(far, distance(self.x[there] * gates[i][:, None, None], y[there]) / largest)
+        return far
+
+    def _each(self, count: int) -> Iterator[tuple[int, int]]:
+        return islice(cycle(self.tiles), count)
+
+
+def _rounding(kind: ir.DataType) -> float:
+    return _ROUNDING.get(kind, _HALF)
+
+
+def _random_map(trial: Trial, found: Finding, generator: np.random.Generator) -> np.ndarray:
+    """Random numbers in the shape of a block's map, whose rows and columns have means of their own."""
+    source = trial.place.squeeze.source
+    shape = found.shapes.of(source)
+    assert shape is not None
+    if found.shapes.fixed(source, 0) is None and shape[0] == 1:
+        shape = (_TILES, *shape[1:])
+    x = generator.standard_normal(shape)
+    for axis in range(1, 4):
+        x = x + generator.standard_normal([d if i == axis else 1 for i, d in enumerate(shape)])
+    return x.astype(found.shapes.type(source).numpy())
+
+
+def _shapes(model: OnnxModel, found: Finding) -> Iterator[tuple[int, ...]]:
+    """Shapes of batches to run, the best first: a second size where one is free; the plan's own last."""
+    image = found.shapes.image
+    own = batched(image, image.batch)
+    value = next(v for v in model.ir.graph.inputs if v.name == image.name)
+    free = [not (isinstance(d, int) and d > 0) for d in value.shape or ()]
+    sides = [i for i in (1, 2, 3) if i != image.channel_axis and free[i]]
+    batches = [2, 1] if free[0] else [own[0]]
+    tried: list[tuple[int, ...]] = []
+    for batch in batches:
+        for longer in (lambda d: min(d, _LONG) + _STEP, lambda d: d + _STEP, lambda d: 2 * d, lambda d: d):
+            shape = (batch, *(longer(d) if i in sides else d for i, d in enumerate(own) if i))
+            if shape not in tried:
+                tried.append(shape)
+    yield from tried
+
+
+def _tapped(model: OnnxModel, names: Sequence[str]) -> Callable[[Arrays], Arrays]:
+    """A function that runs a network and gives its outputs and some values within."""
+    clone = model.clone()
+    values = ir.convenience.create_value_mapping(clone.ir.graph)
+    outputs = clone.ir.graph.outputs
+    outputs.extend(values[name] for name in names if not values[name].is_graph_output())
+    opened = session(clone, optimise=False)
+    given = list(dict.fromkeys([*names, *(v.name or "" for v in outputs)]))
+    return lambda feeds: dict(zip(given, opened.run(given, feeds)))
