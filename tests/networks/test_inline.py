@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite
+from tiledse.choose.network import TorchNetwork
+from tiledse.measure.subject import TorchSubject
 from tiledse.networks.building import with_excitation, without_attention
 from tiledse.networks.converter import convert_shared
 
@@ -379,6 +381,22 @@ def test_a_forward_that_asks_who_runs_it_is_asked_again():
         own, ours = (torch.export.export(m, (x,), strict=False).module()(x) for m in (model, tse))
         assert torch.allclose(ours, own, atol=1e-5)
         assert not torch.allclose(ours, tse(x), atol=1e-2)
+
+
+class GivesNothingBack(Net):
+    """``train`` gives nothing back, and so ``eval``: mmpretrain's networks are so."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_gives_nothing_back():
+    model = GivesNothingBack()
+    model.eval()
+    subject = TorchSubject(model, SIZE)
+    assert len(subject.plan) == 3
+    assert subject.network(subject.plan.with_tile("3xW"))(torch.randn(1, *SIZE)).shape == (1, 5)
+    assert TorchNetwork(model, SIZE).run(subject.plan)(torch.randn(1, *SIZE)).shape == (1, 5)
 
 
 class PythonRandom(Base):

@@ -16,8 +16,9 @@ from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan, load_planned, tell_random
+from .arguments import choose_plan, load_planned, tell_random
 from .onnx import OnnxForm, convert_to_onnx, find_any, is_onnx
+from .outputs import Output, check_outputs
 
 
 @app.command()
@@ -65,7 +66,7 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Choose a tile for each block and write the plan."""
-    check_targets(force, output)
+    check_outputs(force, [Output("-o", output, (".json",))], [model, weights])
     settings = [_setting(text) for text in set_ or []]
     name, found = find_any(model, input, weights, pretrained)
     chosen = _plan(found, tile, first, settings)
@@ -144,7 +145,11 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
-    check_targets(force, output, alls)
+    check_outputs(
+        force,
+        [Output("-o", output, (".onnx", ".safetensors")), Output("--alls", alls)],
+        [model, weights, plan],
+    )
     if is_onnx(output):
         form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify)
         convert_to_onnx(model, output, tile, plan, input, weights, pretrained, form, force, json)

@@ -14,6 +14,7 @@ from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import print_json, print_text, say
 from .arguments import choose_plan, load_model, load_planned, parse_size, tell_random
+from .outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from ..onnx import Converted, OnnxModel
@@ -84,6 +85,9 @@ def convert_to_onnx(
 
     if is_onnx(model):
         source, loaded = open_onnx(model, weights, pretrained), None
+        # What lies beside the file is read too, and what is written may have a file beside it.
+        data = Output("-o", output.with_name(f"{output.name}.data"))
+        check_outputs(True, [Output("-o", output), Output("--alls", form.alls), data], source.data_files)
         chosen = choose_plan(room.find(source, parse_size(size)), tile, plan)
     else:
         loaded, ours = load_planned(model, size, weights, pretrained, tile, plan)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -27,3 +30,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def in_eval(model: Module) -> Module:
+    """Put a network in eval mode and give it back, also where its own ``train`` gives nothing back (mmpretrain).
+
+    Example:
+        >>> in_eval(nn.Dropout()).training
+        False
+    """
+    model.eval()
+    return model

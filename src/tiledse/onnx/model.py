@@ -6,15 +6,19 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 import onnx
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
+from .external import attach, check_finite
 
 OLDEST_OPSET = 11
 # A protobuf message ends at 2 GiB; weights beyond this go into a file beside it.
@@ -26,12 +30,14 @@ class OnnxModel:
     """An ONNX network.
 
     Args:
-        ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are read when they are used.
+        ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are mapped.
         path: The file that it came from; None where it was made here.
+        data_files: The files beside it that hold weights.
     """
 
     ir: ir.Model
     path: Path | None = None
+    data_files: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,10 +58,10 @@ class OnnxModel:
 
     def clone(self) -> OnnxModel:
         """Another graph with the same weights, shared with this one."""
-        return OnnxModel(self.ir.clone(), self.path)
+        return OnnxModel(self.ir.clone(), self.path, self.data_files)
 
     def to_proto(self) -> onnx.ModelProto:
-        """The protobuf message; weights in files of their own stay references to them."""
+        """The protobuf message, with all weights in it."""
         return ir.to_proto(self.ir)
 
 
@@ -67,7 +73,8 @@ def load(path: str | Path) -> OnnxModel:
 
     Raises:
         TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 11,
-            lacks its weights, or is larger than the memory of this machine.
+            lacks its weights or keeps them elsewhere than beside it, holds weights that are not finite, or is larger
+            than the memory of this machine.
 
     Example:
         >>> load("nowhere.onnx")
@@ -94,11 +101,15 @@ def load(path: str | Path) -> OnnxModel:
             f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again"
         )
     model = _from_proto(proto, path)
-    if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
-        _check_external(model, path)
+    files = attach(model.ir, path)
+    if files:
         _read_small(model)
-    check(proto, path)
-    return model
+        # Without the large weights: a message that holds them may be too large to be one.
+        _told(path, lambda: call_onnx_api(onnx.checker.check_model, model.ir.clone()))
+    else:
+        check(proto, path)
+    check_finite(model.ir, model.name)
+    return OnnxModel(model.ir, path, files)
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:
@@ -124,8 +135,6 @@ def _from_proto(proto: onnx.ModelProto, path: Path | None) -> OnnxModel:
         model = ir.from_proto(proto)
     except Exception as error:
         raise TiledSEError(f"{name} is no valid ONNX network: {first_line(error, 120)}") from error
-    if path is not None:
-        ir.external_data.set_base_dir(model.graph, str(path.parent))
     return OnnxModel(model, path)
 
 
@@ -135,14 +144,16 @@ def check(proto: onnx.ModelProto, path: Path | None) -> None:
     Raises:
         TiledSEError: what it says, in one line.
     """
-    name = path or "the ONNX network"
-    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
+    _told(path, lambda: onnx.checker.check_model(proto))
+
+
+def _told(path: Path | None, run: Callable[[], Any]) -> None:
     try:
-        # By path where weights lie beside the file: the checker has to see them.
-        onnx.checker.check_model(str(path) if external and path is not None else proto)
+        run()
     except Exception as error:
         raise TiledSEError(
-            f"{name} fails onnx.checker: {first_line(error, 140)}; mend the file or export it again"
+            f"{path or 'the ONNX network'} fails onnx.checker: {first_line(error, 140)}; mend the file or export it "
+            "again"
         ) from error
 
 
@@ -170,27 +181,11 @@ def free_memory() -> int | None:
     return None
 
 
-def _check_external(model: OnnxModel, path: Path) -> None:
-    for value in model.ir.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        data = Path(tensor.path)
-        if not data.is_file():
-            raise TiledSEError(
-                f"{path} keeps its weights in {data}, which is missing; put that file beside it"
-            )
-        if (tensor.offset or 0) + tensor.nbytes > data.stat().st_size:
-            raise TiledSEError(
-                f"{data}, with the weights of {path}, was cut off: '{value.name}' ends beyond its end; get it again"
-            )
-
-
 def _read_small(model: OnnxModel, limit: int = 4096) -> None:
     """Read constants such as axes and shapes at once: inference of shapes looks at them."""
     for value in model.ir.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+        if tensor is not None and tensor.nbytes <= limit:
             value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
 
 
@@ -211,14 +206,14 @@ def save(model: OnnxModel, path: str | Path, *, force: bool = False) -> None:
     if path.exists() and not path.is_dir() and not force:
         raise TiledSEError(f"{path} exists; give another name, or --force to replace it")
     if model.weight_bytes > _LARGEST_MESSAGE:
+        data = path.with_name(f"{path.name}.data")
+        if data.exists() and not force:
+            raise TiledSEError(f"{data} exists; give another name, or --force to replace it")
         _save_with_data(model, path)
         return
-    # A clone, because weights that were mapped from a file are pulled into the new file.
-    copy = model.ir.clone()
-    ir.external_data.load_to_model(copy)
-    proto = ir.to_proto(copy)
+    message = model.to_proto().SerializeToString()
     with written_whole(path) as part:
-        part.write_bytes(proto.SerializeToString())
+        part.write_bytes(message)
 
 
 def _save_with_data(model: OnnxModel, path: Path) -> None:
