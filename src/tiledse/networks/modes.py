@@ -1,4 +1,4 @@
-"""Networks in eval mode for a while."""
+"""Networks in train or eval mode, also those whose train() and eval() give nothing back (mmpretrain's backbones)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from typing import TypeVar
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def in_eval(model: Module) -> Module:
+    """This very network, put in eval mode.
+
+    Example:
+        >>> in_eval(nn.Dropout()).training
+        False
+    """
+    model.eval()
+    return model
+
+
+def in_train(model: Module) -> Module:
+    """This very network, put in train mode.
+
+    Example:
+        >>> in_train(nn.Dropout().eval()).training
+        True
+    """
+    model.train()
+    return model
 
 
 @contextmanager
@@ -30,14 +52,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def in_eval(model: Module) -> Module:
-    """Put a network in eval mode and give it back, also where its own ``train`` gives nothing back (mmpretrain).
-
-    Example:
-        >>> in_eval(nn.Dropout()).training
-        False
-    """
-    model.eval()
-    return model
