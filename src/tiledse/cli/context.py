@@ -21,9 +21,10 @@ from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan, parse_tiles
+from .arguments import choose_plan, parse_tiles
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
 from .onnx import shown_name
+from .outputs import Output, check_outputs, drawing
 from .progress import progress_bar
 
 
@@ -64,7 +65,9 @@ def correlate(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Correlation]:
-        check_targets(force, channels, plot)
+        check_outputs(
+            force, [Output("--channels", channels), drawing(plot)], [model, weights, plan, *setting.files]
+        )
         wanted = None if tiles is None else parse_tiles(tiles)
         if (wanted is None) == (tile is None and plan is None):
             raise TiledSEError("give the tiles with --tiles T,T,..., --tile T or --plan FILE, one of them")
@@ -129,7 +132,7 @@ def sensitivity(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Sensitivity]:
-        check_targets(force, plot)
+        check_outputs(force, [drawing(plot)], [model, weights, *setting.files])
         wanted = parse_tiles(tiles)
         opened = opened_together(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
@@ -191,7 +194,9 @@ def sweep(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
     wanted = parse_tiles(tiles)
     setting.check()
-    check_targets(force, plot)
+    check_outputs(
+        force, [Output("-o", output, grows=True), drawing(plot)], [*models, *(weights or ()), *setting.files]
+    )
     if weights and len(weights) != len(models):
         raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
     file = SweepFile(output)
