@@ -40,7 +40,7 @@ def convert(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     Args:
         model: The network, SE or converted before; it is left as it was.
         plan: From ``find`` on this network, with the tiles wanted.
-        verify: Whether to try what was made. It takes about as long as two images of the small size.
+        verify: Whether to try what was made; `docs/convert.md` has what that costs.
 
     Returns:
         A copy of the network. Parameters and buffers have the same names and values; ``find`` on it gives
