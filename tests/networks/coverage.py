@@ -100,6 +100,10 @@ def write_page(rows: list[dict[str, str]], path: Path) -> None:
         "  networks grow large values; there the same comparison in float64 must be within 1e-10, and is;",
         "- a converted network is found again as what it is, and converts back.",
         "",
+        "Networks whose attention is ECA (`EcaModule`) are not in this table, which goes by the names of SE classes.",
+        "Their blocks are found too, as `traced`: a mean, a convolution along the channels and a product are tiled as",
+        "SE is, and `find` goes by numbers, not by names.",
+        "",
         "| dialect | networks | blocks |",
         "|---|---|---|",
     ]

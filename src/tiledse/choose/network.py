@@ -14,7 +14,7 @@ from ..errors import TiledSEError
 from ..measure.subject import SharedPrefix, Subject, TorchSubject, first_tiled
 from ..networks.converter import convert_shared, correctable, fingerprint
 from ..networks.finder import find_dialects
-from ..networks.modes import evaluating
+from ..networks.modes import evaluating, in_eval
 from ..plan import Plan
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class TorchNetwork(Network):
 
     def run(self, plan: Plan) -> nn.Module:
         """See Network; parameters are shared."""
-        return convert_shared(self.model, plan).eval()
+        return in_eval(convert_shared(self.model, plan))
 
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network."""
