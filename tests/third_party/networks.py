@@ -256,4 +256,5 @@ def live(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
         for module in norms:
             module.training = True
         model(torch.randn(2, *size, dtype=torch.float64))
-    return model.eval()
+    model.eval()  # which mmpretrain's networks do not give back
+    return model

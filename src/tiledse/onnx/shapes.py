@@ -116,13 +116,19 @@ def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Im
     """
     inputs = [v for v in model.ir.graph.inputs if not v.is_initializer()]
     maps = [v for v in inputs if v.shape is not None and v.shape.rank() == 4]
-    if len(maps) != 1:
+    chosen = [v for v in maps if model.image in (None, v.name)]
+    if len(chosen) != 1:
         names = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
+        if model.image is not None:
+            raise TiledSEError(
+                f"{model.name} has no input '{model.image}' of 4 axes (an image, N x C x H x W); its inputs: {names}"
+            )
+        more = "; say which takes the image with --image NAME" if maps else ""
         raise TiledSEError(
-            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}; "
+            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}{more}; "
             f"its inputs: {names}"
         )
-    value = maps[0]
+    value = chosen[0]
     dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape or ()]
     last = dims[3] in (1, 2, 3, 4) and dims[1] not in (1, 2, 3, 4)
     axis = 3 if last else 1

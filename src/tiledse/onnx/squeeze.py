@@ -64,7 +64,7 @@ class SqueezeReader:
     def __init__(self, constants: Constants, shapes: Shapes) -> None:
         self.constants = constants
         self.shapes = shapes
-        self.views = ViewReader(constants)
+        self.views = ViewReader(constants, shapes.type)
         self.steps = StepReader(constants, shapes, self.views)
         self.descriptors = DescriptorReader(constants)
         self.slides = SlidingReader(constants, shapes, self.views, self.descriptors)
