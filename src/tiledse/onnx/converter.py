@@ -152,7 +152,7 @@ def convert_verified(
             result = _with_tiles(model, plan, found.shapes)
     if ir_version is not None:
         result.ir.ir_version = _checked_version(ir_version, result)
-    checked(result)
+    checked(result, model)
     return Converted(result, plan, refused, proof, seconds)
 
 

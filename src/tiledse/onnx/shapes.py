@@ -248,11 +248,11 @@ def zeros(graph: ir.Model) -> dict[str, np.ndarray]:
     return feeds
 
 
-def checked(model: OnnxModel) -> onnx.ModelProto:
+def checked(model: OnnxModel, before: OnnxModel) -> onnx.ModelProto:
     """The message of a network that we made: onnx.checker and strict shape inference accept it.
 
     Raises:
-        TiledSEError: they do not; that is a fault of ours.
+        TiledSEError: they do not; that is a fault of ours, unless they refuse the network that it was made from too.
     """
     from onnx_ir.passes.common._c_api_utils import (
         call_onnx_api,  # the pass logs failures away; here they count
@@ -265,12 +265,22 @@ def checked(model: OnnxModel) -> onnx.ModelProto:
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
-    bare = model.ir.clone()
-    forget(bare)
-    try:
+    def inferred(made: OnnxModel) -> None:
+        bare = made.ir.clone()
+        forget(bare)
         call_onnx_api(infer, bare)
+
+    try:
+        inferred(model)
         return call_onnx_api(check, model.ir.clone())
     except Exception as error:
+        try:
+            inferred(before)
+        except Exception as first:
+            raise TiledSEError(
+                f"{before.name} as it is fails the checks of ONNX: {first_line(first, 140)}; mend the file or "
+                "export it again"
+            ) from first
         raise TiledSEError(
             f"the converted network fails the checks of ONNX: {first_line(error, 140)}; please report this"
         ) from error
