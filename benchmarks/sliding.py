@@ -279,12 +279,14 @@ def draw(path: Path) -> None:
         "searched, calibrated",
         "none",
     )
-    axes.axhline(forms["7xW"]["drop"], color="0.5", lw=0.8)
+    axes.axhline(forms["7xW"]["drop"], color="0.5", lw=0.8, label="what 7xW loses")
     axes.axhline(0, color="0.8", lw=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("gate buffer, elements")
     axes.set_ylabel(f"drop of {record['metric']}, percentage points (bars: 95 %)")
-    axes.set_title(f"{record['network']}, {record['n']} images that nothing was chosen on", fontsize=10)
+    axes.set_title(
+        f"{record['network']}, {record['n']} images; plans and numbers are from others", fontsize=10
+    )
     axes.legend(fontsize=8)
     with written_whole(path.with_suffix(".png")) as part:
         figure.savefig(part)

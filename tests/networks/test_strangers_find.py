@@ -336,6 +336,9 @@ def test_example_inputs():
         plan = ts.find(model, example_inputs=example)
         assert [(b.name, b.height, b.width) for b in plan.blocks] == [("block", 10, 9)]
         assert plan.input_size == SIZE
+    tse = ts.convert(model, plan.with_tile("3xW"), example_inputs=(image, by))
+    inside = model.c(image)
+    torch.testing.assert_close(tse(image, by), by_crops(model.block, inside, "3xW"), rtol=1e-5, atol=1e-6)
     with pytest.raises(
         ts.TiledSEError, match=r"forward takes \(image, scale, \*, extra=None\): .*example_inputs"
     ):

@@ -97,6 +97,7 @@ class TorchNetwork(Network):
         found, self._dialects = find_dialects(model, input_size)
         self.plan = found.with_tile("HxW") if len(found) else found
         self.model = convert_shared(model, self.plan, (found, self._dialects)) if len(found) else model
+        self._subject: TorchSubject | None = None
         self.weights = fingerprint(model)
 
     def run(self, plan: Plan) -> nn.Module:
@@ -105,7 +106,9 @@ class TorchNetwork(Network):
 
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network."""
-        return TorchSubject(self.model, self.plan.input_size).branches(plans)
+        if self._subject is None:
+            self._subject = TorchSubject(self.model, self.plan.input_size)
+        return self._subject.branches(plans)
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ..errors import TiledSEError, first_line
 from ..files import written_whole
 from .external import attach, check_finite
 
-OLDEST_OPSET = 11
+# The oldest opset that is read, and the oldest that tiles are written in.
+OLDEST_READ, OLDEST_OPSET = 7, 11
 # A protobuf message ends at 2 GiB; weights beyond this go into a file beside it.
 _LARGEST_MESSAGE = 1_900_000_000
 
@@ -33,11 +34,13 @@ class OnnxModel:
         ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are mapped.
         path: The file that it came from; None where it was made here.
         data_files: The files beside it that hold weights.
+        image: Which input takes the image; needed where several have 4 axes.
     """
 
     ir: ir.Model
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+    image: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,21 +61,22 @@ class OnnxModel:
 
     def clone(self) -> OnnxModel:
         """Another graph with the same weights, shared with this one."""
-        return OnnxModel(self.ir.clone(), self.path, self.data_files)
+        return replace(self, ir=self.ir.clone())
 
     def to_proto(self) -> onnx.ModelProto:
         """The protobuf message, with all weights in it."""
         return ir.to_proto(self.ir)
 
 
-def load(path: str | Path) -> OnnxModel:
+def load(path: str | Path, image: str | None = None) -> OnnxModel:
     """Read an ONNX file and check it.
 
     Args:
         path: The file; weights stored beside it are mapped, not read.
+        image: Which input takes the image, where several have 4 axes.
 
     Raises:
-        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 11,
+        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 7,
             lacks its weights or keeps them elsewhere than beside it, holds weights that are not finite, or is larger
             than the memory of this machine.
 
@@ -109,27 +113,48 @@ def load(path: str | Path) -> OnnxModel:
     else:
         check(proto, path)
     check_finite(model.ir, model.name)
-    return OnnxModel(model.ir, path, files)
+    return OnnxModel(model.ir, path, files, image)
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:
     """An ONNX network that was made in memory, checked like one that was read.
 
     Raises:
-        TiledSEError: it fails onnx.checker, or its opset is below 11.
+        TiledSEError: it fails onnx.checker, or its opset is below 7.
     """
     model = _from_proto(proto, None)
     check(proto, None)
     return model
 
 
+def upgraded(model: OnnxModel) -> OnnxModel:
+    """A network in an opset that tiles can be written in: itself, or what onnx's version converter makes of it.
+
+    Raises:
+        TiledSEError: the converter does not take it.
+    """
+    if model.opset >= OLDEST_OPSET:
+        return model
+    from onnx import version_converter
+
+    try:
+        proto = version_converter.convert_version(model.to_proto(), OLDEST_OPSET)
+        onnx.checker.check_model(proto)
+        return replace(model, ir=ir.from_proto(proto))
+    except Exception as error:
+        raise TiledSEError(
+            f"{model.name} uses ONNX opset {model.opset}, tiles need {OLDEST_OPSET} or newer, and onnx's version "
+            f"converter does not take it: {first_line(error, 120)}; export it again with opset {OLDEST_OPSET} or newer"
+        ) from error
+
+
 def _from_proto(proto: onnx.ModelProto, path: Path | None) -> OnnxModel:
     name = path or "the ONNX network"
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < OLDEST_OPSET:
+    if opset < OLDEST_READ:
         raise TiledSEError(
-            f"{name} uses ONNX opset {opset}, but tiles need {OLDEST_OPSET} or newer; convert it with "
-            "onnx.version_converter, or export it again"
+            f"{name} uses ONNX opset {opset}, but {OLDEST_READ} or newer is read; export it again with opset "
+            f"{OLDEST_OPSET} or newer"
         )
     try:
         model = ir.from_proto(proto)

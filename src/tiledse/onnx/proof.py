@@ -24,7 +24,7 @@ from .cutting import Arrays, CutOut, Ends
 from .finder import Finding, Place
 from .model import OnnxModel
 from .runner import session
-from .shapes import batched
+from .shapes import Image, batched
 
 # The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
 _ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
@@ -120,6 +120,28 @@ def prove(
     alone.try_all([t for t in trials if t.block.name not in proof.refused], maps)
     _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
     return proof
+
+
+def check_upgrade(older: OnnxModel, newer: OnnxModel, image: Image) -> None:
+    """Check that a network in a newer opset gives what it gave.
+
+    Raises:
+        TiledSEError: it does not, or ONNX Runtime does not run it.
+    """
+    feeds = feeds_of(older, image, batched(image, image.batch))
+    try:
+        before, after = (_tapped(m, [])(feeds) for m in (older, newer))
+    except Exception as error:
+        raise TiledSEError(
+            f"{older.name} uses ONNX opset {older.opset}, and ONNX Runtime does not run it, or what onnx's version "
+            f"converter made of it: {first_line(error, 120)}; export it again with opset {newer.opset} or newer"
+        ) from error
+    far = max((relative(a, after[name]) for name, a in before.items()), default=0.0)
+    if not far <= _ROUNDING[ir.DataType.FLOAT] * _NETWORK:
+        raise TiledSEError(
+            f"{older.name} uses ONNX opset {older.opset}, and what onnx's version converter makes of it is {far:.1e} "
+            f"off; export it again with opset {newer.opset} or newer"
+        )
 
 
 def _try_whole(
