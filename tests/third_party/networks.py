@@ -124,7 +124,7 @@ def transformers() -> Iterator[Network]:
         "EfficientNet classifier": (
             "EfficientNetConfig",
             "EfficientNetForImageClassification",
-            {"hidden_dim": 1280},
+            {**narrow, "hidden_dim": 640},
         ),
         "Align vision": ("AlignVisionConfig", "AlignVisionModel", narrow),
         "PP-LCNet": ("PPLCNetConfig", "PPLCNetBackbone", {}),

@@ -201,16 +201,26 @@ def sweep(
         raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
     file = SweepFile(output)
 
-    def entry(number: int, speaks: bool) -> Entry:
-        model, own = models[number], weights[number] if weights else None
-        labels = {
+    labels = [
+        {
             "model": shown_name(model),
-            "weights": "pretrained" if pretrained else "" if own is None else own.name,
+            "weights": "pretrained" if pretrained else weights[number].name if weights else "",
             "task": task,
             "data": Path(data).name,
             "preprocess": preprocess if adapter is None else adapter,
             "input": input or "",
         }
+        for number, model in enumerate(models)
+    ]
+    for one in labels:
+        if labels.count(one) > 1:
+            raise TiledSEError(
+                f"two of the networks are called '{one['model']}' in the results, with the same weights; give them one "
+                "by one with an -o each"
+            )
+
+    def entry(number: int, speaks: bool) -> Entry:
+        model, own = models[number], weights[number] if weights else None
 
         def open_() -> tuple[object, object]:
             opened: Opened = opened_together(
@@ -218,7 +228,7 @@ def sweep(
             )
             return opened.subject, opened.task
 
-        return Entry(labels, open_)  # type: ignore[arg-type]
+        return Entry(labels[number], open_)  # type: ignore[arg-type]
 
     def work(speaks: bool) -> int:
         had = len(file.rows)
@@ -240,8 +250,8 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    names = {shown_name(model) for model in models}
-    asked = [row for row in file.rows if row["model"] in names]
+    # The file may hold results of other images or weights; a table has no column for those.
+    asked = [row for row in file.rows if any(one.items() <= row.items() for one in labels)]
     if plot is not None:
         from ..report.plots import draw_sweep
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TiledSEError
+from ..measure.classification import SUFFIXES
 from ..measure.images import SHARD_SUFFIXES
 
 DRAWINGS = (".png", ".pdf", ".svg")
@@ -107,11 +108,20 @@ def _same(a: Path, b: Path) -> bool:
         return False
 
 
+def _of_set(output: Path, folder: Path) -> bool:
+    """Whether a file in a folder of images is one of the set; our own results may lie beside them."""
+    labels = folder / "labels.csv"
+    if labels.is_file():
+        name = output.resolve().relative_to(folder.resolve()).as_posix()
+        return _same(output, labels) or name in labels.read_text("utf-8", "replace")
+    return output.name.endswith(SHARD_SUFFIXES) or output.suffix.lower() in SUFFIXES
+
+
 def _reads(given: str | Path, output: Path) -> bool:
     """Whether an output is a file that the verb reads."""
     path = Path(given)
     if path.is_dir():
-        return output.exists() and output.resolve().is_relative_to(path.resolve())
+        return output.exists() and output.resolve().is_relative_to(path.resolve()) and _of_set(output, path)
     if any(mark in str(given) for mark in "*?{") and not path.exists():
         return output.name.endswith(SHARD_SUFFIXES) and output.exists() and _same(output.parent, path.parent)
     return _same(output, path)

@@ -196,7 +196,13 @@ def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None) -> None:
             files.append(OutputFile(file, value.shape, value.row_dim))
         for out in s.run(chunks):
             for i, leaf in enumerate(torch.utils._pytree.tree_flatten(out, is_leaf=lambda x: x is None)[0]):
-                if leaf is not None and files:
+                if leaf is None:
+                    continue
+                if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+                    raise TiledSEError(
+                        f"output {i} of the network is not finite; check its weights and the image's numbers"
+                    )
+                if files:
                     files[i].put(leaf)
         for open_file in files:
             open_file.close()

@@ -42,7 +42,7 @@ def convert(model: nn.Module, plan: Plan, *, verify: bool = True, example_inputs
     Args:
         model: The network, SE or converted before; it is left as it was.
         plan: From ``find`` on this network, with the tiles wanted.
-        verify: Whether to try what was made. It takes about as long as two images of the small size.
+        verify: Whether to try what was made; `docs/convert.md` has what that costs.
         example_inputs: Those that ``find`` was given, for a network that takes more or other than one image. What was
             made is tried on them, in place of the small image.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .maps import RowMap, Total, Whole
 
-# (rows of each operand, first output row, output row after the last, rows cut off above and below each operand)
+# (rows of each operand, first output row, output row after the last); see Node.run.
 Run = Callable[..., Any]
 
 
