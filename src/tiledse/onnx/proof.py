@@ -318,7 +318,7 @@ class _Tiles:
     def maps(self, round_: int) -> np.ndarray:
         """For each of n tiles a map as large as the block's that holds the tile over and over, and nothing else."""
         n, c, h, w = self.x.shape
-        made = np.empty_like(self.x)
+        made = np.empty(self.x.shape)
         for i, (row, col) in enumerate(self._picked(round_)):
             (top, bottom), (left, right), _ = self._spans(row, col)
             tile = self.x[i % n][:, top:bottom, left:right]
@@ -330,6 +330,11 @@ class _Tiles:
             made[i][:, : many.shape[1], : many.shape[2]] = (
                 many + (mean - many.reshape(c, -1).mean(1))[:, None, None]
             )
+            # A channel that is zero there (after a ReLU) would show no gate: two numbers that cancel show it.
+            dead = ~made[i].reshape(c, -1).any(1)
+            flat = made[i].reshape(c, -1)
+            if flat.shape[1] > 1:
+                flat[dead, 0], flat[dead, -1] = 1, -1
         return made.transpose(self.back).astype(self.raw.dtype)
 
     def _descriptor(self, image: int, row: int, tile: np.ndarray) -> np.ndarray:
