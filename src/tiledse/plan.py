@@ -25,7 +25,8 @@ class SEBlock:
     """One squeeze-and-excite block, at one input size of its network.
 
     Args:
-        name: Its name in the network (``nn.Module.named_modules``, or the pool's node in ONNX).
+        name: Its name in the network (``nn.Module.named_modules``, or the pool's node in ONNX); of SE that is written
+            inline, in the network with its blocks as modules: ``_blocks.3.inline_se``.
         channels: C, channels of the map that is gated.
         reduced: Width between the two layers of the excitation; None where it has one layer (ESE).
         height: H, rows of the map.

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference import rows_seen
 from tiledse import Tile, TiledSEError
 from tiledse.measure.correlation import correlate
 from tiledse.measure.images import ImageSet, Sample, stack
@@ -18,7 +19,13 @@ from tiledse.measure.moments import Moments
 from tiledse.measure.subject import TorchSubject
 from tiledse.measure.tile_grid import centre_tiles
 
-TILES = [Tile.parse(text) for text in ("1xW", "3xW", "Hx3", "3x3", "3xW:running", "3xW:middle", "HxW")]
+TILES = [
+    Tile.parse(text)
+    for text in (
+        *("1xW", "3xW", "Hx3", "3x3", "3xW:running", "3xW:middle", "HxW"),
+        *("1xW:running+2", "2xW:window-3+1", "1xW:running-1"),
+    )
+]
 
 
 def reference_squeeze(x, tile):
@@ -31,9 +38,18 @@ def reference_squeeze(x, tile):
     if kind == "middle":
         start = (height - min(h, height)) // 2
         return x[:, :, start : start + h].mean((2, 3), keepdims=True)
-    first = (lambda top: 0) if kind == "running" else (lambda top: top)
+    if kind:
+        if set(rows_seen(x[0], 0, h, kind)[0, :, 0]) == set(
+            x[0, 0, :, 0]
+        ):  # the first strip sees all: so do others
+            h = height
+        strips = [
+            np.stack([rows_seen(image, top, int(tall), kind).mean((1, 2)) for image in x])
+            for top in range(0, height, h)
+        ]
+        return np.stack(strips, -1)[..., None]
     rows = [
-        [x[:, :, first(top) : top + h, left : left + w].mean((2, 3)) for left in range(0, width, w)]
+        [x[:, :, top : top + h, left : left + w].mean((2, 3)) for left in range(0, width, w)]
         for top in range(0, height, h)
     ]
     return np.stack([np.stack(row, -1) for row in rows], -2)

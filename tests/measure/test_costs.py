@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -30,7 +31,11 @@ NETWORKS = {
     "efficientnet": (lambda: timm.create_model("efficientnet_b0"), (3, 260, 130), ["7xW:running"]),
     "ese": (lambda: timm.create_model("ese_vovnet19b_dw"), (3, 96, 64), ["4x4"]),
     "senet": (lambda: timm.create_model("legacy_seresnet18"), (3, 96, 96), ["7xW"]),
-    "torchvision": (lambda: torchvision.models.mobilenet_v3_small(), (3, 120, 88), ["1xW:running"]),
+    "torchvision": (
+        lambda: torchvision.models.mobilenet_v3_small(),
+        (3, 120, 88),
+        ["1xW:running"],
+    ),
 }
 
 
@@ -76,13 +81,14 @@ def test_macs_of_a_mixed_plan() -> None:
     assert count(convert_shared(model, plan), plan.input_size)[1] == ts.cost(plan).tse.macs
 
 
-def test_se_macs_do_not_depend_on_the_tiles_that_the_network_has() -> None:
+@pytest.mark.parametrize("tile", ["2xW", "1xW:running+2", "2xW:window-1+2"])
+def test_se_macs_do_not_depend_on_the_tiles_that_the_network_has(tile: str) -> None:
     model = timm.create_model("regnety_002")
     plan = ts.find(model, (3, 64, 96))
-    converted = ts.convert(model, plan.with_tile("2xW"))
+    converted = ts.convert(model, plan.with_tile(tile))
     again = ts.cost(ts.find(converted, (3, 64, 96)))
     assert again.se == ts.cost(plan).se
-    assert again == ts.cost(plan.with_tile("2xW"))
+    assert again == ts.cost(plan.with_tile(tile))
 
 
 # Buffer, element by element.
@@ -157,6 +163,16 @@ def test_buffers_are_those_of_a_loop(tile: ts.Tile, channels: int, height: int, 
     assert row.buffer <= row.buffer_row_order <= row.se_buffer
     assert row.running_sums == (channels if tile.squeeze == "running" else 0)
     assert row.macs == row.tiles * row.se_macs
+
+
+def test_sliding_strips_hold_what_plain_strips_hold_and_take_a_gate_for_each_row() -> None:
+    plan = ts.find(timm.create_model("tf_mobilenetv3_small_100"), (3, 224, 224))
+    plain, sliding, two = (ts.cost(plan.with_tile(t)) for t in ("7xW", "1xW:running+6", "2xW:running+5"))
+    assert plain.tse.buffer == sliding.tse.buffer == two.tse.buffer == two.tse.buffer_row_order == 159_152
+    for block, half in zip(sliding.blocks, two.blocks, strict=True):
+        gates = 1 if block.height == 7 else block.height
+        assert block.macs == gates * block.se_macs
+        assert half.macs == -(-gates // 2) * half.se_macs
 
 
 def test_known_networks() -> None:
@@ -243,6 +259,17 @@ def test_the_table_says_units_and_what_is_not_counted() -> None:
     console = Console(width=150, file=io.StringIO())
     console.print(cost_table(ts.cost(plan)))
     text = console.file.getvalue()
-    for part in ("layer.se", "64x56x56", "25,088", "elements", "multiply-adds", "64 sums", "aten.einsum"):
+    for part in (
+        "layer.se",
+        "64x56x56",
+        "25,088",
+        "elements",
+        "multiply-adds",
+        "64 sums of rows",
+        "aten.einsum",
+    ):
         assert part in text
     assert "aten.einsum" in str(ts.cost(plan))
+    window = str(ts.cost(plan.with_tile("1xW:window-6+6")))
+    assert "25,088" in window  # seven rows wait
+    assert re.search(r"sums of rows +0 +832$", window, re.M)  # and 13 sums a channel

@@ -138,12 +138,59 @@ def detect(path, answer, output=None):
         ({"categories": []}, "lists no category"),
         ({"categories": [{"id": 9, "name": "x"}]}, "which is not listed"),
         ({"images": [{"id": 1, "file_name": "gone.png"}]}, "which is not listed"),
-        ({"annotations": [{"id": 1}]}, "no COCO annotation file: KeyError 'image_id'"),
+        ({"annotations": [{"id": 1}]}, "no COCO annotation file: an entry lacks 'image_id'"),
+        ({"images": [{"id": 1}]}, "an entry lacks 'file_name'"),
+        ({"images": [{"id": 1, "file_name": 7}]}, "file_name of image 1 to be a text"),
+        (
+            {"images": [{"id": 1, "file_name": "1.png", "width": "9"}]},
+            "width of image 1 to be a whole number",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "1.png"}] * 2, "annotations": []},
+            "two of its images have the id 1",
+        ),
+        ({"images": 7}, "no COCO annotation file"),
     ],
 )
 def test_wrong_annotations(tmp_path, changes, message):
     with pytest.raises(TiledSEError, match=message):
         CocoImages(write_coco(tmp_path, **changes), NONE)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([1, 1, float("nan"), 5], "finite number, got nan"),
+        ([float("inf"), 1, 5, 5], "finite number, got inf"),
+        ([1, 1, 0, 5], "width and height above 0, got 0 x 5"),
+        ([1, 1, 5, -5], "width and height above 0, got 5 x -5"),
+        ([1, 1, "5", 5], "finite number, got '5'"),
+        ([96, 1, 5.5, 5], "reaches out of its image of 100 x 100"),
+        ([-1.5, 1, 5, 5], "reaches out of its image"),
+        ([1, 1, 5, 10**400], "finite number"),
+    ],
+)
+def test_boxes_that_are_none(tmp_path, box, message):
+    image = {"id": 1, "file_name": "1.png", "width": 100, "height": 100}
+    entry = {"id": 5, "image_id": 1, "category_id": 0, "bbox": box, "area": 25}
+    with pytest.raises(
+        TiledSEError, match=f"annotation 5: .*{message}|no COCO annotation file: it holds a number"
+    ):
+        CocoImages(write_coco(tmp_path, images=[image], annotations=[entry]), NONE)
+
+
+def test_boxes_of_an_image_whose_size_nobody_says_and_slivers_to_train_on(tmp_path):
+    image = {"id": 1, "file_name": "1.png"}
+    entry = {"id": 5, "image_id": 1, "category_id": 0, "bbox": [90, 1, 12, 5], "area": 60}
+    path = write_coco(tmp_path, images=[image], annotations=[entry])
+    with pytest.raises(
+        TiledSEError, match="image 1.png: annotation 5: its box .* reaches out of its image of 100"
+    ):
+        CocoImages(path, NONE).sample(0)
+    path = write_coco(tmp_path, images=[image], annotations=[entry | {"bbox": [9, 1, 1.5, 0]}])
+    with pytest.raises(TiledSEError, match="above 0"):
+        CocoImages(path, NONE)
+    CocoImages(path, NONE, slivers=True).sample(0)
 
 
 def test_images_that_are_not_there_or_not_those_annotated(tmp_path):

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite
+from tiledse.choose.network import TorchNetwork
+from tiledse.measure.subject import TorchSubject
 from tiledse.networks.building import with_excitation, without_attention
 from tiledse.networks.converter import convert_shared
 
@@ -206,7 +208,7 @@ def test_dtype_moves_with_the_network(model, plan):
     assert tse(torch.randn(1, *SIZE).double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("way", ["export", "fx", "compile"])
+@pytest.mark.parametrize("way", ["export", "compile"])
 def test_tools_that_trace(model, plan, way):
     tse = ts.convert(model, plan)
     x = torch.randn(1, *SIZE)
@@ -214,8 +216,6 @@ def test_tools_that_trace(model, plan, way):
         expected = tse(x)
         if way == "export":
             made = torch.export.export(tse, (x,), strict=False).module()
-        elif way == "fx":
-            made = torch.fx.symbolic_trace(tse)
         else:
             made = torch.compile(tse, backend="eager")
         assert torch.allclose(made(x), expected, atol=1e-6)
@@ -361,6 +361,42 @@ def test_refused_with_the_true_reason(block):
     plan = ts.find(model, SIZE)
     assert not len(plan)
     assert any(block.reason in miss.reason for miss in plan.near_misses), plan.near_misses
+
+
+class AsksWhoRuns(Base):
+    """Another forward for exporters: the trace that was made for eager runs is none for them."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y * self.gate(y)
+        return y if torch.compiler.is_exporting() else x + y
+
+
+def test_a_forward_that_asks_who_runs_it_is_asked_again():
+    model = trained(nn.Sequential(nn.Conv2d(3, 6, 1), AsksWhoRuns()))
+    tse = ts.convert(model, ts.find(model, SIZE).with_tile(ts.Tile(10**9, 10**9)))
+    x = torch.randn(1, *SIZE)
+    with torch.no_grad():
+        assert torch.allclose(tse(x), model(x), atol=1e-5)
+        own, ours = (torch.export.export(m, (x,), strict=False).module()(x) for m in (model, tse))
+        assert torch.allclose(ours, own, atol=1e-5)
+        assert not torch.allclose(ours, tse(x), atol=1e-2)
+
+
+class GivesNothingBack(Net):
+    """``train`` gives nothing back, and so ``eval``: mmpretrain's networks are so."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_gives_nothing_back():
+    model = GivesNothingBack()
+    model.eval()
+    subject = TorchSubject(model, SIZE)
+    assert len(subject.plan) == 3
+    assert subject.network(subject.plan.with_tile("3xW"))(torch.randn(1, *SIZE)).shape == (1, 5)
+    assert TorchNetwork(model, SIZE).run(subject.plan)(torch.randn(1, *SIZE)).shape == (1, 5)
 
 
 class PythonRandom(Base):

@@ -149,3 +149,19 @@ def test_a_fixed_batch_leaves_no_size_open(tmp_path):
     assert_refused(tiledse(*given, "--batch", "1"), "takes a batch of 2, but got 1")
     lcnet = ("convert", "timm:lcnet_050", "--tile", "3xW", "-o", tmp_path / "o.safetensors")
     assert_refused(tiledse(*lcnet, "--batch", "1"), "--batch goes with ONNX")
+
+
+@pytest.mark.parametrize("tile", ["3xW:running-1", "3xW:upper", "2xW:window-2-2"])
+def test_channels_that_are_zero_in_the_rows_seen_refuse_nothing(tile):
+    """After a ReLU a channel may be zero in all rows that a gate sees, and not in the rows that it meets."""
+    net = Net()
+    x = net(
+        "Relu", net("Add", "x", net.const(np.linspace(-6, 3, 10).reshape(1, 1, 10, 1).astype(np.float32)))
+    )
+    wide = net("Relu", net("Conv", x, net.weight(C, 3, 1, 1)))
+    z = net("GlobalAveragePool", wide, name="pool")
+    y = net("Mul", wide, excite(net, z, wide, "conv", "relu", "sigmoid", True, (10, 9)))
+    model = from_proto(net.model(y, ("N", 3, 10, 9)))
+    made = convert_verified(model, find(model).with_tile(tile))
+    assert made.refused == ()
+    assert made.proof.worst_block < 2e-6

@@ -106,4 +106,50 @@ def test_the_multiplications_of_each_spelling_are_counted():
         assert sum(node.macs for node in nodes) == ts.cost(plan).tse.macs
         layers = [m for m in model.block.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
         a_gate = sum(m.weight.numel() + (m.bias is not None and m.bias.numel()) for m in layers)
-        assert [n.macs for n in nodes if n.kind == "excite"] == [8 * 3 * a_gate]
+        if a_gate:  # else its weights are no layers
+            assert [n.macs for n in nodes if n.kind == "excite"] == [8 * 3 * a_gate]
+
+
+class Mixing(nn.Module):
+    """Positions in one axis, as attention has them: no rows are left, and the size is among the arguments."""
+
+    def __init__(self, channels=CHANNELS):
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+        self.se = handwritten.ConvMean(channels)
+
+    def forward(self, x):
+        y = self.linear(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.se(y.reshape(x.shape))
+
+
+def test_a_block_after_a_layer_without_rows():
+    model = Maps(Mixing).double().eval()
+    plan = ts.find(model, (3, HEIGHT, WIDTH)).with_tile("3xW")
+    stream = ts.stream(model, plan, batch=2, rows=8)
+    assert list(stream.whole.values()) == [CHANNELS * HEIGHT * WIDTH]
+    x = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(stream(x), ts.convert(model, plan)(x)) < 1e-12
+    with pytest.raises(
+        ts.TiledSEError, match="the height must be known: layer 'block.linear' takes the whole"
+    ):
+        ts.stream(model, plan, height=None)
+
+
+class Inline(handwritten.ConvMean):
+    """SE within more: the excitation has no module of its own, and so no dtype of its own."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + 0.1 * y.abs()
+
+
+def test_a_block_written_inline_in_float64():
+    model = Maps(Inline).double().eval()
+    plan = ts.find(model, (3, HEIGHT, WIDTH)).with_tile("3xW")
+    stream = ts.stream(model, plan, rows=8)
+    assert [h.rows for h in stream.held() if h.kind == "gate"] == [3]
+    x = torch.randn(1, 3, HEIGHT, WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(stream(x), ts.convert(model, plan)(x)) < 1e-12

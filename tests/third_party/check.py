@@ -104,7 +104,7 @@ def _numbers(
     image: Tensor,
     result: Checked,
 ) -> None:
-    one = convert_shared(model, plan.with_tile(ONE_TILE), (plan, dialects)).eval()
+    one = convert_shared(model, plan.with_tile(ONE_TILE), (plan, dialects))
     with torch.no_grad():
         _judge("one tile a map", _outputs(model(image)), _outputs(one(image)), result)
     tiles = plan

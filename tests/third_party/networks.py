@@ -124,7 +124,7 @@ def transformers() -> Iterator[Network]:
         "EfficientNet classifier": (
             "EfficientNetConfig",
             "EfficientNetForImageClassification",
-            {"hidden_dim": 1280},
+            {**narrow, "hidden_dim": 640},
         ),
         "Align vision": ("AlignVisionConfig", "AlignVisionModel", narrow),
         "PP-LCNet": ("PPLCNetConfig", "PPLCNetBackbone", {}),
@@ -256,4 +256,5 @@ def live(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
         for module in norms:
             module.training = True
         model(torch.randn(2, *size, dtype=torch.float64))
-    return model.eval()
+    model.eval()  # which mmpretrain's networks do not give back
+    return model

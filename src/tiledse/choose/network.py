@@ -14,7 +14,7 @@ from ..errors import TiledSEError
 from ..measure.subject import SharedPrefix, Subject, TorchSubject, first_tiled
 from ..networks.converter import convert_shared, correctable, fingerprint
 from ..networks.finder import find_dialects
-from ..networks.modes import evaluating
+from ..networks.modes import evaluating, in_eval
 from ..plan import Plan
 
 if TYPE_CHECKING:
@@ -97,15 +97,18 @@ class TorchNetwork(Network):
         found, self._dialects = find_dialects(model, input_size)
         self.plan = found.with_tile("HxW") if len(found) else found
         self.model = convert_shared(model, self.plan, (found, self._dialects)) if len(found) else model
+        self._subject: TorchSubject | None = None
         self.weights = fingerprint(model)
 
     def run(self, plan: Plan) -> nn.Module:
         """See Network; parameters are shared."""
-        return convert_shared(self.model, plan).eval()
+        return in_eval(convert_shared(self.model, plan))
 
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network."""
-        return TorchSubject(self.model, self.plan.input_size).branches(plans)
+        if self._subject is None:
+            self._subject = TorchSubject(self.model, self.plan.input_size)
+        return self._subject.branches(plans)
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""

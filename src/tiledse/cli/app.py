@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -17,7 +17,7 @@ from rich.console import Console
 from ..documents import write_json
 from ..errors import TiledSEError
 from ..names import harmless
-from ..report.terminal import Shown
+from ..report.terminal import Shown, needed_width
 from ..signals import raised, said
 from .verbs import Verbs
 
@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        return _refuse(
+            "standard output is closed, so no result could be read; leave it open, or send it to a file"
+        )
     command = typer.main.get_command(app)
     try:
         result = command.main(
@@ -78,9 +82,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        # The reader of our output went away (`tiledse find ... | head`): not an error of use.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader of our text went away (`tiledse find ... | head`): not an error of use
     except OSError as error:
         return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     if result == 130:  # newer typer ends a KeyboardInterrupt itself, without a word
@@ -104,25 +106,65 @@ def _harmless_output() -> Iterator[None]:
 
 
 def _refuse(line: str, code: int = 2) -> int:
-    print(f"tiledse: {harmless(' '.join(line.split()))}", file=sys.stderr)
+    say(f"tiledse: {' '.join(line.split())}")
     return code
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    print(write_json(value, indent=1))
+    """One JSON object on standard output.
+
+    Raises:
+        TiledSEError: a figure is no number, or standard output was closed before the object was whole.
+    """
+    text = write_json(value, indent=1)
+    try:
+        with _output():
+            print(text)
+    except BrokenPipeError:
+        raise TiledSEError(
+            "standard output was closed before the JSON was whole; keep its reader running to the end"
+        ) from None
 
 
 def print_text(*renderables: Any) -> None:
-    """Tables and lines on standard output; never cut to the width of a file or pipe."""
+    """Tables and lines on standard output: whole names in a file or pipe, and every column on a narrow terminal."""
     # No markup and no emoji: a name with [brackets] or :colons: in it is printed as it is.
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=160)
-    for renderable in renderables:
-        console.print(Shown(renderable))
+    console = _Console(highlight=False, markup=False, emoji=False)
+    terminal = console.is_terminal
+    least = console.width if terminal else 160
+    with _output():
+        for renderable in renderables:
+            shown = Shown(renderable)
+            console.width = max(least, needed_width(console, shown.renderable, wrap=terminal))
+            lines = isinstance(renderable, str) and not terminal
+            console.print(shown.renderable if lines else shown, soft_wrap=lines)
 
 
 def say(line: str) -> None:
-    """One line about the run on standard error."""
-    print(harmless(line), file=sys.stderr)
+    """One line about the run on standard error, where that is open."""
+    if sys.stderr is not None:  # print would take standard output in its place
+        print(harmless(line), file=sys.stderr)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with 1; how we end is decided in one place."""
+        raise BrokenPipeError
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Print to standard output to the end: what cannot be written is told now, not when the process ends."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(
+            OSError, ValueError
+        ):  # what is left in the buffer goes nowhere: Python flushes it again
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise TiledSEError(f"cannot write to standard output: {error.strerror or error}") from error

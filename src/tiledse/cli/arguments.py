@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..errors import TiledSEError
 from ..networks import find as find_blocks
 from ..networks.loading import Loaded, load
+from ..numerals import parse_whole, quoted
 from ..plan import Plan
 from ..tile import Tile
 from .app import say
@@ -21,10 +21,12 @@ def parse_size(text: str | None) -> tuple[int, int, int] | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if match is None:
-        raise TiledSEError(f"no size: --input '{text}'; expected CxHxW, such as 3x224x224")
-    channels, height, width = (int(side) for side in match.groups())
+    try:
+        channels, height, width = (parse_whole(side, "each side", 1, 10**6) for side in text.split("x"))
+    except ValueError:
+        raise TiledSEError(
+            f"no size: --input {quoted(text)}; expected CxHxW of whole numbers up to 1000000, such as 3x224x224"
+        ) from None
     return channels, height, width
 
 
@@ -100,20 +102,3 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     chosen = Plan.load(plan)
     chosen.check_network(found)
     return chosen
-
-
-def check_targets(force: bool, *paths: Path | None) -> None:
-    """Check that outputs may be written before the work for them begins; None is an output that nobody asked for.
-
-    Raises:
-        TiledSEError: a file exists and --force was not given, or its folder does not exist.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise TiledSEError(f"cannot write {path}: it is a folder; give the name of a file")
-        if path.exists() and not force:
-            raise TiledSEError(f"{path} exists; give --force to replace it, or another name")
-        if not path.parent.is_dir():
-            raise TiledSEError(f"cannot write {path}: there is no folder {path.parent}; make it first")

@@ -21,7 +21,7 @@ from ..measure.whole_networks import NETWORKS, compare_network
 from ..report.timing import compiled_table, networks_table, operator_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets
+from .outputs import Output, check_outputs
 from .progress import progress_bar
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def bench(
         raise TiledSEError(
             f"expected at least 2 repeats, 1 thread and 1 to {len(SHAPES)} shapes, got {repeats}, {threads}, {shapes}"
         )
-    check_targets(force, output)
+    check_outputs(force, [Output("-o", output)])
     if allocator == "keep" and not keep_freed_memory():
         say("the C library has no mallopt: timings are with its own allocator settings")
         allocator = "system"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
@@ -17,9 +18,10 @@ from ..measure.images import ListedImages
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan, parse_tiles, tell_random
+from .arguments import choose_plan, parse_tiles, tell_random
 from .measuring import Opened, Setting, open_measured
 from .onnx import is_onnx
+from .outputs import Output, check_folder, check_outputs, drawing
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -71,18 +73,20 @@ def calibrate(
     from ..choose.divergence import divergence
     from ..choose.network import network_of
 
-    check_targets(force, output)
-    if output.suffix not in (".json", ".safetensors", ".onnx"):
-        raise TiledSEError(
-            f"cannot write {output}: expected a name that ends in .json, .safetensors or .onnx"
-        )
-    if output.suffix == (".safetensors" if is_onnx(model) else ".onnx"):
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
+    check_outputs(
+        force,
+        [Output("-o", output, (".json", ".safetensors", ".onnx"))],
+        [model, weights, plan, *setting.files],
+    )
+    if output.suffix.lower() == (".safetensors" if is_onnx(model) else ".onnx"):
         raise TiledSEError(
             f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
         )
-    if prior <= 0 or images < 1:
-        raise TiledSEError(f"expected --prior above 0 and --images of at least 1, got {prior} and {images}")
-    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
+    if not 0 < prior < inf or images < 1 or batch_size < 1:
+        raise TiledSEError(
+            f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and {batch_size}"
+        )
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=False)
     network = network_of(opened.subject)
     chosen = choose_plan(network.plan, tile, plan).uncalibrated
@@ -191,15 +195,23 @@ def search(
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
 
-    check_targets(force, output, plot)
-    if few < 1:
-        raise TiledSEError(f"expected --few of at least 1 image, got {few}")
+    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
+    check_outputs(
+        force,
+        [Output("-o", output, (".json",)), drawing(plot)],
+        [model, weights, calibrate_on, *setting.files],
+    )
+    if cache is not None:
+        check_folder("--cache", cache)
+    if few < 1 or batch_size < 1:
+        raise TiledSEError(f"expected --few and --batch-size of at least 1 image, got {few} and {batch_size}")
+    if max_drop is not None and not isfinite(max_drop):
+        raise TiledSEError(f"--max-drop {max_drop}: expected a number of percentage points, such as 1.5")
     if buffer == "pipeline" and is_onnx(model):
         raise TiledSEError(
             f"--buffer pipeline counts the rows of a PyTorch network, and {model} is an ONNX file; give the network it "
             "was made from (timm:NAME --weights FILE), or --buffer gates"
         )
-    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
     network = network_of(opened.subject)
     order = GATES
@@ -249,9 +261,9 @@ def _split(source: ListedImages, limit: int) -> tuple[list[int], list[int]]:
 
 
 def _write(opened: Opened, network: Network, plan: Plan, output: Path, force: bool) -> None:
-    if output.suffix == ".json":
+    if output.suffix.lower() == ".json":
         plan.save(output)
-    elif output.suffix == ".safetensors":
+    elif output.suffix.lower() == ".safetensors":
         from ..networks.saving import save
 
         save(network.run(plan), plan, output, opened.name)

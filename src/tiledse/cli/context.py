@@ -21,9 +21,10 @@ from ..measure.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan, parse_tiles
+from .arguments import choose_plan, parse_tiles
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
 from .onnx import shown_name
+from .outputs import Output, check_outputs, drawing
 from .progress import progress_bar
 
 
@@ -64,7 +65,9 @@ def correlate(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Correlation]:
-        check_targets(force, channels, plot)
+        check_outputs(
+            force, [Output("--channels", channels), drawing(plot)], [model, weights, plan, *setting.files]
+        )
         wanted = None if tiles is None else parse_tiles(tiles)
         if (wanted is None) == (tile is None and plan is None):
             raise TiledSEError("give the tiles with --tiles T,T,..., --tile T or --plan FILE, one of them")
@@ -129,7 +132,7 @@ def sensitivity(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
 
     def work(speaks: bool) -> tuple[str, Sensitivity]:
-        check_targets(force, plot)
+        check_outputs(force, [drawing(plot)], [model, weights, *setting.files])
         wanted = parse_tiles(tiles)
         opened = opened_together(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
@@ -191,21 +194,33 @@ def sweep(
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, class_map, mean, std)
     wanted = parse_tiles(tiles)
     setting.check()
-    check_targets(force, plot)
+    check_outputs(
+        force, [Output("-o", output, grows=True), drawing(plot)], [*models, *(weights or ()), *setting.files]
+    )
     if weights and len(weights) != len(models):
         raise TiledSEError(f"{len(models)} networks and {len(weights)} --weights; give one for each, or none")
     file = SweepFile(output)
 
-    def entry(number: int, speaks: bool) -> Entry:
-        model, own = models[number], weights[number] if weights else None
-        labels = {
+    labels = [
+        {
             "model": shown_name(model),
-            "weights": "pretrained" if pretrained else "" if own is None else own.name,
+            "weights": "pretrained" if pretrained else weights[number].name if weights else "",
             "task": task,
             "data": Path(data).name,
             "preprocess": preprocess if adapter is None else adapter,
             "input": input or "",
         }
+        for number, model in enumerate(models)
+    ]
+    for one in labels:
+        if labels.count(one) > 1:
+            raise TiledSEError(
+                f"two of the networks are called '{one['model']}' in the results, with the same weights; give them one "
+                "by one with an -o each"
+            )
+
+    def entry(number: int, speaks: bool) -> Entry:
+        model, own = models[number], weights[number] if weights else None
 
         def open_() -> tuple[object, object]:
             opened: Opened = opened_together(
@@ -213,7 +228,7 @@ def sweep(
             )
             return opened.subject, opened.task
 
-        return Entry(labels, open_)  # type: ignore[arg-type]
+        return Entry(labels[number], open_)  # type: ignore[arg-type]
 
     def work(speaks: bool) -> int:
         had = len(file.rows)
@@ -235,8 +250,8 @@ def sweep(
     if had is None:
         return
     say(f"{len(file.rows) - had} new rows in {output}, {had} were there")
-    names = {shown_name(model) for model in models}
-    asked = [row for row in file.rows if row["model"] in names]
+    # The file may hold results of other images or weights; a table has no column for those.
+    asked = [row for row in file.rows if any(one.items() <= row.items() for one in labels)]
     if plot is not None:
         from ..report.plots import draw_sweep
 

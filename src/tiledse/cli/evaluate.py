@@ -16,9 +16,10 @@ from ..measure.processes import own_device
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan
+from .arguments import choose_plan
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
 from .onnx import is_onnx
+from .outputs import Output, check_outputs
 from .progress import progress_bar
 
 
@@ -70,7 +71,7 @@ def evaluate(
         if images is not None:
             if task != "classify":
                 raise TiledSEError("--images goes with --task classify; leave it out")
-            check_targets(force, images)
+            check_outputs(force, [Output("--images", images)], [model, weights, plan, *setting.files])
         chosen: list[Plan] = []
 
         def open_() -> Opened:

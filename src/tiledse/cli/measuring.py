@@ -16,6 +16,7 @@ from ..measure.preprocessing import Kind, Preprocessing, torchvision_config
 from ..measure.processes import joined_processes, part, together
 from ..measure.subject import Subject, TorchSubject
 from ..measure.tasks import Task
+from ..numerals import parse_reals
 from ..plan import Plan
 from .app import say
 from .arguments import check_blocks, load_model, parse_size, tell_random
@@ -38,6 +39,11 @@ class Setting:
     class_map: Path | None = None
     mean: str | None = None
     std: str | None = None
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read of images and labels."""
+        return self.data, self.images_dir, self.masks, self.class_map
 
     def check(self) -> None:
         """Refuse options that do not go together.
@@ -75,12 +81,17 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     Raises:
         TiledSEError: they are none.
     """
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
+        found = parse_reals(text, "each")
+        if option == "--std" and min(found) <= 0:
+            raise ValueError("expected each to be above 0")
+    except ValueError as error:
         raise TiledSEError(
-            f"no numbers: {option} '{text}'; expected one a channel, such as 0.5,0.5,0.5"
+            f"no numbers: {option} '{text}': {error}; expected one a channel, such as 0.5,0.5,0.5"
         ) from None
+    return found
 
 
 def open_subject(

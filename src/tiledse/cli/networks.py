@@ -16,8 +16,9 @@ from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, choose_plan, load_planned, tell_random
+from .arguments import choose_plan, load_planned, tell_random
 from .onnx import OnnxForm, convert_to_onnx, find_any, is_onnx
+from .outputs import Output, check_outputs
 
 
 @app.command()
@@ -26,10 +27,11 @@ def find(
     input: options.Input = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
+    image: options.Image = None,
     json: options.Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
-    name, plan = find_any(model, input, weights, pretrained)
+    name, plan = find_any(model, input, weights, pretrained, image)
     if json:
         whole = plan.to_dict()
         blocks = [{k: v for k, v in block.items() if k != "excite_macs"} for block in whole["blocks"]]
@@ -61,13 +63,14 @@ def plan(
     input: options.Input = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
+    image: options.Image = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Choose a tile for each block and write the plan."""
-    check_targets(force, output)
+    check_outputs(force, [Output("-o", output, (".json",))], [model, weights])
     settings = [_setting(text) for text in set_ or []]
-    name, found = find_any(model, input, weights, pretrained)
+    name, found = find_any(model, input, weights, pretrained, image)
     chosen = _plan(found, tile, first, settings)
     chosen.save(output)
     if json:
@@ -99,10 +102,11 @@ def cost(
     input: options.Input = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
+    image: options.Image = None,
     json: options.Json = False,
 ) -> None:
     """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
-    _, found = find_any(model, input, weights, pretrained)
+    _, found = find_any(model, input, weights, pretrained, image)
     counted = count_cost(choose_plan(found, tile, plan))
     if json:
         print_json(counted.to_dict())
@@ -121,6 +125,7 @@ def convert(
     input: options.Input = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
+    image: options.Image = None,
     divisor_tiles: Annotated[
         bool,
         typer.Option(
@@ -144,14 +149,24 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
-    check_targets(force, output, alls)
+    check_outputs(
+        force,
+        [Output("-o", output, (".onnx", ".safetensors")), Output("--alls", alls)],
+        [model, weights, plan],
+    )
     if is_onnx(output):
-        form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify)
+        form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify, image)
         convert_to_onnx(model, output, tile, plan, input, weights, pretrained, form, force, json)
         return
     if is_onnx(model):
         raise TiledSEError(f"{model} is an ONNX network; give an output that ends in .onnx, got {output}")
-    given = {"--divisor-tiles": divisor_tiles, "--alls": alls, "--batch": batch, "--ir-version": ir_version}
+    given = {
+        "--divisor-tiles": divisor_tiles,
+        "--alls": alls,
+        "--batch": batch,
+        "--ir-version": ir_version,
+        "--image": image,
+    }
     for option in (name for name, value in given.items() if value):
         raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)

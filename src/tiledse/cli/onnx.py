@@ -14,6 +14,7 @@ from ..networks.loading import Loaded
 from ..plan import Plan
 from .app import print_json, print_text, say
 from .arguments import choose_plan, load_model, load_planned, parse_size, tell_random
+from .outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from ..onnx import Converted, OnnxModel
@@ -29,7 +30,7 @@ def shown_name(model: str) -> str:
     return Path(model).name if is_onnx(model) else model
 
 
-def open_onnx(model: str, weights: Path | None, pretrained: bool) -> OnnxModel:
+def open_onnx(model: str, weights: Path | None, pretrained: bool, image: str | None = None) -> OnnxModel:
     """Read FILE.onnx.
 
     Raises:
@@ -43,16 +44,20 @@ def open_onnx(model: str, weights: Path | None, pretrained: bool) -> OnnxModel:
         raise TiledSEError(
             f"{model} needs the package {error.name}; install it with: pip install 'tiledse[onnx]'"
         ) from error
-    return load(model)
+    return load(model, image)
 
 
-def find_any(model: str, size: str | None, weights: Path | None, pretrained: bool) -> tuple[str, Plan]:
+def find_any(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, image: str | None = None
+) -> tuple[str, Plan]:
     """The name and the SE blocks of MODEL, PyTorch or ONNX."""
     if is_onnx(model):
-        opened = open_onnx(model, weights, pretrained)
+        opened = open_onnx(model, weights, pretrained, image)
         from ..onnx import find
 
         return model, find(opened, parse_size(size))
+    if image is not None:
+        raise TiledSEError(f"--image goes with FILE.onnx, got {model}; leave it out")
     loaded = load_model(model, size, weights, pretrained)
     return loaded.name, find_blocks(loaded.model, loaded.input_size)
 
@@ -66,6 +71,7 @@ class OnnxForm(NamedTuple):
         ir_version: Of the file format; None leaves it as it is.
         alls: Where the line for a Hailo model script goes.
         verify: Whether to try what was made.
+        image: Which input takes the image, where FILE.onnx has several.
     """
 
     divisor_tiles: bool = False
@@ -73,6 +79,7 @@ class OnnxForm(NamedTuple):
     ir_version: int | None = None
     alls: Path | None = None
     verify: bool = True
+    image: str | None = None
 
 
 def convert_to_onnx(
@@ -83,7 +90,10 @@ def convert_to_onnx(
     from .. import onnx as room
 
     if is_onnx(model):
-        source, loaded = open_onnx(model, weights, pretrained), None
+        source, loaded = open_onnx(model, weights, pretrained, form.image), None
+        # What lies beside the file is read too, and what is written may have a file beside it.
+        data = Output("-o", output.with_name(f"{output.name}.data"))
+        check_outputs(True, [Output("-o", output), Output("--alls", form.alls), data], source.data_files)
         chosen = choose_plan(room.find(source, parse_size(size)), tile, plan)
     else:
         loaded, ours = load_planned(model, size, weights, pretrained, tile, plan)
@@ -112,6 +122,7 @@ def convert_to_onnx(
     lines = [
         f"{converted} of {len(made.plan)} SE blocks have tiles now: {output}",
         *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in made.refused),
+        *_upgrade_line(source, made),
         *_verified_lines(made, difference),
         "operators  before  after",
         *_operator_lines(before, after),
@@ -119,6 +130,11 @@ def convert_to_onnx(
     print_text("\n".join(lines))
     if form.alls is not None:
         say(f"wrote {form.alls}")
+
+
+def _upgrade_line(source: OnnxModel, made: Converted) -> list[str]:
+    old, new = source.opset, made.model.opset
+    return [] if old == new else [f"the file had opset {old}; onnx's version converter brought it to {new}"]
 
 
 def _verified_lines(made: Converted, difference: float | None) -> list[str]:

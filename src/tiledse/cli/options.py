@@ -28,6 +28,12 @@ TileText = Annotated[
         "1xW:window-6+6.",
     ),
 ]
+Image = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--image", metavar="NAME", help="FILE.onnx with several inputs: the one that takes the image."
+    ),
+]
 PlanFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--plan", metavar="FILE", help="A plan: JSON, or safetensors from `convert`."),

@@ -27,7 +27,8 @@ from ..stream.sources import ImageRows, OutputFile
 from ..stream.trace_file import write_trace
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import check_targets, load_planned
+from .arguments import load_planned
+from .outputs import Output, check_outputs, drawing
 
 Plot = Annotated[
     Optional[Path],  # noqa: UP045
@@ -65,7 +66,8 @@ def stream(
 
     Rows of integers are scaled by their largest value and then by the mean and deviation that timm gives the network.
     """
-    check_targets(force, output, plot)
+    read = [model, weights, plan, image]
+    check_outputs(force, [Output("-o", output), drawing(plot)], read)
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     config = getattr(loaded.model, "pretrained_cfg", None) or {}
     source = None if image is None else ImageRows(image, config.get("mean"), config.get("std"))
@@ -75,6 +77,9 @@ def stream(
             raise TiledSEError(f"{image} has {source.channels} channels, the network takes {channels}")
         height, width = source.height, source.width
     s = make_stream(loaded.model, chosen, height=height, width=width, rows=rows)
+    names = [] if output is None else _names(output, len(s.graph.outputs))
+    if len(names) > 1:
+        check_outputs(force, [Output("-o", name) for name in names], read)
 
     def chunks() -> Iterator[Tensor]:
         if source is not None:
@@ -191,7 +196,13 @@ def _run(s: Stream, chunks: Iterator[Tensor], output: Path | None) -> None:
             files.append(OutputFile(file, value.shape, value.row_dim))
         for out in s.run(chunks):
             for i, leaf in enumerate(torch.utils._pytree.tree_flatten(out, is_leaf=lambda x: x is None)[0]):
-                if leaf is not None and files:
+                if leaf is None:
+                    continue
+                if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+                    raise TiledSEError(
+                        f"output {i} of the network is not finite; check its weights and the image's numbers"
+                    )
+                if files:
                     files[i].put(leaf)
         for open_file in files:
             open_file.close()
@@ -223,7 +234,7 @@ def simulate(
     json: options.Json = False,
 ) -> None:
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
-    check_targets(force, plot, trace)
+    check_outputs(force, [drawing(plot), Output("--trace", trace)], [model, weights, plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
     loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
     se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)

@@ -15,6 +15,7 @@ from ..train.sections import Network, Variant
 from ..train.tables import differences
 from . import options
 from .app import Interrupted, app, print_json, print_text, say
+from .outputs import check_folder
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/table1_tiles.toml.")
@@ -225,8 +226,7 @@ def _run(
         raise TiledSEError(f"--workers {workers}: expected at least 0")
     if weights is not None and not weights.is_file():
         raise TiledSEError(f"no weights file {weights}; expected .safetensors or a torch checkpoint")
-    if out.exists() and not out.is_dir():
-        raise TiledSEError(f"cannot write to {out}: it is a file; give the name of a folder")
+    check_folder("-o", out)
     engine = accelerator(device, amp, accumulate)
     speaks = engine.is_main_process
     if speaks and notes["changed"]:

@@ -10,7 +10,7 @@ import typer
 from ..errors import TiledSEError
 from . import options
 from .app import app, print_json, print_text
-from .arguments import check_targets
+from .outputs import Output, check_outputs
 
 
 @app.command("zoo")
@@ -45,7 +45,7 @@ def zoo(
         return
     entry = find_entry(name)
     if out is not None:
-        check_targets(force, out)
+        check_outputs(force, [Output("-o", out, (".safetensors",))])
         model, plan, _ = open_network(name)
         save(model, plan, out, f"zoo:{name}")
     if json:

@@ -126,7 +126,7 @@ class Cost:
             f"{'  row by row':18}{_digits(self.se.buffer):>18}{_digits(self.tse.buffer_row_order):>18}",
         ]
         if self.tse.running_sums:
-            lines.append(f"{'  running sums':18}{0:>18}{_digits(self.tse.running_sums):>18}")
+            lines.append(f"{'  sums of rows':18}{0:>18}{_digits(self.tse.running_sums):>18}")
         if self.uncounted:
             lines.append(f"MACs not counted: {', '.join(self.uncounted)}")
         return "\n".join(lines)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..documents import read_json
 from ..errors import TiledSEError, first_line, told_as
+from ..numerals import quoted, real, text_of, whole
 from .adapters import Detector
 from .average_precision import Matches
 from .images import Batch, ListedImages, Sample
@@ -28,15 +29,19 @@ class CocoImages(ListedImages):
         path: The file.
         detector: Makes the inputs.
         folder: What the file's ``file_name`` are relative to; left out, the file's own folder.
+        slivers: Whether boxes without width or height are taken, as COCO's train2017 has two; no detection can match
+            one, so they are nothing to measure with.
 
     Raises:
         TiledSEError: no such file, no COCO annotations, no image, an image that is missing, an annotation of an image
-            or category that is not listed.
+            or category that is not listed, a box that is none or reaches out of its image by more than a pixel.
     """
 
-    def __init__(self, path: str | Path, detector: Detector, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, path: str | Path, detector: Detector, folder: str | Path | None = None, slivers: bool = False
+    ) -> None:
         path = Path(path)
-        self.truth = _read(path)
+        self.truth = _read(path, slivers)
         data = self.truth.dataset
         root = path.parent if folder is None else Path(folder)
         self.ids = [image["id"] for image in data["images"]]
@@ -62,12 +67,17 @@ class CocoImages(ListedImages):
                     f"{said[0]}x{said[1]}; give the images that were annotated"
                 )
             self.sizes[place] = image.size
+            for entry in self.truth.imgToAnns[self.ids[place]] if None in said else ():
+                try:  # only now is it known how large the image is
+                    _check_box(entry, image.size, True)
+                except ValueError as error:
+                    raise TiledSEError(f"annotation {entry['id']}: {error}; mend it or take it out") from None
             return self.preprocess(image)
 
         return Sample(read_image(self.folder / name, name, prepare), place, name, (0, index))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, slivers: bool) -> Any:
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -90,7 +100,12 @@ def _read(path: Path) -> Any:
     if not data["categories"]:
         raise TiledSEError(f"{path} lists no category; COCO's AP needs them")
     try:
-        images = {image["id"] for image in data["images"]}
+        images = {image["id"]: (image.get("width"), image.get("height")) for image in data["images"]}
+        for image in data["images"]:
+            text_of(image["file_name"], f"file_name of image {quoted(image['id'])}")
+            for side in ("width", "height"):
+                if image.get(side) is not None:
+                    whole(image[side], f"{side} of image {quoted(image['id'])}")
         categories = {category["id"] for category in data["categories"]}
         for entry in data["annotations"]:
             if entry["image_id"] not in images:
@@ -105,17 +120,48 @@ def _read(path: Path) -> Any:
                 raise TiledSEError(
                     f"{path}: the box of annotation {entry['id']} has {len(entry['bbox'])} numbers, not 4"
                 )
+            try:
+                _check_box(entry, images[entry["image_id"]], slivers)
+            except ValueError as error:
+                raise TiledSEError(
+                    f"{path}: annotation {entry['id']}: {error}; mend it or take it out"
+                ) from None
             entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
             entry.setdefault("iscrowd", 0)
-    except (KeyError, TypeError) as error:
-        raise TiledSEError(
-            f"{path} is no COCO annotation file: {type(error).__name__} {first_line(error)}"
-        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"an entry lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise TiledSEError(f"{path} is no COCO annotation file: {what}") from error
+    for kind in ("images", "annotations", "categories"):
+        _check_unique(path, kind, [entry["id"] for entry in data[kind]])
     truth = COCO()
     truth.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
+
+
+def _check_box(entry: dict[str, Any], size: tuple[int | None, int | None], slivers: bool) -> None:
+    """Check that a box is one, and within its image but for a pixel."""
+    x, y, wide, high = (real(number, "each number of its box") for number in entry["bbox"])
+    least = min(wide, high)
+    if least < 0 or (least == 0 and not slivers):
+        raise ValueError(f"expected a box of a width and height above 0, got {wide:g} x {high:g}")
+    real(entry.get("area", 0), "its area", 0)
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"expected iscrowd to be 0 or 1, got {quoted(entry['iscrowd'])}")
+    ends = (x + wide, y + high)
+    outside = min(x, y) < -1 or any(side is not None and end > side + 1 for end, side in zip(ends, size))
+    if outside:
+        raise ValueError(
+            f"its box ({x:g}, {y:g}, {wide:g} wide, {high:g} high) reaches out of its image of "
+            f"{size[0]} x {size[1]} by more than a pixel"
+        )
+
+
+def _check_unique(path: Path, kind: str, ids: list[Any]) -> None:
+    if len(set(ids)) < len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise TiledSEError(f"{path}: two of its {kind} have the id {quoted(twice)}; give each its own")
 
 
 class Detection(Task[np.ndarray]):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
+from .pixels import opened
 
 Kind = Literal["network", "crop"]
 
@@ -153,13 +154,16 @@ def torchvision_config(name: str) -> dict[str, Any]:
     }
 
 
-def read_image(source: Path | BinaryIO, name: str, preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
+def read_image(
+    source: Path | BinaryIO, name: str, preprocess: Callable[[Image.Image], Tensor], scaled: bool = True
+) -> Tensor:
     """Read one image and make it an input.
 
     Args:
         source: The file, or its open bytes.
         name: What errors call it.
         preprocess: PIL image to tensor (C, H, W).
+        scaled: Whether values become 0 to 255 by their type's range; not for masks, whose values are classes.
 
     Returns:
         (C, H, W).
@@ -168,9 +172,12 @@ def read_image(source: Path | BinaryIO, name: str, preprocess: Callable[[Image.I
         TiledSEError: the image is missing, cut off, no image, or too small; it is named.
     """
     try:
-        with Image.open(source) as image:
-            image.load()
-            return preprocess(image)
+        if scaled:
+            with opened(source) as image:
+                return preprocess(image)
+        with Image.open(source) as mask:
+            mask.load()
+            return preprocess(mask)
     except TiledSEError as error:
         raise TiledSEError(f"image {name}: {error}") from error
     # PIL's decoders raise all of these on damaged files.

@@ -128,7 +128,7 @@ class Segmentation(Task[np.ndarray]):
 
     def _truth(self, place: int, name: str) -> Tensor:
         path = self.images.masks[place]
-        truth = read_image(path, f"{path.name} (the mask of {name})", self.segmenter.truth)
+        truth = read_image(path, f"{path.name} (the mask of {name})", self.segmenter.truth, scaled=False)
         if truth.ndim != 2:
             raise TiledSEError(f"mask {path.name}: expected an index map (H, W), got {tuple(truth.shape)}")
         values = set(truth.unique().tolist()) - {self.segmenter.ignore}

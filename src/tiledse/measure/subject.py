@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..networks.converter import convert_shared
 from ..networks.finder import find_dialects
-from ..networks.modes import evaluating
+from ..networks.modes import evaluating, in_eval
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
@@ -117,7 +117,7 @@ class TorchSubject(Subject):
 
     def network(self, plan: Plan) -> nn.Module:
         """See Subject; parameters and buffers are those of the model given."""
-        return convert_shared(self.model, plan, (self.plan, self._dialects)).eval()
+        return in_eval(convert_shared(self.model, plan, (self.plan, self._dialects)))
 
     def module(self, block: int) -> nn.Module:
         """The SE block's module."""

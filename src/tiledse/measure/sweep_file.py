@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import TiledSEError
 from ..files import write_csv
+from ..locks import locked
 from ..numerals import parse_real
 
 COLUMNS = (
@@ -45,19 +46,24 @@ class SweepFile:
             raise TiledSEError(
                 f"cannot write {self.path}: there is no folder {self.path.parent}; make it first"
             )
-        if self.path.exists():
-            try:
-                with self.path.open(newline="", encoding="utf-8") as file:
-                    reader = csv.DictReader(file)
-                    self.rows = list(reader)
-            except (OSError, UnicodeDecodeError, csv.Error) as error:
-                raise TiledSEError(f"cannot read {self.path}: {error}") from error
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise TiledSEError(
-                    f"{self.path} is no result of a sweep, so nothing is added to it; give another name with -o"
-                )
-            for line, row in enumerate(self.rows, 2):
-                self._check(row, line)
+        self.rows = self._read()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise TiledSEError(f"cannot read {self.path}: {error}") from error
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise TiledSEError(
+                f"{self.path} is no result of a sweep, so nothing is added to it; give another name with -o"
+            )
+        for line, row in enumerate(rows, 2):
+            self._check(row, line)
+        return rows
 
     def _check(self, row: dict[Any, Any], line: int) -> None:
         """Check a row that was read: what is drawn and printed beside new rows must be as good as they are."""
@@ -78,7 +84,14 @@ class SweepFile:
         return any(all(old[key] == str(row[key]) for key in _KEY) for old in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row and write the file, whole or not at all."""
-        rows = [*self.rows, {key: str(row[key]) for key in COLUMNS}]
-        write_csv(self.path, rows, COLUMNS)
-        self.rows = rows
+        """Add a row and write the file, whole or not at all; rows that another sweep has added meanwhile stay.
+
+        Raises:
+            TiledSEError: it cannot be written, or is no result of a sweep any more.
+        """
+        with locked(self.path):
+            rows = self._read()
+            if not any(all(old[key] == str(row[key]) for key in _KEY) for old in rows):
+                rows.append({key: str(row[key]) for key in COLUMNS})
+                write_csv(self.path, rows, COLUMNS)
+            self.rows = rows

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..correction import Correction
-from ..errors import TiledSEError
+from ..errors import TiledSEError, first_line
 from ..op.correction import correct
-from ..op.functional import direct, mean, scale, squeeze, tiled_squeeze_excite
+from ..op.functional import direct, scale, tiled_squeeze_excite
 from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
@@ -129,6 +129,8 @@ class TiledBlock(nn.Module):
         made = self.tiledse
         way = made.way
         excite = made.dialect.excite
+        if isinstance(descriptors, fx.Proxy):
+            return _traced(excite, self, descriptors)
         if way.folded_training if self.training else way.folded:
             return _folded(excite, self, descriptors)
         return excite(self, descriptors)
@@ -148,11 +150,9 @@ class TiledBlock(nn.Module):
         whole = x
         if made.dialect.nhwc:
             x = x.permute(0, 3, 1, 2)
-        if isinstance(x, fx.Proxy):
-            x = self._tiledse_traced(x)
-        elif made.correction is not None:
-            gates = direct(self._tiledse_excite, x)(self._tiledse_corrected(x, made.correction))
-            x = scale(x, gates, made.tile)
+        if made.correction is not None:
+            descriptors = self._tiledse_corrected(x, made.correction)
+            x = scale(x, direct(self._tiledse_excite, x)(descriptors), made.tile)
         else:
             reduce = made.dialect.squeeze(self)
             into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled()
@@ -164,24 +164,13 @@ class TiledBlock(nn.Module):
         x = x.permute(0, 2, 3, 1) if made.dialect.nhwc else x
         return whole.copy_(x) if made.way.inplace else x
 
-    def _tiledse_traced(self, x: Any) -> Any:
-        """The same for torch.fx, which knows no shapes: squeeze and scale stay calls, the layers are traced."""
-        made = self.tiledse
-        if made.correction is not None:
+    def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
+        """Descriptors by the numbers of the calibration."""
+        if isinstance(x, fx.Proxy):
             raise TiledSEError(
                 "torch.fx cannot trace a calibrated block, whose numbers belong to maps of one height; "
                 "use torch.export or torch.jit.trace"
             )
-        call = x.tracer.create_proxy
-        reduce = made.dialect.squeeze(self)
-        descriptors = call(
-            "call_function", squeeze, (x, str(made.tile), *(() if reduce is mean else (reduce,))), {}
-        )
-        gates = self._tiledse_excite(descriptors)
-        return call("call_function", scale, (x, gates, str(made.tile)), {})
-
-    def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
-        """Descriptors by the numbers of the calibration."""
         if x.dim() != 4 or x.shape[2] != correction.height:
             raise TiledSEError(
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
@@ -319,6 +308,21 @@ def twin(block: nn.Module) -> nn.Module:
         {key: value.copy() if isinstance(value, (dict, set)) else value for key, value in vars(block).items()}
     )
     return other
+
+
+def _traced(excite: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, descriptors: Any) -> Any:
+    """The excitation in a trace by torch.fx.
+
+    Raises:
+        TiledSEError: it is no list of layers that can be called by themselves.
+    """
+    try:
+        return excite(block, descriptors)
+    except Exception as error:
+        raise TiledSEError(
+            f"torch.fx cannot trace the excitation of this block apart from its forward ({first_line(error, 60)}); use "
+            "torch.export or torch.jit.trace, or register a dialect for its class with the layers in order"
+        ) from error
 
 
 def _folded(excite: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, descriptors: Tensor) -> Tensor:

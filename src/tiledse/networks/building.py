@@ -15,6 +15,7 @@ from .dialects import Dialect, Layers
 from .finder import find_dialects
 from .inline_block import DIALECT as INLINE
 from .loading import load
+from .modes import in_train
 
 Size = tuple[int, int, int]
 
@@ -41,7 +42,7 @@ def build_classifier(model: str, classes: int, input_size: Size) -> nn.Module:
             network = _timm(name, classes, input_size[0]) if source == "timm" else _torchvision(name, classes)
         except TypeError as error:
             raise TiledSEError(f"{model} takes no head of {classes} classes: {first_line(error)}") from error
-    return network.train()
+    return in_train(network)
 
 
 def _timm(name: str, classes: int, channels: int) -> nn.Module:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +24,7 @@ from .duplicating import duplicate
 from .finder import find_dialects
 from .inline import outline_again
 from .inline_host import settle
+from .inputs import inputs_for
 from .proof import Unproven, looks, prove
 from .verification import Candidate, Verified
 from .verification import verify as verify_blocks
@@ -30,7 +32,7 @@ from .verification import verify as verify_blocks
 Found = tuple[Plan, tuple[Dialect, ...]]
 
 
-def convert(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
+def convert(model: nn.Module, plan: Plan, *, verify: bool = True, example_inputs: Any = None) -> nn.Module:
     """Give the network the tiles of a plan; ``HxW`` gives plain SE back.
 
     What was made is tried before it is handed out, on random numbers: each block against the block as it was called on
@@ -40,7 +42,9 @@ def convert(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     Args:
         model: The network, SE or converted before; it is left as it was.
         plan: From ``find`` on this network, with the tiles wanted.
-        verify: Whether to try what was made. It takes about as long as two images of the small size.
+        verify: Whether to try what was made; `docs/convert.md` has what that costs.
+        example_inputs: Those that ``find`` was given, for a network that takes more or other than one image. What was
+            made is tried on them, in place of the small image.
 
     Returns:
         A copy of the network. Parameters and buffers have the same names and values; ``find`` on it gives
@@ -62,7 +66,7 @@ def convert(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
         >>> str(tse.s1.b1.se.tile), tse.state_dict().keys() == model.state_dict().keys()
         ('7xW', True)
     """
-    made = convert_verified(model, plan, verify=verify)
+    made = convert_verified(model, plan, verify=verify, example_inputs=example_inputs)
     for miss in made.refused:
         warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=2)
     return made.model
@@ -90,20 +94,23 @@ class Converted:
     seconds: float | None = None
 
 
-def convert_verified(model: nn.Module, plan: Plan, *, verify: bool = True) -> Converted:
+def convert_verified(
+    model: nn.Module, plan: Plan, *, verify: bool = True, example_inputs: Any = None
+) -> Converted:
     """``convert``, with what was found out on the way.
 
     Raises:
         TiledSEError: see ``convert``.
     """
     twin = duplicate(model)
-    wanted, candidates = _changes(twin, plan, None)
+    wanted, candidates = _changes(twin, plan, None, example_inputs)
     if not verify:
         _apply(twin, plan, wanted, {})
         settle(twin)
         return Converted(twin, plan)
     start = time.perf_counter()
-    found = verify_blocks(model, twin, candidates, plan.input_size) if candidates else Verified()
+    inputs = None if example_inputs is None else inputs_for(model, plan.input_size, example_inputs)
+    found = verify_blocks(model, twin, candidates, plan.input_size, inputs) if candidates else Verified()
     seconds = time.perf_counter() - start
     if found.refused and not found.ways:
         name, reason = next(iter(found.refused.items()))
@@ -209,7 +216,9 @@ def correctable(block: nn.Module, dialect: Dialect) -> bool:
 Change = tuple[Dialect, bool, Tile]
 
 
-def _changes(model: nn.Module, plan: Plan, known: Found | None) -> tuple[list[Change], list[Candidate]]:
+def _changes(
+    model: nn.Module, plan: Plan, known: Found | None, example_inputs: Any = None
+) -> tuple[list[Change], list[Candidate]]:
     """For each block of the plan its dialect, whether it changes, and its tile now; and the blocks to be tried.
 
     Raises:
@@ -224,7 +233,7 @@ def _changes(model: nn.Module, plan: Plan, known: Found | None) -> tuple[list[Ch
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
         )
-    found, dialects = find_dialects(model, plan.input_size) if known is None else known
+    found, dialects = find_dialects(model, plan.input_size, example_inputs) if known is None else known
     plan.check_network(found)
     outline_again(model, [block.name for block in found.blocks], dialects)
     if plan.calibrated:

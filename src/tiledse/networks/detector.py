@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import TiledSEError
 from .loading import load
+from .modes import in_train
 
 # The coarsest of the five levels has a stride of 2 ** 7.
 _STRIDE = 128
@@ -43,4 +44,4 @@ def build_detector(model: str, classes: int, input_size: tuple[int, int, int]) -
     network: Any = load(model, input_size=input_size).model
     if classes != network.config.num_classes:
         network.reset_head(num_classes=classes)
-    return network.train()
+    return in_train(network)

@@ -16,6 +16,7 @@ from torch import nn
 from ..correction import Correction
 from ..errors import TiledSEError
 from ..op.module import TiledSqueezeExcite
+from ..op.sliding import product_macs
 from ..plan import NearMiss, Network, Plan, SEBlock
 from ..tile import Tile
 from .block import TiledBlock
@@ -81,14 +82,16 @@ def find_dialects(
     order = {name: i for i, name in enumerate(reading.run.calls)}
     found = [reading.found[name] for name in sorted(reading.found, key=order.__getitem__)]
     blocks, tiles = tuple(one.block for one in found), tuple(one.tile for one in found)
+    corrections = _fitting(blocks, [one.correction for one in found])
+    # What the tiles that it has add to the run: gates, and products that are means of rows, for pooling counts nothing.
     tiled = sum(
         (tile.tiles(b.height, b.width) - 1) * b.excite_macs * b.calls
-        for b, tile in zip(blocks, tiles, strict=True)
+        + (1 if correction is None else 2) * b.channels * product_macs(tile, b.height) * b.calls
+        for b, tile, correction in zip(blocks, tiles, corrections, strict=True)
     )
     network = Network(
         sum(p.numel() for p in model.parameters()), reading.run.macs - tiled, reading.run.uncounted
     )
-    corrections = _fitting(blocks, [one.correction for one in found])
     plan = Plan(blocks, tiles, inputs.size, near, network, corrections)
     return plan, tuple(one.dialect for one in found)
 

@@ -155,26 +155,57 @@ class Flow(TorchDispatchMode):
             memory = self._of(x)
             if (x.dim() < 3 and not memory.atoms) or out.numel() > x.numel():
                 continue
-            atoms, axes = memory.atoms, memory.axes
-            if x.dim() in (4, 5) and not memory.reduced and _is_whole(x):
-                atoms, axes = _as_map(x), x.dim()
-            over = [_axes(atoms, x, dim) for dim in dims]
-            if any(part is None for part in over):
-                continue
-            reduced = memory.reduced.union(*(part for part in over if part is not None))
-            axes = axes or x.dim()
-            flat = memory.flat or frozenset(a.axis for a in atoms if a.size == 1)
-            origin = memory.content if memory.origin is None else memory.origin
-            kinds = memory.kinds | {name}
-            result = self._of(out)
-            if any(reduced | (flat & whole) == whole for whole in _WHOLE.get(axes, [])) and (
-                axes > 3 or name == "mean"
-            ):
-                self.pools.append(Pool(origin, axes, kinds, self.where()))
-                result.pools |= {len(self.pools) - 1}
-                return
-            result.reduced, result.origin, result.kinds, result.axes = reduced, origin, kinds, axes
-            result.atoms, result.flat = _kept(atoms, x, out, dims), flat
+            begun = memory.reduced and memory.origin is not None
+            as_map = (_as_map(x), x.dim()) if x.dim() in (4, 5) and _is_whole(x) else None
+            # A reduction that goes on with an earlier one; else one of this very map.
+            ways = [(memory.atoms, memory.axes or x.dim(), memory.origin)] if begun or as_map is None else []
+            ways += [(*as_map, None)] if as_map is not None else []
+            for atoms, axes, origin in ways:
+                step = self._reduce(memory, x, dims, atoms, axes, origin)
+                if step is None:
+                    continue
+                step.kinds = step.kinds | {name}
+                flat = step.flat
+                whole = any(step.reduced | (flat & all_) == all_ for all_ in _WHOLE.get(axes, []))
+                if whole and (axes > 3 or name == "mean"):
+                    assert step.origin is not None
+                    self.pools.append(Pool(step.origin, axes, step.kinds, self.where()))
+                    self._of(out).pools |= {len(self.pools) - 1}
+                    return
+            first = self._reduce(memory, x, dims, *ways[0])
+            if first is not None:
+                result = self._of(out)
+                result.reduced, result.origin, result.axes = first.reduced, first.origin, first.axes
+                result.kinds, result.flat = first.kinds | {name}, first.flat
+                result.atoms = _kept(ways[0][0], x, out, dims)
+
+    def _reduce(
+        self,
+        memory: _Memory,
+        x: Tensor,
+        dims: list[int],
+        atoms: tuple[Atom, ...],
+        axes: int,
+        origin: int | None,
+    ) -> _Memory | None:
+        """What is reduced by now, in the axes of one reading of a map; None where a part of an axis is."""
+        over = [_axes(atoms, x, dim) for dim in dims]
+        if any(part is None for part in over):
+            return None
+        earlier = memory.reduced if origin is not None else frozenset()
+        reduced = earlier.union(*(part for part in over if part is not None))
+        flat = memory.flat if origin is not None else frozenset(a.axis for a in atoms if a.size == 1)
+        kinds = memory.kinds if origin is not None else frozenset()
+        return _Memory(
+            memory.ref,
+            memory.content,
+            atoms,
+            axes,
+            reduced,
+            flat,
+            kinds,
+            memory.content if origin is None else origin,
+        )
 
     def _of(self, tensor: Tensor) -> _Memory:
         storage = tensor.untyped_storage()

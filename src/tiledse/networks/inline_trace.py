@@ -215,12 +215,15 @@ def _frozen(value: Any, depth: int = 0) -> Any:
 
 
 def _context() -> tuple[Any, ...]:
-    """What contexts set: gradients and autocast."""
+    """What a forward may ask for beside its arguments: gradients, autocast, and which tool runs it."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
         *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
+        torch.jit.is_tracing(),
+        torch.compiler.is_exporting(),
+        torch.onnx.is_in_onnx_export(),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
+from .modes import in_eval
 from .strangers import call_named, import_named
 
 FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
@@ -74,7 +75,7 @@ def load(
             _take_head(model, read_state(Path(weights)))
         load_weights(model, Path(weights))
     random = source != "zoo" and not pretrained and weights is None
-    return Loaded(model.eval(), name, input_size or own_size, random)
+    return Loaded(in_eval(model), name, input_size or own_size, random)
 
 
 Size = tuple[int, int, int]

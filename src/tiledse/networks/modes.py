@@ -1,11 +1,36 @@
-"""Networks in eval mode for a while."""
+"""Networks in train or eval mode, also those whose train() and eval() give nothing back (mmpretrain's backbones)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def in_eval(model: Module) -> Module:
+    """This very network, put in eval mode.
+
+    Example:
+        >>> in_eval(nn.Dropout()).training
+        False
+    """
+    model.eval()
+    return model
+
+
+def in_train(model: Module) -> Module:
+    """This very network, put in train mode.
+
+    Example:
+        >>> in_train(nn.Dropout().eval()).training
+        True
+    """
+    model.train()
+    return model
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from .flow import Flow, Pool
 from .inline_trace import Call as Arguments
 from .inputs import Inputs
 from .leaks import Leaks
+from .modes import in_eval
 
 # What an error speaks of that another size of image may mend.
 _OF_SIZE = re.compile(
@@ -165,7 +166,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:  # which torch does not copy
                 memo.setdefault(id(value), value.detach())
     try:
-        return copy.deepcopy(model, memo).eval()
+        return in_eval(copy.deepcopy(model, memo))
     except Exception as error:  # whatever a stranger's object raises
         raise TiledSEError(
             f"the network cannot be copied, which it must be to be looked at: {type(error).__name__}: "

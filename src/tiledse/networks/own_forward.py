@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
 from .gating import Form, Gating, form_of
@@ -46,7 +46,13 @@ class OwnForward:
 
         Raises:
             NotItsMap: the forward does not give back its map times a gate.
+            TiledSEError: torch.fx traces it.
         """
+        if isinstance(descriptors, fx.Proxy):
+            raise TiledSEError(
+                "torch.fx cannot follow the own forward of an SE block whose class is not registered; register a "
+                "dialect for it (ts.register_dialect), or use torch.export or torch.compile"
+            )
         n, channels, rows, cols = descriptors.shape
         pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, 1, 1, channels)
         pixels = pixels if self.nhwc else pixels.permute(0, 3, 1, 2)

@@ -28,7 +28,7 @@ def save(model: nn.Module, plan: Plan, path: str | Path, name: str = "") -> None
         TiledSEError: another ending, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise TiledSEError(f"cannot write {path}: weights of a PyTorch network go to a .safetensors file")
     # Copies, since a safetensors file holds each name's own values and networks may share tensors.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}

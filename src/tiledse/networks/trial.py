@@ -12,6 +12,7 @@ from ..errors import first_line
 from .counting import MacCounter
 from .dialects import Dialect
 from .inline_block import holder
+from .modes import in_eval
 from .own_forward import NotItsMap, OwnForward
 from .reasons import NoBlock
 from .value_reads import ValueReads
@@ -193,7 +194,7 @@ def _copy(block: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
             value = _numbers(tensor, weights, dtype, id(tensor) in parameters, generator)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
-    return copy.deepcopy(block, memo).eval()
+    return in_eval(copy.deepcopy(block, memo))
 
 
 def _numbers(

@@ -20,6 +20,7 @@ from ..tile import Tile
 from .block import TiledBlock, Way, set_tile, untile
 from .dialects import Dialect
 from .duplicating import duplicate
+from .inputs import Inputs
 from .proof import ONE_TILE, ROUNDING, Kinds, Spread, Unproven, prove, relative, seeded
 
 # The shorter side of a small image, and what sides are a multiple of: strides of most networks.
@@ -54,7 +55,11 @@ class Candidate:
 
 
 def verify(
-    model: nn.Module, made: nn.Module, candidates: Sequence[Candidate], input_size: tuple[int, int, int]
+    model: nn.Module,
+    made: nn.Module,
+    candidates: Sequence[Candidate],
+    input_size: tuple[int, int, int],
+    example: Inputs | None = None,
 ) -> Verified:
     """Try blocks, and the network with all that pass; nothing of the network is changed.
 
@@ -63,12 +68,13 @@ def verify(
         made: A copy of it in which each block is a module, also one that is written inline.
         candidates: Its blocks to convert.
         input_size: (C, H, W) of its images.
+        example: What to call it with, in place of a small image.
 
     Raises:
         TiledSEError: the network gives values that are not finite, or cannot be copied.
     """
     found = Verified()
-    run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size)
+    run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size, example)
     kinds: Kinds = {}
     names = [c.block.name for c in candidates]
     spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect.nhwc for c in candidates})
@@ -107,12 +113,14 @@ def _try_whole(run: _Run, candidates: Sequence[Candidate], found: Verified) -> N
 class _Run:
     """A network on one small image."""
 
-    def __init__(self, model: nn.Module, made: nn.Module, input_size: tuple[int, int, int]) -> None:
-        self.model, self.made, self.input_size = model, made, input_size
+    def __init__(
+        self, model: nn.Module, made: nn.Module, input_size: tuple[int, int, int], example: Inputs | None
+    ) -> None:
+        self.model, self.made, self.input_size, self.example = model, made, input_size, example
         self.calls: dict[str, int] = {}
         self.outputs: list[Tensor] = []
         self.names: list[str] = []
-        self.x = torch.empty(0)
+        self.inputs = Inputs((), {}, input_size)
 
     @property
     def largest(self) -> float:
@@ -124,7 +132,7 @@ class _Run:
         error: Exception | None = None
         there = dict(self.model.named_modules(remove_duplicate=False))
         self.names = [name for name in names if name in there]  # the others are written inline
-        for size in _sizes(self.input_size):
+        for size in _sizes(self.input_size) if self.example is None else [self.input_size]:
             spreads: dict[str, Spread] = {}
             network = throwaway(self.model)
 
@@ -132,9 +140,9 @@ class _Run:
                 if name not in spreads:
                     spreads[name] = Spread.of(x.permute(0, 3, 1, 2) if nhwc[name] else x)
 
-            self.x = _image(self.model, size)
+            self.inputs = self.example or Inputs((_image(self.model, size),), {}, size)
             try:
-                self.outputs, self.calls = _outputs(network, self.x, self.names, look)
+                self.outputs, self.calls = _outputs(network, self.inputs, self.names, look)
             except Exception as failed:  # a stranger's forward, at a size that may be too small for it
                 error = failed
                 continue
@@ -158,7 +166,7 @@ class _Run:
         try:
             for name, way in ways.items():
                 set_tile(network.get_submodule(name), dialects[name], ONE_TILE, way=way)
-            outputs, calls = _outputs(network, self.x, list(ways))
+            outputs, calls = _outputs(network, self.inputs, list(ways))
         except Exception as error:
             return float(
                 "inf"
@@ -180,12 +188,19 @@ class _Run:
 
     def rounding(self, figure: float) -> float:
         """What a difference may be: rounding, as this network magnifies it."""
-        allowed = 10 * ROUNDING.get(self.x.dtype, 1e-4)
+        dtype = next((y.dtype for y in self.outputs), torch.float32)
+        allowed = 10 * ROUNDING.get(dtype, 1e-4)
         if figure <= allowed or figure == float("inf"):
             return allowed
-        noise = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(2)).to(self.x)
-        nudged = self.x * (1 + 4 * torch.finfo(self.x.dtype).eps * noise)
-        outputs, _ = _outputs(throwaway(self.model), nudged, ())
+        generator = torch.Generator().manual_seed(2)
+
+        def nudge(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            noise = torch.randn(x.shape, generator=generator).to(x)
+            return x * (1 + 4 * torch.finfo(x.dtype).eps * noise)
+
+        outputs, _ = _outputs(throwaway(self.model), self.inputs.map(nudge), ())
         moved = max((relative(a, b) for a, b in zip(outputs, self.outputs)), default=0.0)
         return max(allowed, 10 * moved)
 
@@ -205,7 +220,7 @@ def throwaway(model: nn.Module) -> nn.Module:
 
 
 def _outputs(
-    network: nn.Module, x: Tensor, names: Sequence[str], look: Any = None
+    network: nn.Module, inputs: Inputs, names: Sequence[str], look: Any = None
 ) -> tuple[list[Tensor], dict[str, int]]:
     """What a network gives, as tensors, and how often it calls some blocks; ``look`` sees their maps."""
     calls: dict[str, int] = {}
@@ -221,7 +236,8 @@ def _outputs(
     for name in names:
         network.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True, prepend=True)
     with torch.no_grad(), seeded():
-        return tensors(network(x.clone())), calls
+        given = inputs.map(torch.clone)
+        return tensors(network(*given.args, **given.kwargs)), calls
 
 
 def _sizes(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:

@@ -22,9 +22,9 @@ from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect, fingerprint, locate
 from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
-from .model import OnnxModel
+from .model import OLDEST_OPSET, OnnxModel, upgraded
 from .nodes import integer
-from .proof import Proof, prove
+from .proof import Proof, check_upgrade, prove
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
 
 
@@ -53,7 +53,7 @@ def convert(
 
     Returns:
         A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan, but for blocks
-        that were refused.
+        that were refused. One of opset 7 to 10 comes back in opset 11.
 
     Raises:
         TiledSEError: the plan was made for another network or input size, or has no block; its corrections were
@@ -110,6 +110,12 @@ def convert_verified(
         )
     found = locate(model, plan.input_size)
     plan.check_network(found.plan)
+    if model.opset < OLDEST_OPSET:
+        older, model = model, upgraded(model)
+        if verify:
+            check_upgrade(older, model, found.shapes.image)
+        found = locate(model, plan.input_size)
+        plan.check_network(found.plan)
     if plan.calibrated:
         plan.check_weights(fingerprint(found, model))
     if divisor_tiles:
@@ -146,7 +152,7 @@ def convert_verified(
             result = _with_tiles(model, plan, found.shapes)
     if ir_version is not None:
         result.ir.ir_version = _checked_version(ir_version, result)
-    checked(result)
+    checked(result, model)
     return Converted(result, plan, refused, proof, seconds)
 
 
@@ -340,14 +346,19 @@ class TilePass(ir.passes.InPlacePass):
         """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
-        dtype = shapes.type(squeeze.source)
+        pooled = squeeze.node.inputs[0]
+        assert pooled is not None
+        dtype = shapes.type(pooled)  # not always that of the map: half precision is often averaged in single
         fixed = self.fixed(place)
         producer = old.producer()
         assert producer is not None
         doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]
         writer = Writer(model, producer, name, dtype, self.taken)
-        descriptors, named = writer.squeeze(squeeze.source, squeeze.axes, tile, fixed, pool, learnt)
-        writer = Writer(model, place.product, name, dtype, self.taken)
+        x = squeeze.source
+        if shapes.type(x) != dtype:
+            x = writer.node("Cast", [x], to=int(dtype))
+        descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
+        writer = Writer(model, place.product, name, shapes.type(excitation.gate), self.taken)
         if excitation.in_place:
             old.replace_all_uses_with(descriptors)
             gates = excitation.gate
@@ -426,7 +437,7 @@ def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constan
             bias = bias * np.asarray(_number(node, "beta"), bias.dtype)
         bias = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), array.shape[:1]))
         inputs.append(writer.constant(f"{label}/bias", bias))
-    return writer.node("Conv", inputs, label, kernel_shape=[1, 1])
+    return writer.node("Conv", inputs, label, ir.DataType.from_numpy(array.dtype), kernel_shape=[1, 1])
 
 
 def _number(node: ir.Node, name: str) -> float:

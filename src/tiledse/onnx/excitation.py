@@ -307,6 +307,17 @@ class ExcitationReader:
             value = next(v for v in second.inputs if v in seen)
             return Miss(f"its '{value.name}' is used by {second.op_type} '{second.name}' as well")
         for node in frontier:
+            if node.domain not in ("", "ai.onnx"):
+                return Miss(
+                    f"what it pools goes into {node.op_type} '{node.name}' of {node.domain}, which is no operator of "
+                    "ONNX; where ONNX Runtime optimised the file, take the file from before"
+                )
+            if node.op_type == "DynamicQuantizeLinear":
+                return Miss(
+                    f"its descriptors are quantised anew at each call ({node.op_type} '{node.name}'), all with one "
+                    "range, so that each gate would depend on all tiles; tile the float network and quantise that"
+                )
+        for node in frontier:
             quantised = node.op_type in QUANTISED or node.op_type.startswith("QLinear")
             if quantised:
                 return Miss(

@@ -17,6 +17,7 @@ import onnx
 
 from .. import networks
 from ..errors import TiledSEError, first_line
+from ..networks.modes import in_eval
 from ..plan import Plan
 from .converter import convert
 from .finder import find
@@ -53,7 +54,7 @@ def export_se(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
     Raises:
         TiledSEError: torch cannot export it.
     """
-    model = networks.convert(model, plan.with_tile("HxW")).eval()
+    model = in_eval(networks.convert(model, plan.with_tile("HxW")))
     parameter = next(model.parameters(), None)
     device = "cpu" if parameter is None else parameter.device
     # A batch of two: one would be taken for a constant.

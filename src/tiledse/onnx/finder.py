@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import onnx_ir as ir
 
@@ -144,6 +145,9 @@ class _Finder:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     self.note_inner(node, attribute.as_graph())
+        for node in self.model.ir.graph:
+            if node.op_type == "Mul":
+                self.note_unread(node)
         for function in self.model.ir.functions.values():
             for node in function:
                 if self.pools_blindly(node):
@@ -151,6 +155,60 @@ class _Finder:
                         f"it lies in the function '{function.name}'; inline the functions of the file first"
                     )
                     self.misses.append(NearMiss(f"{function.name}/{node.name}", reason))
+
+    def note_unread(self, product: ir.Node) -> None:
+        """Note a product of a map and one number a channel that comes of this map in a way that nobody read."""
+        if any(product is place.product for place in self.places) or len(product.inputs) != 2:
+            return
+        told = {*(b.name for b in self.blocks), *(m.name for m in self.misses)}
+        for x, gate in (tuple(product.inputs), tuple(product.inputs)[::-1]):
+            shape, own = self.shapes.of(x), self.shapes.of(gate)
+            if x is None or gate is None or shape is None or own is None or len(shape) != 4 or len(own) > 4:
+                continue
+            own = (1,) * (4 - len(own)) + own
+            if own[1:] not in ((shape[1], 1, 1), (1, 1, shape[3])) or max(own[1:]) == 1 or own == shape:
+                continue
+            path = self._path(gate, self.squeezes.views.trace(x).root)
+            names = [self.name(node) for node in path]
+            if not path or told & set(names):
+                continue
+            pool = next((n for n in path if self._shrinks(n, own)), path[-1])
+            ops = (
+                " and ".join(dict.fromkeys(n.op_type for n in path if self._shrinks(n, own))) or pool.op_type
+            )
+            reason = (
+                f"its map is pooled by {ops}, which is not read as a mean over rows and columns; expected "
+                "GlobalAveragePool, ReduceMean, or AveragePool as large as the map"
+            )
+            self.misses.append(NearMiss(self.name(pool), reason))
+
+    def _path(self, value: ir.Value, root: ir.Value) -> list[ir.Node]:
+        """The nodes between a map and what comes of it, the last first; empty where it does not come of it."""
+        came: dict[ir.Value, ir.Node | None] = {value: None}
+        waiting, steps = [value], 0
+        while waiting and steps < 400:
+            steps += 1
+            here = waiting.pop(0)
+            if here is root:
+                path, after = [], came[here]
+                while after is not None:
+                    path.append(after)
+                    after = next(came[v] for v in after.outputs if v in came)
+                return path
+            node = here.producer()
+            for before in () if node is None or node.op_type == "Shape" else node.inputs:
+                if before is not None and before not in came and before not in self.constants:
+                    came[before] = node
+                    waiting.append(before)
+        return []
+
+    def _shrinks(self, node: ir.Node, gate: tuple[int, ...]) -> bool:
+        """Whether a node takes more than one number a channel and gives fewer."""
+        sizes = [
+            prod(s) for v in node.inputs if v not in self.constants and (s := self.shapes.of(v)) is not None
+        ]
+        out = self.shapes.of(node.outputs[0])
+        return bool(sizes) and out is not None and max(sizes) > prod(gate) and prod(out) < max(sizes)
 
     def name(self, node: ir.Node) -> str:
         """The node's name, or that of its output where nodes have none, or share one."""

@@ -6,17 +6,22 @@ import contextlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 import onnx
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
+from .external import attach, check_finite
 
-OLDEST_OPSET = 11
+# The oldest opset that is read, and the oldest that tiles are written in.
+OLDEST_READ, OLDEST_OPSET = 7, 11
 # A protobuf message ends at 2 GiB; weights beyond this go into a file beside it.
 _LARGEST_MESSAGE = 1_900_000_000
 
@@ -26,12 +31,16 @@ class OnnxModel:
     """An ONNX network.
 
     Args:
-        ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are read when they are used.
+        ir: The graph, as onnx-ir holds it. Weights that lie in a file of their own are mapped.
         path: The file that it came from; None where it was made here.
+        data_files: The files beside it that hold weights.
+        image: Which input takes the image; needed where several have 4 axes.
     """
 
     ir: ir.Model
     path: Path | None = None
+    data_files: tuple[Path, ...] = ()
+    image: str | None = None
 
     @property
     def name(self) -> str:
@@ -52,22 +61,24 @@ class OnnxModel:
 
     def clone(self) -> OnnxModel:
         """Another graph with the same weights, shared with this one."""
-        return OnnxModel(self.ir.clone(), self.path)
+        return replace(self, ir=self.ir.clone())
 
     def to_proto(self) -> onnx.ModelProto:
-        """The protobuf message; weights in files of their own stay references to them."""
+        """The protobuf message, with all weights in it."""
         return ir.to_proto(self.ir)
 
 
-def load(path: str | Path) -> OnnxModel:
+def load(path: str | Path, image: str | None = None) -> OnnxModel:
     """Read an ONNX file and check it.
 
     Args:
         path: The file; weights stored beside it are mapped, not read.
+        image: Which input takes the image, where several have 4 axes.
 
     Raises:
-        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 11,
-            lacks its weights, or is larger than the memory of this machine.
+        TiledSEError: the file is missing, is no ONNX file, was cut off, fails onnx.checker, has an opset below 7,
+            lacks its weights or keeps them elsewhere than beside it, holds weights that are not finite, or is larger
+            than the memory of this machine.
 
     Example:
         >>> load("nowhere.onnx")
@@ -94,38 +105,61 @@ def load(path: str | Path) -> OnnxModel:
             f"{path} is no ONNX file, or it was cut off: it holds no graph; get the file again"
         )
     model = _from_proto(proto, path)
-    if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.ir.graph.initializers.values()):
-        _check_external(model, path)
+    files = attach(model.ir, path)
+    if files:
         _read_small(model)
-    check(proto, path)
-    return model
+        # Without the large weights: a message that holds them may be too large to be one.
+        _told(path, lambda: call_onnx_api(onnx.checker.check_model, model.ir.clone()))
+    else:
+        check(proto, path)
+    check_finite(model.ir, model.name)
+    return OnnxModel(model.ir, path, files, image)
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:
     """An ONNX network that was made in memory, checked like one that was read.
 
     Raises:
-        TiledSEError: it fails onnx.checker, or its opset is below 11.
+        TiledSEError: it fails onnx.checker, or its opset is below 7.
     """
     model = _from_proto(proto, None)
     check(proto, None)
     return model
 
 
+def upgraded(model: OnnxModel) -> OnnxModel:
+    """A network in an opset that tiles can be written in: itself, or what onnx's version converter makes of it.
+
+    Raises:
+        TiledSEError: the converter does not take it.
+    """
+    if model.opset >= OLDEST_OPSET:
+        return model
+    from onnx import version_converter
+
+    try:
+        proto = version_converter.convert_version(model.to_proto(), OLDEST_OPSET)
+        onnx.checker.check_model(proto)
+        return replace(model, ir=ir.from_proto(proto))
+    except Exception as error:
+        raise TiledSEError(
+            f"{model.name} uses ONNX opset {model.opset}, tiles need {OLDEST_OPSET} or newer, and onnx's version "
+            f"converter does not take it: {first_line(error, 120)}; export it again with opset {OLDEST_OPSET} or newer"
+        ) from error
+
+
 def _from_proto(proto: onnx.ModelProto, path: Path | None) -> OnnxModel:
     name = path or "the ONNX network"
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < OLDEST_OPSET:
+    if opset < OLDEST_READ:
         raise TiledSEError(
-            f"{name} uses ONNX opset {opset}, but tiles need {OLDEST_OPSET} or newer; convert it with "
-            "onnx.version_converter, or export it again"
+            f"{name} uses ONNX opset {opset}, but {OLDEST_READ} or newer is read; export it again with opset "
+            f"{OLDEST_OPSET} or newer"
         )
     try:
         model = ir.from_proto(proto)
     except Exception as error:
         raise TiledSEError(f"{name} is no valid ONNX network: {first_line(error, 120)}") from error
-    if path is not None:
-        ir.external_data.set_base_dir(model.graph, str(path.parent))
     return OnnxModel(model, path)
 
 
@@ -135,14 +169,16 @@ def check(proto: onnx.ModelProto, path: Path | None) -> None:
     Raises:
         TiledSEError: what it says, in one line.
     """
-    name = path or "the ONNX network"
-    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
+    _told(path, lambda: onnx.checker.check_model(proto))
+
+
+def _told(path: Path | None, run: Callable[[], Any]) -> None:
     try:
-        # By path where weights lie beside the file: the checker has to see them.
-        onnx.checker.check_model(str(path) if external and path is not None else proto)
+        run()
     except Exception as error:
         raise TiledSEError(
-            f"{name} fails onnx.checker: {first_line(error, 140)}; mend the file or export it again"
+            f"{path or 'the ONNX network'} fails onnx.checker: {first_line(error, 140)}; mend the file or export it "
+            "again"
         ) from error
 
 
@@ -170,27 +206,11 @@ def free_memory() -> int | None:
     return None
 
 
-def _check_external(model: OnnxModel, path: Path) -> None:
-    for value in model.ir.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        data = Path(tensor.path)
-        if not data.is_file():
-            raise TiledSEError(
-                f"{path} keeps its weights in {data}, which is missing; put that file beside it"
-            )
-        if (tensor.offset or 0) + tensor.nbytes > data.stat().st_size:
-            raise TiledSEError(
-                f"{data}, with the weights of {path}, was cut off: '{value.name}' ends beyond its end; get it again"
-            )
-
-
 def _read_small(model: OnnxModel, limit: int = 4096) -> None:
     """Read constants such as axes and shapes at once: inference of shapes looks at them."""
     for value in model.ir.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+        if tensor is not None and tensor.nbytes <= limit:
             value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
 
 
@@ -211,14 +231,14 @@ def save(model: OnnxModel, path: str | Path, *, force: bool = False) -> None:
     if path.exists() and not path.is_dir() and not force:
         raise TiledSEError(f"{path} exists; give another name, or --force to replace it")
     if model.weight_bytes > _LARGEST_MESSAGE:
+        data = path.with_name(f"{path.name}.data")
+        if data.exists() and not force:
+            raise TiledSEError(f"{data} exists; give another name, or --force to replace it")
         _save_with_data(model, path)
         return
-    # A clone, because weights that were mapped from a file are pulled into the new file.
-    copy = model.ir.clone()
-    ir.external_data.load_to_model(copy)
-    proto = ir.to_proto(copy)
+    message = model.to_proto().SerializeToString()
     with written_whole(path) as part:
-        part.write_bytes(proto.SerializeToString())
+        part.write_bytes(message)
 
 
 def _save_with_data(model: OnnxModel, path: Path) -> None:

@@ -20,7 +20,7 @@ from ..correction import Correction
 from ..errors import TiledSEError, first_line
 from ..plan import Plan, SEBlock
 from ..tile import Tile
-from .converter import convert
+from .converter import convert_verified
 from .emit import Writer
 from .finder import locate
 from .model import OnnxModel
@@ -85,7 +85,11 @@ class Probe:
     """
 
     def __init__(self, model: OnnxModel, plan: Plan, threads: int = 1) -> None:
-        probe = convert(model, plan.with_tile("1xW"), fix_size=True)
+        made = convert_verified(model, plan.with_tile("1xW"), fix_size=True)
+        if made.refused:
+            miss = made.refused[0]
+            raise TiledSEError(f"block '{miss.name}' cannot be tiled: {miss.reason}")
+        probe = made.model
         found = locate(probe, plan.input_size)
         graph = probe.ir.graph
         taken = set(ir.convenience.create_value_mapping(graph))

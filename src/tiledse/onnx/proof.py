@@ -24,7 +24,7 @@ from .cutting import Arrays, CutOut, Ends
 from .finder import Finding, Place
 from .model import OnnxModel
 from .runner import session
-from .shapes import batched
+from .shapes import Image, batched
 
 # The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
 _ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
@@ -120,6 +120,28 @@ def prove(
     alone.try_all([t for t in trials if t.block.name not in proof.refused], maps)
     _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
     return proof
+
+
+def check_upgrade(older: OnnxModel, newer: OnnxModel, image: Image) -> None:
+    """Check that a network in a newer opset gives what it gave.
+
+    Raises:
+        TiledSEError: it does not, or ONNX Runtime does not run it.
+    """
+    feeds = feeds_of(older, image, batched(image, image.batch))
+    try:
+        before, after = (_tapped(m, [])(feeds) for m in (older, newer))
+    except Exception as error:
+        raise TiledSEError(
+            f"{older.name} uses ONNX opset {older.opset}, and ONNX Runtime does not run it, or what onnx's version "
+            f"converter made of it: {first_line(error, 120)}; export it again with opset {newer.opset} or newer"
+        ) from error
+    far = max((relative(a, after[name]) for name, a in before.items()), default=0.0)
+    if not far <= _ROUNDING[ir.DataType.FLOAT] * _NETWORK:
+        raise TiledSEError(
+            f"{older.name} uses ONNX opset {older.opset}, and what onnx's version converter makes of it is {far:.1e} "
+            f"off; export it again with opset {newer.opset} or newer"
+        )
 
 
 def _try_whole(
@@ -296,7 +318,7 @@ class _Tiles:
     def maps(self, round_: int) -> np.ndarray:
         """For each of n tiles a map as large as the block's that holds the tile over and over, and nothing else."""
         n, c, h, w = self.x.shape
-        made = np.empty_like(self.x)
+        made = np.empty(self.x.shape)
         for i, (row, col) in enumerate(self._picked(round_)):
             (top, bottom), (left, right), _ = self._spans(row, col)
             tile = self.x[i % n][:, top:bottom, left:right]
@@ -308,6 +330,11 @@ class _Tiles:
             made[i][:, : many.shape[1], : many.shape[2]] = (
                 many + (mean - many.reshape(c, -1).mean(1))[:, None, None]
             )
+            # A channel that is zero there (after a ReLU) would show no gate: two numbers that cancel show it.
+            dead = ~made[i].reshape(c, -1).any(1)
+            flat = made[i].reshape(c, -1)
+            if flat.shape[1] > 1:
+                flat[dead, 0], flat[dead, -1] = 1, -1
         return made.transpose(self.back).astype(self.raw.dtype)
 
     def _descriptor(self, image: int, row: int, tile: np.ndarray) -> np.ndarray:

@@ -51,13 +51,7 @@ def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onn
                 source = os.path.join(folder, "model.onnx")
                 ir.save(model.ir.clone(), source, external_data="model.onnx.data")
             else:
-                whole = model.ir
-                if any(
-                    isinstance(v.const_value, ir.ExternalTensor) for v in whole.graph.initializers.values()
-                ):
-                    whole = whole.clone()
-                    ir.external_data.load_to_model(whole)
-                source = ir.to_proto(whole).SerializeToString()
+                source = model.to_proto().SerializeToString()
             return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except MemoryError as error:
         raise TiledSEError(f"{model.name} does not fit into memory; use a machine with more") from error

@@ -116,13 +116,19 @@ def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Im
     """
     inputs = [v for v in model.ir.graph.inputs if not v.is_initializer()]
     maps = [v for v in inputs if v.shape is not None and v.shape.rank() == 4]
-    if len(maps) != 1:
+    chosen = [v for v in maps if model.image in (None, v.name)]
+    if len(chosen) != 1:
         names = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
+        if model.image is not None:
+            raise TiledSEError(
+                f"{model.name} has no input '{model.image}' of 4 axes (an image, N x C x H x W); its inputs: {names}"
+            )
+        more = "; say which takes the image with --image NAME" if maps else ""
         raise TiledSEError(
-            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}; "
+            f"{model.name}: expected one input of 4 axes (an image, N x C x H x W), got {len(maps)}{more}; "
             f"its inputs: {names}"
         )
-    value = maps[0]
+    value = chosen[0]
     dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape or ()]
     last = dims[3] in (1, 2, 3, 4) and dims[1] not in (1, 2, 3, 4)
     axis = 3 if last else 1
@@ -242,11 +248,11 @@ def zeros(graph: ir.Model) -> dict[str, np.ndarray]:
     return feeds
 
 
-def checked(model: OnnxModel) -> onnx.ModelProto:
+def checked(model: OnnxModel, before: OnnxModel) -> onnx.ModelProto:
     """The message of a network that we made: onnx.checker and strict shape inference accept it.
 
     Raises:
-        TiledSEError: they do not; that is a fault of ours.
+        TiledSEError: they do not; that is a fault of ours, unless they refuse the network that it was made from too.
     """
     from onnx_ir.passes.common._c_api_utils import (
         call_onnx_api,  # the pass logs failures away; here they count
@@ -259,12 +265,22 @@ def checked(model: OnnxModel) -> onnx.ModelProto:
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
-    bare = model.ir.clone()
-    forget(bare)
-    try:
+    def inferred(made: OnnxModel) -> None:
+        bare = made.ir.clone()
+        forget(bare)
         call_onnx_api(infer, bare)
+
+    try:
+        inferred(model)
         return call_onnx_api(check, model.ir.clone())
     except Exception as error:
+        try:
+            inferred(before)
+        except Exception as first:
+            raise TiledSEError(
+                f"{before.name} as it is fails the checks of ONNX: {first_line(first, 140)}; mend the file or "
+                "export it again"
+            ) from first
         raise TiledSEError(
             f"the converted network fails the checks of ONNX: {first_line(error, 140)}; please report this"
         ) from error

@@ -64,7 +64,7 @@ class SqueezeReader:
     def __init__(self, constants: Constants, shapes: Shapes) -> None:
         self.constants = constants
         self.shapes = shapes
-        self.views = ViewReader(constants)
+        self.views = ViewReader(constants, shapes.type)
         self.steps = StepReader(constants, shapes, self.views)
         self.descriptors = DescriptorReader(constants)
         self.slides = SlidingReader(constants, shapes, self.views, self.descriptors)
@@ -79,6 +79,8 @@ class SqueezeReader:
             return None
         x = node.inputs[0]
         shape = self.shapes.of(x)
+        if shape is not None and len(shape) == 3 and node.op_type == "ReduceMean":
+            return self._flat(node, x, shape)
         if shape is None or len(shape) != 4 or x in self.constants:
             return None
         if node.op_type in _OTHER_POOLS:
@@ -142,6 +144,28 @@ class SqueezeReader:
             return Squeeze(node, crop.inputs[0], axes, tile, node.outputs[0], plain, crop)  # type: ignore[arg-type]
         return Squeeze(node, view.root, axes, WHOLE, node.outputs[0], plain)
 
+    def _flat(self, node: ir.Node, x: ir.Value, shape: tuple[int, ...]) -> Squeeze | None:
+        """Read a mean over rows and columns that were made one axis, or of which one was averaged and dropped."""
+        before, reduced = x.producer(), self.views.reduced_axes(node, 3)
+        source = None if before is None or not before.inputs else before.inputs[0]
+        known = self.shapes.of(source)
+        if before is None or source is None or known is None or len(known) != 4 or len(reduced) != 1:
+            return None
+        (axis,) = reduced
+        if before.op_type == "Reshape":
+            joined = {
+                2: ((*known[:2], known[2] * known[3]), {2, 3}),
+                1: ((known[0], known[1] * known[2], known[3]), {1, 2}),
+            }
+            flat, pooled = joined.get(axis, ((), set()))
+            return self._whole(node, source, pooled, plain=True) if shape == flat else None
+        if before.op_type != "ReduceMean" or integer(before, "keepdims", 1):
+            return None
+        first = self.views.reduced_axes(before, 4)
+        left = [a for a in range(4) if a not in first]
+        pooled = first | {left[axis]} if len(left) == 3 else set()
+        return self._whole(node, source, pooled, plain=True) if len(pooled) == 2 and 0 not in pooled else None
+
     def _cut(self, value: ir.Value, rows: int) -> tuple[ir.Node, Tile] | None:
         """Read a Slice of some rows: the tiles ``upper`` and ``middle``."""
         node = value.producer()
@@ -193,8 +217,12 @@ class SqueezeReader:
         """Read an AveragePool, and the steps about it that give the means of tiles with it."""
         step = self._last_step(node)
         if step is None:
-            whole = self.steps.window(node) == shape[2:] and self.steps.part_of(node) is None
-            return self._whole(node, x, {2, 3}, plain=True) if whole else None
+            if self.steps.window(node) == shape[2:] and self.steps.part_of(node) is None:
+                raise Miss(
+                    "its AveragePool is as large as the map at this input size only, and the file leaves the size "
+                    "free; fix height and width in the file"
+                )
+            return None
         sides, value = list(step.sides), step.source
         if step.result is node.outputs[0] and sides == [None, None]:
             return self._whole(node, x, {2, 3}, plain=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -28,14 +29,15 @@ class View:
 class ViewReader:
     """Reads what values of one graph are views of."""
 
-    def __init__(self, constants: Constants) -> None:
+    def __init__(self, constants: Constants, types: Callable[[ir.Value], ir.DataType]) -> None:
         self.constants = constants
+        self.types = types
 
     def trace(self, value: ir.Value, through_means: bool = False) -> View:
         """Trace a map of 4 axes back to the value that it is a transposition of."""
         axes, collapsed = (0, 1, 2, 3), frozenset[int]()
         while (node := value.producer()) is not None and node.domain in ("", "ai.onnx"):
-            if node.op_type == "Identity":
+            if node.op_type == "Identity" or self._refloats(node):
                 pass
             elif node.op_type == "Transpose" and len(perm := ints(node, "perm", ())) == 4:
                 axes = tuple(perm[a] for a in axes)
@@ -49,6 +51,13 @@ class ViewReader:
                 break
             value = node.inputs[0]  # type: ignore[assignment]
         return View(value, axes, collapsed)
+
+    def _refloats(self, node: ir.Node) -> bool:
+        """Whether a node hands a map on in another type of floating numbers: a mean is then taken in that type."""
+        if node.op_type != "Cast" or node.inputs[0] is None:
+            return False
+        to = ir.DataType(integer(node, "to", 0))
+        return to.is_floating_point() and self.types(node.inputs[0]).is_floating_point()
 
     def same(self, a: ir.Value, b: ir.Value) -> bool:
         """Whether two values are the same map; dequantised twice from one tensor they are."""
@@ -82,6 +91,7 @@ class ViewReader:
         return (
             shape is not None
             and shape.op_type == "Shape"
-            and shape.inputs[0] is source
+            and shape.inputs[0] is not None
+            and self.trace(shape.inputs[0]) == self.trace(source)
             and not shape.attributes
         )

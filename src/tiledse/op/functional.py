@@ -28,10 +28,11 @@ autocast. TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..errors import TiledSEError
 from ..tile import Tile
@@ -88,12 +89,16 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
         [1.5, 4.5]
     """
     tile = Tile.parse(tile)
+    if isinstance(x, fx.Proxy):
+        # torch.fx knows no shapes: the call stands in its graph as it is.
+        given = (x, str(tile)) if reduce is mean else (x, str(tile), reduce)
+        return x.tracer.create_proxy("call_function", squeeze, given, {})
     _check_map(x)
     return squeezing.squeeze(x, tile) if reduce is mean and is_eager(x) else _squeeze(x, tile, reduce)
 
 
 def _squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
-    height, width = x.shape[2:]
+    height, width = _sides(x)
     if tile.single:
         first, stop = tile.rows(height)
         return reduce(x.narrow(2, first, stop - first), (2, 3))[:, :, None, None]
@@ -136,6 +141,9 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
         [2.0, 2.0, 5.0]
     """
     tile = Tile.parse(tile)
+    if isinstance(x, fx.Proxy):
+        options = {"inplace": True} if inplace else {}
+        return x.tracer.create_proxy("call_function", scale, (x, gates, str(tile)), options)
     _check_map(x)
     _check_gates(x, gates, tile)
     recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
@@ -150,7 +158,7 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
 
 
 def _scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
-    height, width = x.shape[2:]
+    height, width = _sides(x)
     if tile.grid(height, width) == (1, 1):
         return x * gates
     tall, wide = tile.scaled(height, width)
@@ -193,6 +201,8 @@ def tiled_squeeze_excite(
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
+    if isinstance(x, fx.Proxy):
+        return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
     if reduce is mean and x.dim() == 4:
         done = _as_one(x, excite, tile, inplace)
         if done is not None:
@@ -273,14 +283,26 @@ def library_is_on(x: Tensor) -> bool:
     return torch.is_grad_enabled() or is_channels_last(x) or compiled.asked(x)
 
 
+def _sides(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of a map; in a trace by torch.jit, which holds for one size, the numbers that they are."""
+    if not torch.jit.is_tracing():
+        height, width = x.shape[2:]
+        return height, width
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(x.shape[2]), int(x.shape[3])
+
+
 def _check_map(x: Tensor) -> None:
-    if x.dim() != 4 or x.shape[2] == 0 or x.shape[3] == 0:
+    if x.dim() != 4 or 0 in _sides(x):
         raise TiledSEError(
             f"expected a map of shape (N, C, H, W) with at least one row and one column, got {tuple(x.shape)}"
         )
 
 
 def _check_gates(x: Tensor, gates: Tensor, tile: Tile) -> None:
+    if torch.jit.is_tracing():
+        return  # sizes are tensors there
     grid = tile.grid(x.shape[2], x.shape[3])
     if gates.dim() != 4 or tuple(gates.shape[2:]) != grid or gates.shape[1] != x.shape[1]:
         raise TiledSEError(

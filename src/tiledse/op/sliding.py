@@ -73,6 +73,16 @@ def share(grad: Tensor, tile: Tile, height: int) -> Tensor:
     return (shares(tile, height, wide).t() @ wide).to(grad.dtype)
 
 
+def product_macs(tile: Tile, height: int) -> int:
+    """Multiply-adds of the product with the matrix of shares, for one channel; 0 where there is none.
+
+    Example:
+        >>> product_macs(Tile.parse("1xW:running+6"), 14), product_macs(Tile.parse("7xW:running"), 14)
+        (196, 0)
+    """
+    return tile.tiles(height, 1) * height if by_rows(tile, height) else 0
+
+
 def shares(tile: Tile, height: int, like: Tensor, own: bool = False) -> Tensor:
     """``Tile.weights``, or ``Tile.own_weights``, beside another tensor: (strips, H)."""
     if is_eager(like):

@@ -73,7 +73,7 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
             "--plot needs the package matplotlib; install it with: pip install matplotlib"
         ) from error
     path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise TiledSEError(f"cannot draw {path}: expected a name that ends in .png, .svg or .pdf")
     figure = Figure(figsize=(7.5, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()

@@ -43,3 +43,33 @@ class Shown:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement.get(console, options, self.renderable)
+
+
+def needed_width(console: Console, renderable: Any, *, wrap: bool) -> int:
+    """Columns without which rich would cut a table, or leave a column out; each column gets the least that it needs.
+
+    Args:
+        console: Where it is printed.
+        renderable: A table; all else wraps, or is printed as long as it is.
+        wrap: Whether cells of several words may be wrapped: on a terminal.
+
+    Example:
+        >>> table = Table("a name", "n")
+        >>> table.add_row("x" * 400, "7")
+        >>> needed_width(Console(width=20), table, wrap=True) > 400
+        True
+    """
+    if not isinstance(renderable, Table):
+        return 0
+    options = console.options.update(width=1_000_000)
+    needed = Measurement.get(console, options, renderable).maximum
+    if not wrap:
+        return needed
+    for column in renderable.columns:
+        if not column.no_wrap:
+            cells = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+            column.min_width = max(
+                c.minimum for c in cells
+            )  # or rich shrinks short columns with the long ones
+            needed -= max(c.maximum for c in cells) - column.min_width
+    return needed

@@ -74,7 +74,8 @@ def _footer(cost: Cost) -> list[str]:
     lines += [f"{BUFFER_UNIT}; row order: where maps arrive row by row", MACS_UNIT]
     if cost.tse.running_sums:
         lines.append(
-            f"running strips keep {digits(cost.tse.running_sums)} sums besides, not counted as buffer"
+            f"strips that see rows above keep {digits(cost.tse.running_sums)} sums of rows besides, not counted as "
+            "buffer"
         )
     if cost.uncounted:
         lines.append(f"MACs do not cover: {', '.join(cost.uncounted)}")

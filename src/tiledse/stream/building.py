@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TiledSEError, told_as
 from ..networks.counting import MacCounter
@@ -160,7 +160,8 @@ class Builder:
 
     def value(self, name: str, shape: tuple[int, ...], row_dim: int | None) -> Ref:
         """A new value."""
-        self.values.append(Value(name, shape, row_dim))
+        images = self.values[0].images if self.values else shape[0]
+        self.values.append(Value(name, shape, row_dim, images=images))
         return Ref(len(self.values) - 1)
 
     def add(
@@ -220,6 +221,7 @@ class Builder:
             row_dim,
             pick,
             needs_height=f"{self.layer(fx)} takes the whole map" if waits and rows > 1 else None,
+            sizes=whole_numbers(fx),
         )
 
     def call(self, fx: torch.fx.Node, pick: Any = None) -> tuple[list[Ref], Callable[[list[Tensor]], Any]]:
@@ -248,6 +250,11 @@ class Slot:
 
     def __init__(self, index: int) -> None:
         self.index = index
+
+
+def whole_numbers(fx: torch.fx.Node) -> tuple[int, ...]:
+    """The whole numbers among an operator's arguments; sizes of a map are some of them."""
+    return tuple(leaf for leaf in tree_leaves((fx.args, fx.kwargs)) if type(leaf) is int)
 
 
 def functional(target: Any) -> Any:
@@ -298,6 +305,7 @@ def _used(graph: RowGraph) -> RowGraph:
             if source.height == made.height:
                 before.tail.append(_after(node, before.fresh))
                 before.output, before.fresh = node.output, node.fresh
+                before.sizes += node.sizes
                 maker[node.output] = before
                 continue
         kept.append(node)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import TiledSEError
 from .graph import Node, RowGraph
-from .maps import FOREVER, First, Strips, Total, Whole
+from .maps import FOREVER, Between, First, Strips, Total, Whole
 
 
 @dataclass
@@ -59,10 +59,7 @@ class Flow:
 
     def _fixed_heights(self) -> None:
         for node in self.graph.nodes:
-            if (
-                isinstance(node.maps[0], (Total, Whole, First))
-                or node.maps[0].__class__.__name__ == "Between"
-            ):
+            if isinstance(node.maps[0], (Total, Whole, First, Between)):
                 self.heights[node.output] = self.graph.values[node.output].height
 
     def feed(self, rows: int) -> None:

@@ -172,14 +172,15 @@ def _columns(tile: Tile, reduce: str, width: int) -> Any:
 
 def excite(b: Builder, fx: torch.fx.Node, ref: Ref, block: str) -> Ref:
     """Add the excitation of a block: the block's own layers, on the descriptors of as many tiles as there are."""
-    module = b.blocks[block]
-    gates = excitation(module)
+    gates = excitation(b.blocks[block])
     _, channels, rows, cols = b.values[ref.index].shape
-    weight = next(module.parameters(), torch.empty(0))
+    like: Any = fx.args[0].meta["val"]  # type: ignore[union-attr]
     with MacCounter() as counter:
-        gates(torch.zeros(1, channels, 1, 1, dtype=weight.dtype, device=weight.device))
+        gates(torch.zeros(1, channels, 1, 1, dtype=like.dtype, device=like.device))
     run = lambda parts, lo, hi: gates(parts[0])  # noqa: E731
-    return b.add(fx, "excite", [ref], [SAME], run, 2, block=block, macs=counter.macs * rows * cols)
+    row_dim = b.values[ref.index].row_dim  # None where the map came in one piece
+    how = First() if row_dim is None else SAME
+    return b.add(fx, "excite", [ref], [how], run, row_dim, block=block, macs=counter.macs * rows * cols)
 
 
 def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: str) -> Ref:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .maps import RowMap, Total, Whole
 
-# (rows of each operand, first output row, output row after the last, rows cut off above and below each operand)
+# (rows of each operand, first output row, output row after the last); see Node.run.
 Run = Callable[..., Any]
 
 
@@ -27,6 +27,7 @@ class Value:
         maker: Index of the node that makes it; -1 for the image.
         users: (node, operand) pairs that read it.
         outputs: How often it is an output of the network.
+        images: Images of the batch, all of which are in ``shape``, whichever of its axes they are in.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Value:
     maker: int = -1
     users: list[tuple[int, int]] = field(default_factory=list)
     outputs: int = 0
+    images: int = 1
 
     @property
     def height(self) -> int:
@@ -44,7 +46,7 @@ class Value:
     @property
     def row_elements(self) -> int:
         """Elements of one row, of one image of the batch."""
-        return prod(self.shape[1:]) // self.height
+        return prod(self.shape) // self.images // self.height
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Node:
     Args:
         name: The layer's name in the network, or the operator's.
         kind: What it is in rows: ``window``, ``row`` (one row to one row), ``join``, ``pad``, ``mean``, ``squeeze``,
-            ``gate``, ``nearest``, ``bilinear``, ``whole``.
+            ``excite``, ``gate``, ``nearest``, ``bilinear``, ``whole``.
         inputs: Values read.
         maps: How rows of each are read.
         output: The value made.
@@ -66,6 +68,7 @@ class Node:
         stateful: ``run(parts, a, b, state)`` gives (rows, state).
         needs_height: Why the height of the image must be known, if it must.
         fresh: The rows made share memory with nothing else.
+        sizes: Whole numbers among the arguments of an operator that gets its operands in one piece.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Node:
     stateful: bool = False
     needs_height: str | None = None
     fresh: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def absorbs(self) -> bool:

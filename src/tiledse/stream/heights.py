@@ -40,6 +40,11 @@ def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
         same = len(node.maps) == len(other.maps) and all(
             a == b for a, b in zip(node.maps, other.maps) if isinstance(a, Window) or type(a) is not type(b)
         )
+        if node.sizes != other.sizes:
+            raise TiledSEError(
+                f"the height must be known: layer '{node.name}' takes the whole map and has the size of it among its "
+                "arguments; give height=ROWS"
+            )
         if not same:
             raise TiledSEError(
                 f"the height must be known: layer '{node.name}' pads by the height of its map (TensorFlow's 'same' "

@@ -5,7 +5,10 @@ Files are read and written piece by piece with plain reads, not memory maps: wha
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
+from ..measure.pixels import positive, scaled, unit
 
 _FORMATS = ".npy, .tif/.tiff, or a format that Pillow reads (which decodes it as a whole)"
 
@@ -60,7 +64,8 @@ class ImageRows:
             self.path.suffix.lower(), _read_pillow
         )
         try:
-            self.height, self.width, self.channels, self._rows = read(self.path)
+            with _quiet():
+                self.height, self.width, self.channels, self._rows = read(self.path)
         except TiledSEError:
             raise
         except Exception as error:  # each library has its own errors for what is no image
@@ -69,9 +74,18 @@ class ImageRows:
             ) from error
 
     def chunks(self, rows: int) -> Iterator[Tensor]:
-        """(1, C, at most ``rows``, W) each: integers scaled by their largest value, then normalised."""
+        """(1, C, at most ``rows``, W) each: integers scaled by their type's largest value, then normalised.
+
+        Raises:
+            TiledSEError: the file is damaged, holds integers below 0, or, where there is a mean to be subtracted, other
+                numbers outside of 0 to 1.
+        """
         try:
             for part in self._rows(rows):
+                if part.dtype.kind == "i":
+                    positive(part)
+                elif part.dtype.kind == "f" and self.mean is not None:
+                    unit(part)
                 x = torch.from_numpy(np.array(np.moveaxis(part, 2, 0), order="C"))[None]
                 top = np.iinfo(part.dtype).max if part.dtype.kind in "ui" else None
                 x = x.to(self.dtype) if top is None else x.to(self.dtype) / top
@@ -80,7 +94,9 @@ class ImageRows:
                 if self.std is not None:
                     x = x / torch.tensor(self.std, dtype=self.dtype)[:, None, None]
                 yield x
-        except (OSError, ValueError, EOFError) as error:
+        except TiledSEError as error:
+            raise TiledSEError(f"image {self.path}: {error}") from error
+        except Exception as error:  # what decodes has its own errors for each kind of damage
             raise TiledSEError(
                 f"cannot read image {self.path}: {first_line(error)}; is it cut off?"
             ) from error
@@ -124,6 +140,7 @@ def _read_npy(path: Path) -> tuple[int, int, int, Any]:
         )
     planes = len(shape) == 3 and shape[0] < min(shape[1:])
     height, width, channels = (*shape, 1) if len(shape) == 2 else (*shape[1:], shape[0]) if planes else shape
+    _check_bytes(path, (height, width, channels), dtype.itemsize, path.stat().st_size - offset)
     return height, width, channels, _plain(path, offset, dtype, (height, width, channels), planes)
 
 
@@ -141,12 +158,14 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
             raise TiledSEError(f"{path} keeps its channels in planes; write it with interleaved channels")
         if page.is_memmappable:
             size = (height, width, channels)
+            _check_bytes(path, size, np.dtype(page.dtype).itemsize, path.stat().st_size - page.dataoffsets[0])
             dtype = np.dtype(page.dtype).newbyteorder(tiff.byteorder)
             return height, width, channels, _plain(path, page.dataoffsets[0], dtype, size, False)
+        _check_pieces(path, page)
 
     def rows(count: int) -> Iterator[np.ndarray]:
         """Strips, or rows of tiles, decoded one after the other."""
-        with tifffile.TiffFile(path) as tiff:
+        with _quiet(), tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages[0]
             band: dict[int, list[tuple[int, np.ndarray]]] = {}
             for data, place, _ in page.segments(maxworkers=1, buffersize=1 << 20):
@@ -163,11 +182,57 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
     return height, width, channels, rows
 
 
+def _check_bytes(path: Path, size: tuple[int, int, int], itemsize: int, there: int) -> None:
+    """Check a size that a header says against the bytes that there are, before anything is made of that size."""
+    if min(size) < 1 or size[0] * size[1] * size[2] * itemsize > there:
+        raise TiledSEError(
+            f"{path} says that it holds {size[0]} x {size[1]} x {size[2]} numbers of {itemsize} bytes, and "
+            f"{max(there, 0)} bytes are there; it was cut off, or its header is damaged"
+        )
+
+
+# No compression that TIFF has makes less than this of an image, but for one that is all of one colour.
+_MOST_PACKED, _SMALL_BYTES = 5000, 1 << 26
+
+
+def _check_pieces(path: Path, page: Any) -> None:
+    """Check the strips or tiles of a compressed TIFF against the file: where they lie, and how large they would be."""
+    length, counts = path.stat().st_size, page.databytecounts
+    expected = int(np.prod(page.chunked, dtype=object))
+    piece = int(np.prod(page.chunks, dtype=object)) * np.dtype(page.dtype).itemsize
+    ends = [start + count for start, count in zip(page.dataoffsets, counts)]
+    lies = len(ends) != expected or not ends or max(ends) > length or min(page.shape) < 1
+    if lies or (piece > _SMALL_BYTES and piece > _MOST_PACKED * max(counts)):
+        raise TiledSEError(
+            f"{path} says that it holds {page.imagelength} x {page.imagewidth} pixels in {expected} pieces, and its "
+            f"{length} bytes cannot; it was cut off, or its header is damaged"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without tifffile's own lines about a damaged file: what is wrong with it is said once, by us."""
+    logger = logging.getLogger("tifffile")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _read_pillow(path: Path) -> tuple[int, int, int, Any]:
     from PIL import Image
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+                # More than 8 bits: Pillow's own conversion would cut them off at 255.
+                pixels = np.repeat(scaled(image).astype(np.float32)[:, :, None], 3, 2)
+            else:
+                pixels = np.asarray(image.convert("RGB"))
 
     def rows(count: int) -> Iterator[np.ndarray]:
         for start in range(0, len(pixels), count):

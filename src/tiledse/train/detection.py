@@ -17,6 +17,7 @@ from ..errors import TiledSEError, first_line
 from ..measure.adapters import IMAGENET_MEAN, IMAGENET_STD, Detector, effdet_detector
 from ..measure.average_precision import Matches
 from ..measure.detection import CocoImages
+from ..measure.pixels import opened
 from ..measure.processes import gather, part
 from ..networks.detector import build_detector
 from ..networks.loading import read_state
@@ -162,7 +163,7 @@ class Boxed(TrainingImages):
         epoch, index = ticket
         name = self._source.files[index][0]
         try:
-            with Image.open(self._source.folder / name) as image:
+            with opened(self._source.folder / name) as image:
                 pixels = image.convert("RGB")
             with _seeded(mix(self._seed, epoch, index)):
                 return self._vary(pixels, self.boxes(index))
@@ -196,7 +197,7 @@ def open_boxes(data: Path, name: str, detector: Detector) -> CocoImages:
         raise TiledSEError(f"no data at {data}: there is no such folder")
     listed = data / f"instances_{name}.json"
     if listed.is_file():
-        return CocoImages(listed, detector, data)
+        return CocoImages(listed, detector, data, slivers=name == "train")
     found = sorted((data / "annotations").glob(f"instances_{name}*.json"))
     if not found:
         raise TiledSEError(
@@ -205,7 +206,7 @@ def open_boxes(data: Path, name: str, detector: Detector) -> CocoImages:
         )
     year = found[-1].stem.removeprefix("instances_")
     images = next((p for p in (data / year, data / "images" / year, data) if p.is_dir()), data)
-    return CocoImages(found[-1], detector, images)
+    return CocoImages(found[-1], detector, images, slivers=name == "train")
 
 
 def categories_by_label(images: CocoImages, classes: int) -> dict[int, int]:

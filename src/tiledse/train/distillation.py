@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import TiledSEError
 from ..measure.processes import gather, part
 from ..networks.building import build_classifier
+from ..networks.modes import in_eval
 from .classification import Stock, own_preprocessing
 from .images import TrainingImages, mix
 from .objective import Objective, Setting
@@ -50,7 +51,8 @@ class Distillation(Objective):
         self._prepare = own_preprocessing(recipe)
         self._teacher = self.build()
         self.load(self._teacher, setting.start)
-        self._teacher.to(setting.device).eval().requires_grad_(False)
+        self._teacher.to(setting.device)
+        in_eval(self._teacher).requires_grad_(False)
         if recipe.channels_last:
             self._teacher.to(memory_format=torch.channels_last)
         self._stock = Stock(self._source, recipe, self._prepare, setting.device)

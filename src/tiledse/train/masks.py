@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError, first_line
 from ..measure.classification import SUFFIXES
+from ..measure.pixels import opened
 
 IGNORED = 255
 
@@ -43,7 +44,7 @@ class Masked:
         """
         image_path, mask_path = self.pairs[index]
         try:
-            with Image.open(image_path) as image:
+            with opened(image_path) as image:
                 pixels = np.array(image.convert("RGB"))
             with Image.open(mask_path) as mask:
                 if mask.mode not in ("L", "P"):

@@ -18,6 +18,7 @@ from torch import nn
 from ..documents import read_json
 from ..errors import TiledSEError, first_line
 from ..networks.loading import load_weights
+from ..networks.modes import in_eval
 from ..networks.zoo.catalogue import FOLDER, Entry, entries, write_index
 from ..networks.zoo.opening import build
 from ..networks.zoo.packing import LIMIT_BYTES, packed, write_packed
@@ -80,7 +81,7 @@ def publish(
     state = packed(model)
     model.load_state_dict(state)
     if data is not None:
-        figures, n = _measured(own, data, model.eval())
+        figures, n = _measured(own, data, in_eval(model))
     assert figures
     metric = next(iter(figures))
     listed = [entry for entry in entries(folder) if entry.name != name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from ..documents import read_json, write_json
 from ..errors import TiledSEError, first_line
 from ..files import write_csv, written_whole
+from ..locks import locked
 from ..measure.costs import cost
 from ..networks.converter import convert_shared
 from ..networks.finder import find
@@ -108,7 +110,8 @@ def run_all(
                 run = Run(own, variant, seed, base / variant.name / f"seed{seed}")
                 run.folder.mkdir(parents=True, exist_ok=True)
                 start = _start(run, base)
-                trained = train(objective, run, engine, start=start, restart=restart, say=say)
+                with _alone(run.folder, engine):
+                    trained = train(objective, run, engine, start=start, restart=restart, say=say)
                 result = _result(objective, run, trained, engine, notes or {})
                 if engine.is_main_process:
                     _write_json(run.folder / "result.json", result)
@@ -124,9 +127,18 @@ def write_results(folder: Path) -> None:
     Raises:
         TiledSEError: one of them cannot be read, or results.csv cannot be written.
     """
-    rows = [_read_result(path) for path in sorted(folder.rglob("result.json"))]
-    flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
-    write_csv(folder / "results.csv", flat)
+    with locked(folder / "results.csv"):
+        rows = [_read_result(path) for path in sorted(folder.rglob("result.json"))]
+        flat = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in rows]
+        write_csv(folder / "results.csv", flat)
+
+
+def _alone(folder: Path, engine: Any) -> AbstractContextManager[None]:
+    """Keep a run's folder from a second process that would train into it; of our own, the first one holds it."""
+    if not engine.is_main_process:
+        return nullcontext()
+    busy = f"another process trains in {folder}; wait for it, or give another folder with -o"
+    return locked(folder / "checkpoint.pt", 0, busy)
 
 
 def _read_result(path: Path) -> dict[str, Any]:

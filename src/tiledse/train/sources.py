@@ -13,6 +13,7 @@ from PIL import Image
 from ..errors import TiledSEError, first_line
 from ..measure.classification import open_unlabelled
 from ..measure.images import SHARD_SUFFIXES, ListedImages, open_images
+from ..measure.pixels import opened
 from ..measure.shards import IMAGE_KEYS, ShardedImages
 
 # Compressed shards cannot be read in any order, so their bytes are kept in memory.
@@ -42,8 +43,10 @@ class Source(ABC):
             TiledSEError: it cannot be read.
         """
         try:
-            with Image.open(self._file(index)) as image:
+            with opened(self._file(index)) as image:
                 return image.convert("RGB")
+        except TiledSEError as error:
+            raise TiledSEError(f"image {self.name(index)}: {error}") from error
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise TiledSEError(
                 f"image {self.name(index)}: cannot be read: {first_line(error)}; replace it or take it out of the set"

@@ -12,6 +12,7 @@ from torch import nn
 from ...networks import find
 from ...networks.inputs import inputs_for
 from ...networks.loading import load
+from ...networks.modes import in_eval
 from ...networks.observation import observe
 from ...op.module import TiledSqueezeExcite
 from ...plan import Plan, SEBlock
@@ -87,7 +88,7 @@ class Networks:
         if model not in self._entering:
             with _shapes_only():
                 network = _features(model, 32)
-            calls = observe(network.eval(), inputs_for(network, CITYSCAPES)).calls
+            calls = observe(in_eval(network), inputs_for(network, CITYSCAPES)).calls
             entering = []
             for block in find(network, CITYSCAPES).blocks:
                 height, width = calls[block.name.rpartition(".")[0]][0].shape[2:]

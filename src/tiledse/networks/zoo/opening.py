@@ -15,6 +15,7 @@ from ..converter import convert
 from ..detector import build_detector
 from ..finder import find
 from ..loading import load_weights
+from ..modes import in_eval
 from ..segmenter import build_segmenter
 from .catalogue import Entry, find_entry
 
@@ -36,7 +37,7 @@ def open_network(name: str, folder: Path | None = None) -> tuple[nn.Module, Plan
     check_file(entry)
     model, plan = build(entry)
     load_weights(model, entry.path)
-    return model.eval(), plan, entry
+    return in_eval(model), plan, entry
 
 
 def check_file(entry: Entry) -> None:

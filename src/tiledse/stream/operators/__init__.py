@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from ..building import Builder, Ref
+from ..building import Builder, Ref, whole_numbers
 from ..maps import First
 
 # Each module enters its operators into the table.
 from . import axes, blocks, layout, windows  # noqa: F401
+from .blocks import EXCITE
 from .elementwise import elementwise
 from .table import TABLE, Fx
 
@@ -21,10 +22,10 @@ from .table import TABLE, Fx
 def treat(b: Builder, fx: Fx, pick: Any = None) -> Ref:
     """Add the node of one operator to the row graph; ``pick`` is which of several results is meant."""
     refs, _ = b.call(fx)
-    if all(b.values[r.index].row_dim is None for r in refs):
-        return _once(b, fx, pick)
     namespace = str(fx.target).split(".")
     name = namespace[1].rstrip("_") if namespace[0] == "aten" else ".".join(namespace[:2])
+    if all(b.values[r.index].row_dim is None for r in refs) and name != EXCITE:
+        return _once(b, fx, pick)
     treatment = TABLE.get(name)
     if treatment is None and torch.Tag.pointwise in getattr(fx.target, "tags", ()):
         treatment = elementwise
@@ -36,4 +37,5 @@ def treat(b: Builder, fx: Fx, pick: Any = None) -> Ref:
 def _once(b: Builder, fx: Fx, pick: Any) -> Ref:
     """All operands come as one piece, and so does the result."""
     refs, call = b.call(fx, pick)
-    return b.add(fx, "row", refs, [First()] * len(refs), lambda parts, lo, hi: call(parts), None, pick)
+    run = lambda parts, lo, hi: call(parts)  # noqa: E731
+    return b.add(fx, "row", refs, [First()] * len(refs), run, None, pick, sizes=whole_numbers(fx))

@@ -10,6 +10,9 @@ from ..building import Builder, Ref
 from ..gates import excite, scale, squeeze, squeeze_corrected
 from .table import Fx, on
 
+# A block's layers, which are not in the trace: this runs them wherever it stands.
+EXCITE = "tiledse_stream.excite"
+
 
 @on("tiledse_stream.squeeze")
 def squeezed(b: Builder, fx: Fx, pick: Any) -> Ref:
@@ -26,7 +29,7 @@ def corrected(b: Builder, fx: Fx, pick: Any) -> Ref:
     return squeeze_corrected(b, fx, ref, args[1:4], Tile.parse(args[4]), args[5], args[6])
 
 
-@on("tiledse_stream.excite")
+@on(EXCITE)
 def excited(b: Builder, fx: Fx, pick: Any) -> Ref:
     """The excitation of an SE block."""
     refs, _ = b.call(fx)
