@@ -131,7 +131,7 @@ def test_a_sweep_goes_on_where_it_was(real, tmp_path, monkeypatch):
         (
             "correlate",
             {"--tiles": "3xW", "--plot": "figure.gif"},
-            "expected a name that ends in .png, .pdf or .svg",
+            "expected --plot with a name that ends in .png, .pdf or .svg",
         ),
         ("sensitivity", {}, "give the tiles with --tiles"),
         ("sensitivity", {"--tiles": "3xZ"}, "no tile: '3xZ'"),
@@ -139,7 +139,7 @@ def test_a_sweep_goes_on_where_it_was(real, tmp_path, monkeypatch):
         (
             "sweep",
             {"--tiles": "3xW", "-o": "labels.csv"},
-            "is no result of a sweep, so nothing is added to it",
+            "would replace what is read",
         ),
         ("eval", {"--tile": "3xW", "--task": "detect"}, "go with --task classify"),
         ("eval", {"--tile": "3xW", "--adapter": "a:b"}, "go with --task detect or segment; leave them out"),
