@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import tiledse as ts
+from tiledse.documents import write_json
 from tiledse.measure.adapters import Detector
 from tiledse.measure.sweep_file import COLUMNS, SweepFile
 from tiledse.stream.hardware import Hardware
@@ -69,7 +70,8 @@ class Coco(Format):
         scores = task.score(results)
         assert all(0 <= value <= 100 for value in scores.values() if value == value)
         # AP of sizes that no box has is not a number by definition; tables say so, JSON has null.
-        return {key: value for key, value in scores.items() if key == "AP"}, task.images.sizes
+        # AP itself is none where no box counts: the writer of figures refuses it, as `eval --json` does.
+        return write_json(scores["AP"]), scores["AP"], task.images.sizes
 
 
 _RECIPE = b"""task = "classify"

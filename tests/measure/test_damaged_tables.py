@@ -83,3 +83,31 @@ def test_an_index_of_the_zoo_that_was_changed(tmp_path, key, value, message):
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(TiledSEError, match=message):
         entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "message"),
+    [
+        ("annotations", None, "an entry lacks 'id'"),
+        ("annotations", "/etc/passwd", "id in annotations to be a whole number"),
+        ("categories", 1.5, "id in categories to be a whole number"),
+        ("images", [1], "id in images to be a whole number"),
+    ],
+)
+def test_annotations_with_an_id_that_is_none(tmp_path, kind, number, message):
+    pytest.importorskip("pycocotools")
+    from tiledse.measure.adapters import Detector
+    from tiledse.measure.detection import CocoImages
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+    images = [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}]
+    data = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": [box]}
+    if number is None:
+        del data[kind][0]["id"]
+    else:
+        data[kind][0]["id"] = number
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    detector = Detector(lambda image: torch.zeros(3, 8, 8), lambda output, sizes: [])
+    with pytest.raises(TiledSEError, match=message):
+        CocoImages(tmp_path / "a.json", detector)

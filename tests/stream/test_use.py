@@ -242,3 +242,18 @@ def test_wrong_hardware_is_one_line(tmp_path, capsys, text, message):
     assert code == 2
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+def test_a_tiff_whose_pieces_are_not_its_rows(tmp_path):
+    """Its header says three channels, the pieces hold one: they are not taken for each other."""
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((40, 24, 3), np.uint8), byteorder="<", compression="zlib", rowsperstrip=7)
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    for entry in range(start + 2, start + 2 + 12 * int.from_bytes(data[start : start + 2], "little"), 12):
+        if int.from_bytes(data[entry : entry + 2], "little") == 284:  # PlanarConfiguration
+            data[entry + 8 : entry + 12] = (16).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ts.TiledSEError, match=r"a\.tif: row 7 is \(24, 1\), expected \(24, 3\)"):
+        list(ImageRows(path).chunks(16))

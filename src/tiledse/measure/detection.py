@@ -95,11 +95,20 @@ def _read(path: Path, slivers: bool) -> Any:
     ]
     if lacking:
         raise TiledSEError(f"{path} is no COCO annotation file: it has no '{lacking[0]}'")
+    for kind in ("images", "annotations", "categories"):
+        if not isinstance(data[kind], list):
+            raise TiledSEError(f"{path} is no COCO annotation file: its {kind} are no list")
     if not data["images"]:
         raise TiledSEError(f"{path} lists no image: the set is empty")
     if not data["categories"]:
         raise TiledSEError(f"{path} lists no category; COCO's AP needs them")
     try:
+        for kind in ("annotations", "categories"):
+            for entry in data[kind]:
+                whole(entry["id"], f"id in {kind}", 0)
+        for image in data["images"]:
+            if not isinstance(image["id"], str):
+                whole(image["id"], "id in images", 0)
         images = {image["id"]: (image.get("width"), image.get("height")) for image in data["images"]}
         for image in data["images"]:
             text_of(image["file_name"], f"file_name of image {quoted(image['id'])}")

@@ -81,7 +81,13 @@ class ImageRows:
                 numbers outside of 0 to 1.
         """
         try:
+            seen = 0
             for part in self._rows(rows):
+                seen += part.shape[0]
+                if part.shape[1:] != (self.width, self.channels) or seen > self.height:
+                    raise ValueError(
+                        f"row {seen} is {part.shape[1:]}, expected {(self.width, self.channels)}"
+                    )
                 if part.dtype.kind == "i":
                     positive(part)
                 elif part.dtype.kind == "f" and self.mean is not None:
@@ -94,6 +100,8 @@ class ImageRows:
                 if self.std is not None:
                     x = x / torch.tensor(self.std, dtype=self.dtype)[:, None, None]
                 yield x
+            if seen != self.height:
+                raise ValueError(f"{seen} rows came, expected {self.height}")
         except TiledSEError as error:
             raise TiledSEError(f"image {self.path}: {error}") from error
         except Exception as error:  # what decodes has its own errors for each kind of damage
