@@ -180,8 +180,10 @@ def test_outputs_are_not_overwritten_unasked(tmp_path):
     path = tmp_path / "p.json"
     path.write_text("mine")
     assert_refused(tiledse("plan", MODEL, *SIZE, "-o", path), "exists; give --force")
-    assert_refused(tiledse("convert", MODEL, *SIZE, "--tile", "7xW", "-o", path), "exists; give --force")
-    assert path.read_text() == "mine"
+    weights = tmp_path / "tse.safetensors"
+    weights.write_text("mine")
+    assert_refused(tiledse("convert", MODEL, *SIZE, "--tile", "7xW", "-o", weights), "exists; give --force")
+    assert (path.read_text(), weights.read_text()) == ("mine", "mine")
     assert tiledse("plan", MODEL, *SIZE, "-o", path, "--force").code == 0
     assert len(ts.Plan.load(path)) == 2
 
