@@ -25,11 +25,16 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
     ("line", "code", "error"),
     [
         ("TILEDSE zoo --json >&-", 2, "standard output is closed"),
-        ("TILEDSE zoo >&-", 2, "standard output is closed"),
         ("TILEDSE zoo --json | true; exit ${PIPESTATUS[0]}", 2, "closed before the JSON was whole"),
-        ("TILEDSE zoo | true; exit ${PIPESTATUS[0]}", 0, ""),
-        ("TILEDSE zoo --json > /dev/full", 2, "No space left"),
-        ("TILEDSE zoo > /dev/full", 2, "No space left"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # a process of some seconds each
+            for case in (
+                ("TILEDSE zoo >&-", 2, "standard output is closed"),
+                ("TILEDSE zoo | true; exit ${PIPESTATUS[0]}", 0, ""),
+                ("TILEDSE zoo --json > /dev/full", 2, "No space left"),
+                ("TILEDSE zoo > /dev/full", 2, "No space left"),
+            )
+        ),
     ],
 )
 def test_a_result_that_nobody_gets(line, code, error):

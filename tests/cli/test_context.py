@@ -190,6 +190,7 @@ def test_lraspp_on_index_masks(tmp_path):
     assert {"mIoU", "mIoU_image"} <= got["tse"].keys()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_in_segmentation(shared, tmp_path):
     from tests.measure.test_tasks import example
 

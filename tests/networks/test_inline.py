@@ -133,6 +133,7 @@ def test_the_network_stays_what_it_is(model, plan):
     assert type(tse.blocks[2]) is MBConv  # it has no SE
 
 
+@pytest.mark.slow
 def test_found_again_and_back(model, plan, tmp_path):
     tse = ts.convert(model, plan)
     assert ts.find(tse, SIZE) == plan
@@ -193,6 +194,7 @@ def test_an_attribute_that_changes_is_another_trace(model, plan):
         block(x)
 
 
+@pytest.mark.slow
 def test_copies_and_pickles(model, plan):
     tse = ts.convert(model, plan)
     x = torch.randn(1, *SIZE)
@@ -208,6 +210,7 @@ def test_dtype_moves_with_the_network(model, plan):
     assert tse(torch.randn(1, *SIZE).double()).dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["export", "compile"])
 def test_tools_that_trace(model, plan, way):
     tse = ts.convert(model, plan)

@@ -17,6 +17,8 @@ from tiledse.stream.simulator import simulate
 
 SIZE = (3, 23, 13)
 
+pytestmark = pytest.mark.slow  # half a minute: `make test-slow`
+
 
 class SE(nn.Module):
     def __init__(self, reduce, widen):

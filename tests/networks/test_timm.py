@@ -29,7 +29,15 @@ NETWORKS = (
 )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# One of each dialect always; the whole list takes two minutes on two cores.
+ALWAYS = {
+    "regnety_002", "efficientnet_b0", "tf_mobilenetv3_small_075", "ese_vovnet19b_dw", "hgnet_tiny", "legacy_seresnet18",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+)
 def test_network(name):
     model = build(name)
     assert check_network(name, model, input_size(model)).blocks > 0
