@@ -99,7 +99,7 @@ def whole(tmp_path_factory):
 def test_what_a_run_leaves(whole):
     _, folder, printed = whole
     assert sorted(p.name for p in folder.iterdir()) == [
-        "best.safetensors", "checkpoint.pt", "result.json", "summary.csv", "tensorboard",
+        ".checkpoint.pt.lock", "best.safetensors", "checkpoint.pt", "result.json", "summary.csv", "tensorboard",
     ]  # fmt: skip
     curve = rows(folder)
     assert [row["epoch"] for row in curve] == ["1", "2", "3", "4"]

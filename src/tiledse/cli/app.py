@@ -25,8 +25,11 @@ from .verbs import Verbs
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a verb that has something to say about it: its text is printed, and the status is 130."""
+class Interrupted(Exception):
+    """Ctrl-C in a verb that has something to say about it: its text is printed, and the status is 130.
+
+    No KeyboardInterrupt: newer typer ends that itself, and the text with it.
+    """
 
 
 app = typer.Typer(
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _harmless_output(), raised() as signals:
         try:
             return _run(argv)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Interrupted) as error:
             number = signals[0] if signals else signal.SIGINT
             more = f"; {error}" if isinstance(error, Interrupted) else ""
             return _refuse(f"{said(number)}{more}", code=128 + number)
