@@ -211,7 +211,7 @@ def test_distillation_begins_at_the_teacher(teacher, tmp_path):
     recipe = tmp_path / "d.toml"
     recipe.write_text(
         'task = "distill"\nclasses = 3\ninput = "3x32x32"\nepochs = 1\nbatch_size = 8\nfreeze_norm = true\n'
-        '[optimizer]\nlr = 1e-30\n[[network]]\nmodel = "timm:test_efficientnet"\n[[variant]]\nname = "se"\n'
+        '[optimizer]\nlr = 0.0\n[[network]]\nmodel = "timm:test_efficientnet"\n[[variant]]\nname = "se"\n'
         'start = "weights"\n'
     )
     given = ("train", recipe, "--data", data, "-o", tmp_path / "runs", "--device", "cpu")

@@ -103,7 +103,8 @@ def test_what_a_run_leaves(whole):
     ]  # fmt: skip
     curve = rows(folder)
     assert [row["epoch"] for row in curve] == ["1", "2", "3", "4"]
-    assert float(curve[-1]["train_loss"]) < float(curve[0]["train_loss"])
+    losses = [float(row["train_loss"]) for row in curve]
+    assert min(losses[1:]) < losses[0] / 2  # of a few images, so the last one may jump
     result = json.loads((folder / "result.json").read_text())
     assert printed["results"] == [result]
     assert result["network"] == "timm:test_efficientnet"
@@ -242,7 +243,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole, tmp_path):
     assert "Traceback" not in err
     state = torch.load(tmp_path / RUN / "checkpoint.pt", weights_only=True)
     assert len(state["history"]) == 2
-    assert not [p for p in (tmp_path / RUN).iterdir() if p.name.startswith(".")]
+    hidden = [p.name for p in (tmp_path / RUN).iterdir() if p.name.startswith(".")]
+    assert hidden in ([], [".checkpoint.pt.lock"])  # no part of a file
     assert tiledse(*given, "-o", tmp_path).code == 0
     assert_same(folder, tmp_path / RUN)
 

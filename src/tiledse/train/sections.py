@@ -70,7 +70,7 @@ class Optimizer:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("[optimizer] lr", self.lr, 0, above=True)
+        check_range("[optimizer] lr", self.lr, 0)  # 0: statistics of normalisation alone
         check_range("[optimizer] momentum", self.momentum, 0, 1, below=True)
         check_range("[optimizer] weight_decay", self.weight_decay, 0)
         check_range("[optimizer] clip_norm", self.clip_norm, 0)
