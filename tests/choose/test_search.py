@@ -305,6 +305,6 @@ def test_calibrate_command(folder):
     assert tiledse("cost", *MODEL, "--plan", "plan.json").code == 0
     assert_refused(tiledse(*given, "--tile", "4xW", "--images", 30, "-o", "p.json"), "24 images are too few")
     assert_refused(tiledse(*given, "--tile", "Hx4", "-o", "p.json"), "strips of rows")
-    assert_refused(tiledse(*given, "--tile", "4xW", "-o", "p.txt"), "expected a name that ends in")
+    assert_refused(tiledse(*given, "--tile", "4xW", "-o", "p.txt"), "expected -o with a name that ends in")
     assert_refused(tiledse(*given, "--tile", "4xW", "-o", "p.onnx"), "write plan.json, then: tiledse convert")
     assert not (folder / "p.json").exists()

@@ -41,7 +41,7 @@ BASE = 'classes = 10\n[[network]]\nmodel = "timm:regnety_002"\n[[variant]]\nname
         ("as_is = ['7xQ']", ["7xQ"]),
         ("epochs = ", ["no TOML"]),
         ("[schedule]\nname = 'step'", ["step", "cosine, poly, constant"]),
-        ("[optimizer]\nlr = -0.1", ["[optimizer] lr = -0.1", "above 0"]),
+        ("[optimizer]\nlr = -0.1", ["[optimizer] lr = -0.1", "of at least 0"]),
         ("[optimizer]\nlr = nan", ["nan"]),
         ("[optimizer]\nmomentum = 1.0", ["momentum", "of at least 0, below 1"]),
         ("[optimizer]\nweight_decay = -1e-4", ["weight_decay", "of at least 0"]),
