@@ -15,6 +15,8 @@ from tiledse.errors import TiledSEError
 from tiledse.stream.minimum import PipelineBuffer
 from tiledse.tile import Tile
 
+pytestmark = pytest.mark.slow  # most of a minute: `make test-slow`
+
 TILES = [
     Tile.parse(t) for t in ("1xW", "2xW", "3xW", "5xW:running", "7xW", "1xW:running+2", "2xW:window-3+4")
 ]

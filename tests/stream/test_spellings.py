@@ -11,6 +11,8 @@ from tests.networks import handwritten
 from tests.reference import by_crops
 from tests.stream.networks import difference
 
+pytestmark = pytest.mark.slow  # most of a minute: `make test-slow`
+
 # 23 rows and 13 columns: a prime each, which no tile divides.
 HEIGHT, WIDTH, CHANNELS = 23, 13, 12
 SPELLINGS = [cls for cls in (*handwritten.SE, handwritten.ChannelsLast) if cls is not handwritten.FixedWindow]
