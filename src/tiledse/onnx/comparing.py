@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from .model import OnnxModel
+from .model import OnnxModel, check_memory
 from .shapes import Image
 
 
@@ -54,6 +55,7 @@ def feeds_of(
             continue
         dtype = value.dtype.numpy()
         if value.name == image.name:
+            check_memory(8 * math.prod(shape), f"the input {'x'.join(map(str, shape))} of {model.name}")
             given = random.standard_normal(tuple(shape)) if x is None else x
             given = np.abs(given * 64) if x is None and dtype.kind in "iu" else given
             feeds[value.name] = np.ascontiguousarray(given).astype(dtype)
@@ -62,6 +64,7 @@ def feeds_of(
         dims = [
             d if isinstance(d, int) and d > 0 else 1 if i else shape[0] for i, d in enumerate(value.shape)
         ]
+        check_memory(8 * math.prod(dims), f"the input '{value.name}' of {model.name}")
         other = random.uniform(0.5, 1.5, dims) if dtype.kind == "f" else np.zeros(dims)
         feeds[value.name or ""] = other.astype(dtype)
     return feeds

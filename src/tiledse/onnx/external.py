@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import TiledSEError
+from ..errors import TiledSEError, first_line
+from ..files import is_file
 
 _REAL = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 # Their weights are finite; elsewhere an infinity may be meant: the bounds of a Clip, the mask of a softmax.
@@ -58,13 +60,22 @@ def check_finite(model: ir.Model, name: str) -> None:
     }
 
     def check(tensor: ir.TensorProtocol, finite: bool) -> ir.TensorProtocol:
-        if tensor.dtype in _REAL:
+        try:
             array = tensor.numpy()
-            if not np.isfinite(array).all() and (finite or np.isnan(array).any()):
-                raise TiledSEError(
-                    f"{name}: the weight '{tensor.name}' holds numbers that are not finite; export the network again "
-                    "from whole weights"
-                )
+        except Exception as error:  # shapes and bytes that do not go together, which onnx.checker lets pass
+            raise TiledSEError(
+                f"{name}: the weight '{tensor.name}' cannot be read: {first_line(error, 120)}; get the file again"
+            ) from error
+        if array.shape != tuple(tensor.shape.numpy()):
+            raise TiledSEError(
+                f"{name}: the weight '{tensor.name}' is {array.shape}, the file says {tensor.shape}; get the file again"
+            )
+        odd = tensor.dtype in _REAL and not np.isfinite(array).all()
+        if odd and (finite or np.isnan(array).any()):
+            raise TiledSEError(
+                f"{name}: the weight '{tensor.name}' holds numbers that are not finite; export the network again "
+                "from whole weights"
+            )
         return tensor
 
     for value in model.graph.initializers.values():
@@ -92,12 +103,14 @@ def _located(tensor: ir.ExternalTensor, path: Path) -> Path:
     data = path.parent
     for part in parts:
         data = data / part
+        if len(os.fsencode(part)) > 255:  # longer than names can be: asking for it would fail
+            break
         if data.is_symlink():
             raise TiledSEError(
                 f"{path} keeps its weights in {location}, and {data} is a symbolic link; give a copy in which the file "
                 "itself lies there"
             )
-    if not data.is_file():
+    if not is_file(data):
         raise TiledSEError(f"{path} keeps its weights in {data}, which is missing; put that file beside it")
     return data
 

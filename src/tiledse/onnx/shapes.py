@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import onnx
 
 from ..errors import TiledSEError, first_line
 from .constants import Constants
-from .model import OnnxModel
+from .model import OnnxModel, check_memory
 
 Shape = tuple[int | None, ...]
 
@@ -244,7 +245,9 @@ def zeros(graph: ir.Model) -> dict[str, np.ndarray]:
     for value in graph.graph.inputs:
         if value.is_initializer() or value.shape is None or value.dtype is None:
             continue
-        feeds[value.name or ""] = np.zeros(tuple(int(d) for d in value.shape), value.dtype.numpy())  # type: ignore[arg-type]
+        shape = tuple(int(side) for side in value.shape)  # type: ignore[arg-type]
+        check_memory(8 * math.prod(shape), f"the input {'x'.join(map(str, shape))} of the network")
+        feeds[value.name or ""] = np.zeros(shape, value.dtype.numpy())
     return feeds
 
 
