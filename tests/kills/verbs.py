@@ -119,7 +119,7 @@ class Calibrate(Verb):
             self.out / "plan.json",
             "--force",
             "--tile",
-            "2xW:running",
+            "1xW:running",
         )
         return ["calibrate", NETWORK, *self.weights, *data, *SIZE]
 
@@ -155,7 +155,12 @@ class Train(Verb):
         return {json.dumps({k: v for k, v in row.items() if k != "seconds"}) for row in rows}
 
     def result(self) -> Any:
-        return sorted(self.finished()), (self._run / "best.safetensors").read_bytes()
+        from safetensors import safe_open
+
+        # By tensor: the library writes the entries of its header in another order each time.
+        with safe_open(self._run / "best.safetensors", framework="np") as file:
+            tensors = {key: file.get_tensor(key).tobytes() for key in sorted(file.keys())}
+            return sorted(self.finished()), tensors, file.metadata()
 
 
 class Convert(Verb):
@@ -170,7 +175,7 @@ class Convert(Verb):
             *self.weights,
             *SIZE,
             "--tile",
-            "2xW",
+            "1xW",
             "-o",
             self.out / "net.onnx",
             "--force",

@@ -59,6 +59,12 @@ def test_a_sweep_with_a_line_cut_off(tmp_path):
         SweepFile(path)
 
 
+def test_a_sweep_that_is_empty(tmp_path):
+    (tmp_path / "sweep.csv").touch()
+    with pytest.raises(TiledSEError, match="is no result of a sweep, so nothing is added"):
+        SweepFile(tmp_path / "sweep.csv")
+
+
 def test_a_sweep_with_a_figure_that_does_not_exist(tmp_path):
     assert len(SweepFile(sweep(tmp_path, drop="")).rows) == 1
 

@@ -54,10 +54,11 @@ class SweepFile:
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
+                names = tuple(reader.fieldnames or ())  # while the file is open: an empty one has none yet
                 rows = list(reader)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise TiledSEError(f"cannot read {self.path}: {error}") from error
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if names != COLUMNS:
             raise TiledSEError(
                 f"{self.path} is no result of a sweep, so nothing is added to it; give another name with -o"
             )
