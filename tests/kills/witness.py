@@ -17,5 +17,6 @@ def counted(*arguments: object, **more: object) -> Image.Image:
     return _open(*arguments, **more)  # type: ignore[arg-type]
 
 
-Image.open = counted
-sys.exit(main())
+if __name__ == "__main__":
+    Image.open = counted
+    sys.exit(main())
