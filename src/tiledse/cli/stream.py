@@ -79,7 +79,7 @@ def stream(
     s = make_stream(loaded.model, chosen, height=height, width=width, rows=rows)
     names = [] if output is None else _names(output, len(s.graph.outputs))
     if len(names) > 1:
-        check_outputs(force, [Output("-o", name) for name in names], read)
+        check_outputs(force, [*(Output("-o", name) for name in names), drawing(plot)], read)
 
     def chunks() -> Iterator[Tensor]:
         if source is not None:

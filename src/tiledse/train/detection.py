@@ -17,10 +17,10 @@ from ..errors import TiledSEError, first_line
 from ..measure.adapters import IMAGENET_MEAN, IMAGENET_STD, Detector, effdet_detector
 from ..measure.average_precision import Matches
 from ..measure.detection import CocoImages
-from ..measure.pixels import opened
+from ..measure.pixels import BROKEN, opened
 from ..measure.processes import gather, part
 from ..networks.detector import build_detector
-from ..networks.loading import read_state
+from ..networks.weights import read_state
 from .images import Epochs, Ticket, TrainingImages, _seeded, mix
 from .objective import Objective, Setting
 from .recipe import Recipe
@@ -167,7 +167,9 @@ class Boxed(TrainingImages):
                 pixels = image.convert("RGB")
             with _seeded(mix(self._seed, epoch, index)):
                 return self._vary(pixels, self.boxes(index))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except TiledSEError as error:
+            raise TiledSEError(f"image {name}: {error}") from error
+        except BROKEN as error:
             raise TiledSEError(
                 f"image {name}: cannot be read or resized: {first_line(error)}; replace it or take it out of the set"
             ) from error
