@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from tiledse.files import write_csv
-from tiledse.measure.classification import Classification
-from tiledse.measure.images import open_images
-from tiledse.measure.preprocessing import Preprocessing
-from tiledse.measure.tasks import run
+from tiledse.evaluate.classification import Classification
+from tiledse.data.images import open_images
+from tiledse.data.preprocessing import Preprocessing
+from tiledse.evaluate.tasks import run
 from tiledse.networks import convert, find
 from tiledse.networks.converter import convert_shared
 from tiledse.networks.loading import load, load_weights

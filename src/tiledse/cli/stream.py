@@ -14,8 +14,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from ..cost import cost as count_cost
 from ..errors import TiledSEError
-from ..measure.costs import cost as count_cost
 from ..networks.converter import convert_shared
 from ..report.streaming import held_table, simulation_table, stages_table
 from ..stream.executor import Stream

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.pixels import positive, scaled, unit
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
-from ..measure.pixels import positive, scaled, unit
 
 _FORMATS = ".npy, .tif/.tiff, or a format that Pillow reads (which decodes it as a whole)"
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.pixels import opened
 from ..errors import TiledSEError, first_line
-from ..measure.classification import SUFFIXES
-from ..measure.pixels import opened
+from ..evaluate.classification import SUFFIXES
 
 IGNORED = 255
 
