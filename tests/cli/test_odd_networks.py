@@ -108,6 +108,10 @@ def test_weights_that_are_not_there(made):
     made.net = net
     done = tiledse("eval", "oddnets:net", "--input", "3x64x64", "--tile", "3xW", "--data", ".")
     assert_refused(done, "'conv_stem.weight' is sparse, quantised or without numbers")
+    for verb in ("find", "cost", "simulate"):  # they only look at it
+        words = () if verb == "find" else ("--tile", "3xW")
+        done = tiledse(verb, "oddnets:net", "--input", "3x64x64", *words)
+        assert done.code == 0, done.err
 
 
 def test_masks_may_be_infinite(made):

@@ -16,7 +16,7 @@ from ..tile import Tile
 from .network import Network, open_network
 
 if TYPE_CHECKING:
-    from ..measure.tasks import Progress
+    from ..evaluate.tasks import Progress
     from ..onnx import OnnxModel
 
 Batches = Callable[[], Iterator[Tensor]]

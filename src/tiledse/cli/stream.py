@@ -14,8 +14,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from ..cost import cost as count_cost
 from ..errors import TiledSEError
-from ..measure.costs import cost as count_cost
 from ..networks.converter import convert_shared
 from ..report.streaming import held_table, simulation_table, stages_table
 from ..stream.executor import Stream
@@ -236,7 +236,7 @@ def simulate(
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
     check_outputs(force, [drawing(plot), Output("--trace", trace)], [model, weights, plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan, runs=False)
     se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)
     size = "x".join(map(str, chosen.input_size))
     if plot is not None:

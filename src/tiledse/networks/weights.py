@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import TiledSEError, first_line
 
 
-def check_numbers(model: nn.Module, name: str) -> None:
+def check_numbers(model: nn.Module, name: str, runs: bool = True) -> None:
     """Check that a network has numbers, and that they are finite.
 
     Buffers may be infinite, as masks of attention are; parameters and the statistics of normalisation may not.
@@ -22,6 +22,7 @@ def check_numbers(model: nn.Module, name: str) -> None:
     Args:
         model: The network; what is lazy and has no weights yet is left to who runs it.
         name: What messages call it.
+        runs: Whether it is to be run; one that is only looked at may be on torch's device ``meta``, without numbers.
 
     Raises:
         TiledSEError: names the first tensor that is odd.
@@ -35,7 +36,9 @@ def check_numbers(model: nn.Module, name: str) -> None:
         tiledse.errors.TiledSEError: the weights of net are no use: '0.bias' holds numbers that are not finite; ...
     """
     for path, tensor, statistics in _tensors(model):
-        if not is_lazy(tensor) and (odd := _odd_numbers(tensor, tensor, statistics)):
+        if is_lazy(tensor) or (tensor.is_meta and not runs):
+            continue
+        if (odd := _odd_numbers(tensor, tensor, statistics)) is not None:
             raise TiledSEError(
                 f"the weights of {name} are no use: '{path}' {odd}; give it sound ones, such as with --weights FILE"
             )

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.pixels import decoded, positive, scaled, unit
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
-from ..measure.pixels import decoded, positive, scaled, unit
 
 _FORMATS = ".npy, .tif/.tiff, or a format that Pillow reads (which decodes it as a whole)"
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.pixels import BROKEN, decoded, opened
 from ..errors import TiledSEError, first_line
-from ..measure.classification import SUFFIXES
-from ..measure.pixels import BROKEN, decoded, opened
+from ..evaluate.classification import SUFFIXES
 
 IGNORED = 255
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cost import cost
 from ..documents import read_json, write_json
 from ..errors import TiledSEError, first_line
 from ..files import write_csv, written_whole
 from ..locks import locked
-from ..measure.costs import cost
 from ..networks.converter import convert_shared
 from ..networks.finder import find
 from ..numerals import quoted

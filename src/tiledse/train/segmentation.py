@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
-from ..measure.processes import gather, part
+from ..evaluate.processes import gather, part
 from ..networks.segmenter import backbone_of, build_segmenter
 from ..networks.weights import read_state
 from .classification import own_preprocessing
