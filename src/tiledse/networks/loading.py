@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
+from ..forms import FORMS
 from .modes import in_eval
 from .strangers import call_named, import_named
 from .weights import check_numbers, load_weights, read_state
 
-FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""Which network, with which tiles: MODEL and its options, --tile and --plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from ..forms import FORMS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..networks.loading import Loaded
+    from ..networks.subject import Subject
+    from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One tile for all blocks, or a plan."""
+
+    panel: ClassVar[str] = "Tiles"
+
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            "--tile",
+            metavar="T",
+            help="One tile for every block: 7xW, Hx7, 7x7, HxW; 1xW:running+6 (each row by all rows above it and 6 "
+            "below), 1xW:window-6+6.",
+        ),
+    ] = None
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="A plan: JSON, or safetensors from `convert`."),
+    ] = None
+
+    def of(self, found: Plan) -> Plan:
+        """The plan that was asked for, checked against what was found.
+
+        Raises:
+            TiledSEError: see ``arguments.choose_plan``.
+        """
+        from .arguments import choose_plan
+
+        return choose_plan(found, self.tile, self.plan)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, the size of its image, and its weights."""
+
+    panel: ClassVar[str] = "Network"
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)]
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Size of the image, such as 3x224x224."),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="A state dict: safetensors or a torch checkpoint."),
+    ] = None
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="The library's own weights, from its hub.")
+    ] = False
+    image: str | None = None
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read of it; a text that is no path names no file."""
+        return self.model, self.weights
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX file."""
+        from .onnx import is_onnx
+
+        return is_onnx(self.model)
+
+    @property
+    def name(self) -> str:
+        """MODEL as it is printed: an ONNX file without its folder."""
+        from .onnx import shown_name
+
+        return shown_name(self.model)
+
+    def find(self) -> tuple[str, Plan]:
+        """The name and the SE blocks of a network of any kind."""
+        from .onnx import find_any
+
+        return find_any(self.model, self.input, self.weights, self.pretrained, self.image)
+
+    def open(self, where: torch.device) -> tuple[Subject, nn.Module | None, bool]:
+        """The network to be measured, its module where it is one of torch, and whether its weights are random."""
+        from .measuring import open_subject
+
+        return open_subject(self.model, self.input, self.weights, self.pretrained, where)
+
+    def planned(self, tiles: Tiles, runs: bool = True) -> tuple[Loaded, Plan]:
+        """The network, of PyTorch, and the plan that is asked for.
+
+        Args:
+            tiles: --tile and --plan.
+            runs: Whether it is to be run; else its weights may be without numbers.
+        """
+        from .arguments import load_planned
+
+        return load_planned(
+            self.model, self.input, self.weights, self.pretrained, tiles.tile, tiles.plan, runs
+        )
+
+
+@dataclass(frozen=True)
+class ModelWithImage(Model):
+    """A network of which the input may be named that takes the image."""
+
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", metavar="NAME", help="FILE.onnx with several inputs: the one that takes the image."
+        ),
+    ] = None
