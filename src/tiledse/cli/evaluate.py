@@ -57,7 +57,7 @@ def evaluate(
         return
     _, plan, evaluation = done
     if images is not None:
-        evaluation.save_images(images)  # type: ignore[union-attr]  (there are none but of classify)
+        evaluation.save_images(images)  # type: ignore[union-attr]
         say(f"wrote {images}")
     result.show(evaluation.to_dict, lambda: (f"{model.model}, {plan}", str(evaluation)))
 

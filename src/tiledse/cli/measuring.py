@@ -25,7 +25,8 @@ from .model import Model
 from .onnx import is_onnx, open_onnx
 from .progress import progress_bar
 
-T, C = TypeVar("T"), TypeVar("C")
+T = TypeVar("T")
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)

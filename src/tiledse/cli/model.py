@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from ..errors import TiledSEError
 from ..forms import FORMS
 
 if TYPE_CHECKING:
@@ -16,7 +18,14 @@ if TYPE_CHECKING:
 
     from ..networks.loading import Loaded
     from ..networks.subject import Subject
+    from ..onnx import OnnxModel
     from ..plan import Plan
+
+InputSize = Annotated[
+    str | None, typer.Option("--input", metavar="CxHxW", help="Size of the image, such as 3x224x224.")
+]
+PlanOutput = Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="The library's own weights, from its hub.")]
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,12 @@ class Model:
     panel: ClassVar[str] = "Network"
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)]
-    input: Annotated[
-        str | None,
-        typer.Option("--input", metavar="CxHxW", help="Size of the image, such as 3x224x224."),
-    ] = None
+    input: InputSize = None
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE", help="A state dict: safetensors or a torch checkpoint."),
     ] = None
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="The library's own weights, from its hub.")
-    ] = False
+    pretrained: Pretrained = False
     image: str | None = None
 
     @property
@@ -88,6 +92,19 @@ class Model:
         from .onnx import shown_name
 
         return shown_name(self.model)
+
+    @property
+    def size(self) -> tuple[int, int, int] | None:
+        """--input as numbers."""
+        from .arguments import parse_size
+
+        return parse_size(self.input)
+
+    def read_onnx(self) -> OnnxModel:
+        """The ONNX file."""
+        from .onnx import open_onnx
+
+        return open_onnx(self.model, self.weights, self.pretrained, self.image)
 
     def find(self) -> tuple[str, Plan]:
         """The name and the SE blocks of a network of any kind."""
@@ -125,3 +142,36 @@ class ModelWithImage(Model):
             "--image", metavar="NAME", help="FILE.onnx with several inputs: the one that takes the image."
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """Several networks, each with weights of its own."""
+
+    panel: ClassVar[str] = "Network"
+
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more networks.")]
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option("--weights", metavar="FILE", help="A state dict for each network, in their order."),
+    ] = None
+    input: InputSize = None
+    pretrained: Pretrained = False
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read of them."""
+        return *self.models, *(self.weights or ())
+
+    def each(self) -> list[Model]:
+        """The networks one by one.
+
+        Raises:
+            TiledSEError: another number of weights than of networks.
+        """
+        files: Sequence[Path | None] = self.weights or [None] * len(self.models)
+        if len(files) != len(self.models):
+            raise TiledSEError(
+                f"{len(self.models)} networks and {len(files)} --weights; give one for each, or none"
+            )
+        return [Model(model, self.input, own, self.pretrained) for model, own in zip(self.models, files)]

@@ -19,7 +19,6 @@ from .strangers import call_named, import_named
 from .weights import check_numbers, load_weights, read_state
 
 
-
 @dataclass(frozen=True)
 class Loaded:
     """A network, what it was called, and the image that it takes.
