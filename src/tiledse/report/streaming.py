@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.table import Table
 
+from ..stream.comparison import Streamed
 from ..stream.flow import Held
 from ..stream.simulator import Simulation
 from .text import digits
@@ -37,6 +40,30 @@ def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
         table.add_row(words, "", "", digits(sum(item.elements for item in held if item.kind == kind)))
     table.add_row("all", "", "", digits(sum(item.elements for item in held)), style="bold")
     return table
+
+
+def streamed_parts(found: Streamed, model: str) -> list[Any]:
+    """What streaming an image gave: what layers hold, memory, and the difference from the whole image."""
+    size = "x".join(map(str, found.input_size))
+    memory = (
+        f"rows alive at once, {found.rows} at a time: {found.peak_live_bytes / 1e6:.1f} MB; resident memory grew by "
+        f"{_megabytes(found.rss_delta_bytes)}"
+    )
+    parts: list[Any] = [
+        held_table(found.held, found.whole, f"{model} at {size}: what layers hold"),
+        f"gates hold {found.gate_buffer:,} elements by the closed form of `tiledse cost` (row order)",
+    ]
+    if found.max_rel_error is None:
+        return [*parts, memory]
+    return [
+        *parts,
+        f"{memory}, with the whole image by {_megabytes(found.full_rss_delta_bytes)}",
+        f"largest difference from the whole image: {found.max_rel_error:.1e} of the largest output (float32)",
+    ]
+
+
+def _megabytes(count: int | None) -> str:
+    return "an amount that this system does not tell" if count is None else f"{count / 1e6:.0f} MB"
 
 
 def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:
