@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import tiledse as ts
-from tiledse.measure.operator import LAYOUTS, SHAPES, PaperBlock, Shape
+from tiledse.bench.operator import LAYOUTS, SHAPES, PaperBlock, Shape
 from tiledse.op import fused
 from tiledse.op.functional import _scale, _squeeze, mean
 from tiledse.op.two_layers import two_layers

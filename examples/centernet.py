@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiledse.measure.adapters import Detector
+from tiledse.evaluate.adapters import Detector
 
 
 def adapter(input_size: tuple[int, int, int]) -> Detector:

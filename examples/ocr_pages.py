@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tiledse.measure.adapters import Segmenter, index_mask
+from tiledse.evaluate.adapters import Segmenter, index_mask
 
 SIDE = 640
 KINDS = {  # letter sizes, gaps between lines, angles of the page in degrees

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiledse.measure.adapters import Segmenter
+from tiledse.evaluate.adapters import Segmenter
 
 PERSON = 1  # in the masks: COCO's panoptic category
 

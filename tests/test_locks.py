@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from tiledse.context.sweep_file import COLUMNS, SweepFile
 from tiledse.errors import TiledSEError
 from tiledse.locks import locked
-from tiledse.measure.sweep_file import COLUMNS, SweepFile
 
 ADD = """
 import sys
-from tiledse.measure.sweep_file import COLUMNS, SweepFile
+from tiledse.context.sweep_file import COLUMNS, SweepFile
 file = SweepFile(sys.argv[1])
 print(flush=True); sys.stdin.readline()
 for number in range(15):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import TiledSEError, TiledSEWarning
 
 if TYPE_CHECKING:
-    from .measure import Cost, cost
+    from .cost import Cost, SECost, TSECost, cost
     from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
     from .op import TiledSqueezeExcite, tiled_squeeze_excite
     from .plan import NearMiss, Network, Plan, SEBlock
@@ -32,8 +32,10 @@ __all__ = [
     "Network",
     "Plan",
     "SEBlock",
+    "SECost",
     "Simulation",
     "Stream",
+    "TSECost",
     "Tile",
     "TiledBlock",
     "TiledSEError",
@@ -57,18 +59,17 @@ __all__ = [
 # Where each name lives. A room is loaded when a name of it is first asked for, so that the command line
 # prints its help without loading torch.
 _HOMES = {
-    **dict.fromkeys(("Cost", "cost"), ".measure"),
+    **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
     **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "convert", "find", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Network", "Plan", "SEBlock"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
-    "correlate": ".measure.correlation",
-    "evaluate": ".measure.accuracy",
-    "open_images": ".measure.images",
-    "sensitivity": ".measure.sensitivity",
-    "sweep": ".measure.sweep",
+    "correlate": ".context.correlation",
+    "open_images": ".data.images",
+    "sensitivity": ".context.sensitivity",
+    "sweep": ".context.sweep",
 }
 
 
@@ -87,15 +88,19 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package. ``stream`` is the verb, though the room that it lives in has the same name."""
-
-    @property
-    def stream(self) -> Any:
-        return import_module(".stream", __name__).stream
-
-    @stream.setter
-    def stream(self, room: ModuleType) -> None:
-        """The import system puts the room here once it is loaded; the verb stays."""
+    """The package. A verb stays the verb, though the room that it lives in has the same name."""
 
 
+def _verb(name: str, home: str) -> property:
+    def function(self: ModuleType) -> Any:
+        return getattr(import_module(home, __name__), name)
+
+    def keep(self: ModuleType, room: ModuleType) -> None:
+        """The import system puts the room here once it is loaded."""
+
+    return property(function, keep)
+
+
+for _name, _home in {"cost": ".cost", "evaluate": ".evaluate.accuracy", "stream": ".stream"}.items():
+    setattr(_Package, _name, _verb(_name, _home))
 sys.modules[__name__].__class__ = _Package

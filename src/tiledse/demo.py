@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .cost import cost
 from .errors import TiledSEError
 from .files import written_whole
-from .measure.costs import cost
 from .tile import Tile
 
 PAGE = (1280, 960)  # rows, columns: multiples of 32, which the detector takes as they are

@@ -18,8 +18,8 @@ from tiledse.choose.cache import Evaluations
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.network import TorchNetwork
 from tiledse.choose.search import default_tiles, options_of, search
-from tiledse.measure.classification import Classification
-from tiledse.measure.images import ImageSet, ListedImages, Sample
+from tiledse.data.images import ImageSet, ListedImages, Sample
+from tiledse.evaluate.classification import Classification
 from tiledse.plan import Plan, SEBlock
 from tiledse.report.choose import draw_front
 from tiledse.stream.minimum import PipelineBuffer

@@ -16,7 +16,7 @@ from PIL import Image
 import tiledse
 from tests.cli.running import assert_refused
 from tests.cli.running import tiledse as call
-from tiledse.measure.sweep_file import COLUMNS
+from tiledse.context.sweep_file import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "timm:tf_mobilenetv3_small_100"
@@ -87,7 +87,7 @@ def test_sensitivity_prints_what_it_says_as_json(real, tmp_path):
 
 def test_a_sweep_goes_on_where_it_was(real, tmp_path, monkeypatch):
     output, figure = tmp_path / "sweep.csv", tmp_path / "figure.png"
-    from tiledse.measure import sweep as room
+    from tiledse.context import sweep as room
 
     passes = []
     plain = room.run
@@ -192,7 +192,7 @@ def test_lraspp_on_index_masks(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_in_segmentation(shared, tmp_path):
-    from tests.measure.test_tasks import example
+    from tests.evaluate.test_tasks import example
 
     example("selfie").main(str(shared / "data" / "coco128"), str(tmp_path / "people.csv"))
     lines = (tmp_path / "people.csv").read_text().splitlines()[:12]

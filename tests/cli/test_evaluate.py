@@ -16,7 +16,7 @@ import torch
 
 import tiledse as ts
 from tests.cli.running import assert_refused, tiledse
-from tiledse.measure.processes import own_device
+from tiledse.evaluate.processes import own_device
 
 MODEL = "timm:tf_mobilenetv3_small_100"
 COUNT = 60

@@ -13,8 +13,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from tiledse.measure.images import open_images
-from tiledse.measure.preprocessing import Preprocessing, read_image
+from tiledse.data.images import open_images
+from tiledse.data.preprocessing import Preprocessing, read_image
 from tiledse.stream.sources import ImageRows
 
 from .formats import Format
@@ -166,8 +166,8 @@ class Masks(Format):
         return change_csv(data, dice)
 
     def read(self, path: Path) -> Any:
-        from tiledse.measure.adapters import semantic
-        from tiledse.measure.segmentation import MaskedImages, Segmentation
+        from tiledse.evaluate.adapters import semantic
+        from tiledse.evaluate.segmentation import MaskedImages, Segmentation
 
         segmenter = semantic(("one", "two"), (3, 16, 16))
         task = Segmentation(MaskedImages(path, segmenter), segmenter)

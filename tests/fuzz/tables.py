@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import tiledse as ts
+from tiledse.context.sweep_file import COLUMNS, SweepFile
 from tiledse.documents import write_json
-from tiledse.measure.adapters import Detector
-from tiledse.measure.sweep_file import COLUMNS, SweepFile
+from tiledse.evaluate.adapters import Detector
 from tiledse.stream.hardware import Hardware
 from tiledse.train.recipe import read_recipe
 
@@ -59,7 +59,7 @@ class Coco(Format):
         return change_json(data, dice)
 
     def read(self, path: Path) -> Any:
-        from tiledse.measure.detection import CocoImages, Detection
+        from tiledse.evaluate.detection import CocoImages, Detection
 
         found = np.array([[2, 3, 10, 12, 0.9, 1], [0, 0, 18, 20, 0.8, 3.0]])
         detector = Detector(PREPARE, lambda output, sizes: [found for _ in sizes])

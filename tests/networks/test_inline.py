@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite
 from tiledse.choose.network import TorchNetwork
-from tiledse.measure.subject import TorchSubject
 from tiledse.networks.building import with_excitation, without_attention
 from tiledse.networks.converter import convert_shared
+from tiledse.networks.subject import TorchSubject
 
 SIZE = (3, 20, 16)
 

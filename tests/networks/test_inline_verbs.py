@@ -12,7 +12,7 @@ import tiledse as ts
 from tests.stream.networks import difference
 from tiledse.choose.calibration import calibrate
 from tiledse.choose.network import TorchNetwork
-from tiledse.measure.subject import TorchSubject
+from tiledse.networks.subject import TorchSubject
 from tiledse.stream.simulator import simulate
 
 SIZE = (3, 23, 13)

@@ -65,7 +65,7 @@ def test_verbs(arguments, tmp_path, monkeypatch):
 
 def test_subjects_that_are_measured_and_calibrated():
     from tiledse.choose.network import network_of
-    from tiledse.measure.subject import TorchSubject
+    from tiledse.networks.subject import TorchSubject
 
     model = Backbone()
     model.eval()

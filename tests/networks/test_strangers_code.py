@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tiledse.errors import TiledSEError
-from tiledse.measure.adapters import Detector, load_adapter
+from tiledse.evaluate.adapters import Detector, load_adapter
 from tiledse.networks.loading import load
 
 

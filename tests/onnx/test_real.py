@@ -9,7 +9,7 @@ import torch
 
 import onnx
 import tiledse as ts
-from tiledse.measure.costs import cost
+from tiledse.cost import cost
 from tiledse.onnx import convert, find, load, module, save, verify
 from tiledse.onnx.counting import count
 

@@ -14,7 +14,7 @@ from torch import nn
 import tiledse as ts
 from tests.cli.running import assert_refused, tiledse
 from tiledse import TiledSEError
-from tiledse.measure.adapters import effdet_detector
+from tiledse.evaluate.adapters import effdet_detector
 from tiledse.networks.detector import build_detector
 from tiledse.train.detection import Boxed, Detection, categories_by_label, open_boxes
 from tiledse.train.objective import Setting

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiledse.measure.paper.networks import _REGNETS, _shapes_only
-from tiledse.measure.paper.printed import Method
 from tiledse.networks.building import build_classifier
 from tiledse.networks.detector import build_detector
 from tiledse.networks.segmenter import build_segmenter
+from tiledse.paper.networks import _REGNETS, _shapes_only
+from tiledse.paper.printed import Method
 from tiledse.train.recipe import read_recipe
 from tiledse.train.variants import with_variant
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 PAPERS = sorted(path.stem for path in FOLDER.glob("table*.toml"))
-PRINTED = json.loads((FOLDER.parent / "src/tiledse/measure/paper_tables.json").read_text())
+PRINTED = json.loads((FOLDER.parent / "src/tiledse/paper/tables.json").read_text())
 
 NAMES = {
     **{f"timm:{name}": paper for paper, name in _REGNETS.items()},

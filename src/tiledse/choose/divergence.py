@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..measure.tasks import Task
+from ..evaluate.tasks import Task
 
 # Probabilities are kept this far from 0 and 1: what lies beyond decides nothing.
 _LEAST = 1e-6
@@ -22,7 +22,7 @@ def divergence(task: Task[Any], se: Any, tse: Any) -> Tensor:
     Elsewhere it is the task's own.
 
     Example:
-        >>> from tiledse.measure.classification import Comparison
+        >>> from tiledse.evaluate.classification import Comparison
         >>> half, most = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.9)
         >>> divergence(Comparison(None), half, half).tolist()
         [0.0]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..correction import Correction
+from ..data.images import Batch, ListedImages, stack
 from ..errors import TiledSEError
-from ..measure.images import Batch, ListedImages, stack
-from ..measure.tasks import Paired, Progress, Task, check_finite
+from ..evaluate.tasks import Paired, Progress, Task, check_finite
 from ..numerals import real, whole
 from ..plan import Plan
 from .cache import Digest, Evaluations

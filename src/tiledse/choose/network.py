@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
-from ..measure.subject import SharedPrefix, Subject, TorchSubject, first_tiled
 from ..networks.converter import convert_shared, correctable, fingerprint
 from ..networks.finder import find_dialects
 from ..networks.modes import evaluating, in_eval
+from ..networks.subject import SharedPrefix, Subject, TorchSubject, first_tiled
 from ..plan import Plan
 
 if TYPE_CHECKING:

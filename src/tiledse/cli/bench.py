@@ -9,15 +9,15 @@ from typing import Annotated, Any, Optional, TypeVar
 import torch
 import typer
 
+from ..bench.compiled_operator import COMPILED_SHAPES, compare_compiled
+from ..bench.machine import keep_freed_memory, machine
+from ..bench.operator import LAYOUTS, SHAPES, TILES, compare
+from ..bench.targets import verdicts
+from ..bench.whole_networks import NETWORKS, compare_network
 from ..documents import write_json
 from ..errors import TiledSEError
+from ..evaluate.tasks import Progress
 from ..files import written_whole
-from ..measure.compiled_operator import COMPILED_SHAPES, compare_compiled
-from ..measure.machine import keep_freed_memory, machine
-from ..measure.operator import LAYOUTS, SHAPES, TILES, compare
-from ..measure.targets import verdicts
-from ..measure.tasks import Progress
-from ..measure.whole_networks import NETWORKS, compare_network
 from ..report.timing import compiled_table, networks_table, operator_table
 from . import options
 from .app import app, print_json, print_text, say

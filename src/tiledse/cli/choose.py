@@ -13,8 +13,8 @@ import torch
 import typer
 from torch import Tensor
 
+from ..data.images import ListedImages
 from ..errors import TiledSEError
-from ..measure.images import ListedImages
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say

@@ -8,16 +8,16 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..context.agreement import Correlation
+from ..context.correlation import correlate as correlate_subject
+from ..context.sensitivity import Sensitivity
+from ..context.sensitivity import sensitivity as measure_sensitivity
+from ..context.sweep import Entry
+from ..context.sweep import sweep as run_sweep
+from ..context.sweep_file import SweepFile
 from ..errors import TiledSEError
-from ..measure.agreement import Correlation
-from ..measure.correlation import correlate as correlate_subject
-from ..measure.processes import own_device
-from ..measure.sensitivity import Sensitivity
-from ..measure.sensitivity import sensitivity as measure_sensitivity
-from ..measure.sweep import Entry
-from ..measure.sweep import sweep as run_sweep
-from ..measure.sweep_file import SweepFile
-from ..measure.tasks import Progress
+from ..evaluate.processes import own_device
+from ..evaluate.tasks import Progress
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
 from . import options
 from .app import app, print_json, print_text, say

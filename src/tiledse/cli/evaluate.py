@@ -9,10 +9,10 @@ import torch
 import typer
 
 from ..errors import TiledSEError
-from ..measure.accuracy import Evaluation
-from ..measure.accuracy import evaluate as evaluate_pair
-from ..measure.comparison import TaskComparison, compare
-from ..measure.processes import own_device
+from ..evaluate.accuracy import Evaluation
+from ..evaluate.accuracy import evaluate as evaluate_pair
+from ..evaluate.comparison import TaskComparison, compare
+from ..evaluate.processes import own_device
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say

@@ -10,12 +10,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from ..data.images import open_images
+from ..data.preprocessing import Kind, Preprocessing, torchvision_config
 from ..errors import TiledSEError
-from ..measure.images import open_images
-from ..measure.preprocessing import Kind, Preprocessing, torchvision_config
-from ..measure.processes import joined_processes, part, together
-from ..measure.subject import Subject, TorchSubject
-from ..measure.tasks import Task
+from ..evaluate.processes import joined_processes, part, together
+from ..evaluate.tasks import Task
+from ..networks.subject import Subject, TorchSubject
 from ..numerals import parse_reals
 from ..plan import Plan
 from .app import say
@@ -102,7 +102,7 @@ def open_subject(
         source = open_onnx(model, weights, pretrained)
         if where.type != "cpu":
             raise TiledSEError(f"{model} runs in ONNX Runtime on the CPU; leave --device out")
-        from ..measure.onnx_subject import OnnxSubject
+        from ..onnx.subject import OnnxSubject
 
         return OnnxSubject(source, parse_size(size), torch.get_num_threads()), None, False
     loaded = load_model(model, size, weights, pretrained)
@@ -140,7 +140,7 @@ def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, la
         return _detection(model, plan, module, setting)
     if setting.task == "segment":
         return _segmentation(model, plan, setting)
-    from ..measure.classification import Classification, Comparison, open_unlabelled
+    from ..evaluate.classification import Classification, Comparison, open_unlabelled
 
     prepare = preprocessing(model, plan, module, setting)
     try:
@@ -170,8 +170,8 @@ def preprocessing(model: str, plan: Plan, module: nn.Module | None, setting: Set
 
 
 def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Setting) -> Task[Any]:
-    from ..measure.adapters import Detector, effdet_detector, load_adapter
-    from ..measure.detection import CocoImages, Detection
+    from ..evaluate.adapters import Detector, effdet_detector, load_adapter
+    from ..evaluate.detection import CocoImages, Detection
 
     if setting.masks:
         raise TiledSEError("--masks goes with --task segment; leave it out")
@@ -182,14 +182,14 @@ def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Settin
     else:
         raise TiledSEError(
             f"{model} does not say how its outputs become boxes; give --adapter package.module:adapter, a function of "
-            "the input size that gives a tiledse.measure.adapters.Detector (examples/centernet.py is one)"
+            "the input size that gives a tiledse.evaluate.adapters.Detector (examples/centernet.py is one)"
         )
     return Detection(CocoImages(setting.data, detector, setting.images_dir), detector)
 
 
 def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
-    from ..measure.adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
-    from ..measure.segmentation import MaskedImages, Segmentation
+    from ..evaluate.adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
+    from ..evaluate.segmentation import MaskedImages, Segmentation
     from ..networks.zoo.catalogue import find_entry
 
     if setting.images_dir:
@@ -203,7 +203,7 @@ def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
     else:
         raise TiledSEError(
             f"{model} does not say what its outputs mean; give --adapter package.module:adapter, a function of the "
-            "input size that gives a tiledse.measure.adapters.Segmenter (examples/selfie.py is one)"
+            "input size that gives a tiledse.evaluate.adapters.Segmenter (examples/selfie.py is one)"
         )
     return Segmentation(MaskedImages(setting.data, segmenter, setting.masks), segmenter)
 

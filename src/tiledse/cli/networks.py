@@ -7,8 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..cost import cost as count_cost
 from ..errors import TiledSEError
-from ..measure.costs import cost as count_cost
 from ..networks.converter import Converted, convert_verified
 from ..networks.saving import save
 from ..plan import Plan

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.images import SHARD_SUFFIXES
 from ..errors import TiledSEError
-from ..measure.classification import SUFFIXES
-from ..measure.images import SHARD_SUFFIXES
+from ..evaluate.classification import SUFFIXES
 
 DRAWINGS = (".png", ".pdf", ".svg")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..measure.paper import choose_tables, paper_cells, summarise
+from ..paper import choose_tables, paper_cells, summarise
 from ..report.paper import paper_tables
 from . import options
 from .app import app, print_json, print_text

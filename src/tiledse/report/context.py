@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ..measure.agreement import Correlation
-from ..measure.sensitivity import Sensitivity
+from ..context.agreement import Correlation
+from ..context.sensitivity import Sensitivity
 from .text import digits
 
 

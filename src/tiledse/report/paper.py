@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..measure.paper import Cell, summarise
+from ..paper import Cell, summarise
 from .text import digits
 
 _NAMES = {"params": "parameters", "macs": "MACs", "buffer": "buffer", "resolution": "input"}
@@ -25,7 +25,7 @@ def paper_tables(cells: Iterable[Cell]) -> list[Any]:
     """The cells as tables like the paper's, then the rules that were needed, the units and the sums.
 
     Example:
-        >>> from tiledse.measure.paper import paper_cells
+        >>> from tiledse.paper import paper_cells
         >>> [str(part.title) for part in paper_tables(paper_cells(["2"]))[:1]]
         ['Table 2']
     """

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..context.agreement import BlockCorrelation, Correlation
+from ..context.sensitivity import Replacement, Sensitivity
 from ..errors import TiledSEError
 from ..files import written_whole
-from ..measure.agreement import BlockCorrelation, Correlation
-from ..measure.sensitivity import Replacement, Sensitivity
 from ..tile import Tile
 
 _STYLE = {

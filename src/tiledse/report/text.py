@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from ..measure.costs import Cost
+from ..cost import Cost
 
 BUFFER_UNIT = "buffer: elements held by the gates until their tile is complete, in tile order"
 MACS_UNIT = "MACs: multiply-adds of convolutions and linear layers, and one per bias; one image"

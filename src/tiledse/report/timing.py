@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ..measure.compiled_operator import CompiledComparison
-from ..measure.operator import Comparison
-from ..measure.whole_networks import NetworkComparison
+from ..bench.compiled_operator import CompiledComparison
+from ..bench.operator import Comparison
+from ..bench.whole_networks import NetworkComparison
 
 _WAYS = ("se", "paper", "tse")
 

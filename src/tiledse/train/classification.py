@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.preprocessing import Preprocessing
 from ..errors import TiledSEError
-from ..measure.preprocessing import Preprocessing
-from ..measure.processes import gather, part
+from ..evaluate.processes import gather, part
 from ..networks.building import build_classifier
 from .images import KeptImages, Pictures, TrainingImages, keep, mix
 from .objective import Objective, Setting

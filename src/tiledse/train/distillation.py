@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import TiledSEError
-from ..measure.processes import gather, part
+from ..evaluate.processes import gather, part
 from ..networks.building import build_classifier
 from ..networks.modes import in_eval
 from .classification import Stock, own_preprocessing

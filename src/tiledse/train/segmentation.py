@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
-from ..measure.processes import gather, part
-from ..networks.loading import read_state
+from ..evaluate.processes import gather, part
 from ..networks.segmenter import backbone_of, build_segmenter
+from ..networks.weights import read_state
 from .classification import own_preprocessing
 from .images import Ticket, TrainingImages, mix
 from .masks import IGNORED, Masked, open_masked

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..data.images import SHARD_SUFFIXES, ListedImages, open_images
+from ..data.pixels import BROKEN, opened
+from ..data.shards import IMAGE_KEYS, ShardedImages
 from ..errors import TiledSEError, first_line
-from ..measure.classification import open_unlabelled
-from ..measure.images import SHARD_SUFFIXES, ListedImages, open_images
-from ..measure.pixels import opened
-from ..measure.shards import IMAGE_KEYS, ShardedImages
+from ..evaluate.classification import open_unlabelled
 
 # Compressed shards cannot be read in any order, so their bytes are kept in memory.
 _MOST_BYTES = 8 << 30
@@ -47,7 +47,7 @@ class Source(ABC):
                 return image.convert("RGB")
         except TiledSEError as error:
             raise TiledSEError(f"image {self.name(index)}: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except BROKEN as error:
             raise TiledSEError(
                 f"image {self.name(index)}: cannot be read: {first_line(error)}; replace it or take it out of the set"
             ) from error

@@ -1,0 +1,1 @@
+"""How much context a block needs: correlation, sensitivity, sweeps."""

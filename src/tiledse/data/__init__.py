@@ -1,0 +1,1 @@
+"""Image sets: folders, labels and shards, and how an image becomes an input."""

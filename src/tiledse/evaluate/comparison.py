@@ -1,0 +1,119 @@
+"""SE and TSE side by side on any task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..networks.subject import Subject
+from ..plan import Plan
+from .tasks import Paired, Progress, Task, run
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """What ``accuracy.Evaluation`` is for a classifier, for any task.
+
+    Args:
+        task: Name of the task.
+        metric: What the drop is a drop of.
+        n: Images.
+        se: Metrics of plain SE, in percent.
+        tse: Metrics with tiles.
+        paired: Of both.
+        divergence: How far the outputs are apart, mean over the images.
+    """
+
+    task: str
+    metric: str
+    n: int
+    se: dict[str, float]
+    tse: dict[str, float]
+    paired: Paired
+    divergence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with the keys of ``eval``; metrics that are undefined are null."""
+        p = self.paired
+        return {
+            "task": self.task,
+            "n": self.n,
+            "se": _plain(self.se),
+            "tse": _plain(self.tse),
+            "paired": {"agree": p.agree, "lost": p.lost, "gained": p.gained, "p_value": p.p_value},
+            "drop": p.drop,
+            "drop_ci95": list(p.drop_ci95),
+            "metric": self.metric,
+            "divergence": self.divergence,
+        }
+
+    def __str__(self) -> str:
+        p = self.paired
+        width = max(4, *map(len, self.se))
+        lines = [f"{self.n} images, percent", f"{'':{width}}      SE     TSE"]
+        lines += [
+            f"{key:{width}}  {value:6.2f}  {self.tse.get(key, float('nan')):6.2f}"
+            for key, value in self.se.items()
+        ]
+        lines += [
+            f"alone, {p.agree} images score the same, {p.lost} lower with TSE and {p.gained} higher",
+            f"drop of {self.metric} {p.drop:.2f} percentage points, 95 % interval {p.drop_ci95[0]:.2f} to "
+            f"{p.drop_ci95[1]:.2f}, p = {p.p_value:.2g} (images drawn again)",
+        ]
+        return "\n".join(lines)
+
+
+def _plain(scores: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if np.isfinite(value) else None for key, value in scores.items()}
+
+
+def compare(
+    subject: Subject,
+    plan: Plan,
+    task: Task[Any],
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    amp: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> TaskComparison:
+    """Measure SE and TSE on the same images.
+
+    Args:
+        subject: The network.
+        plan: The tiles.
+        task: The images and what is measured.
+        batch_size: Images in a batch.
+        workers: Processes that read ahead; 0 reads in this one.
+        device: Where inputs go.
+        amp: Autocast to this dtype; None leaves the network's own.
+        progress: Called with (images done, images in all or None) of this process.
+
+    Raises:
+        TiledSEError: see ``tasks.run``.
+    """
+    branches = subject.branches([plan])
+    results = run(
+        task,
+        branches,
+        ["SE", "TSE"],
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        amp=amp,
+        progress=progress,
+    )
+    se, tse = results.networks
+    return TaskComparison(
+        task.name,
+        task.metric,
+        len(results.names),
+        task.score(se),
+        task.score(tse),
+        task.compare(se, tse),
+        float(np.mean(results.divergence[0])),
+    )

@@ -1,0 +1,111 @@
+"""What bench measures with: turns, ratios, the paper's code, memory, targets. No test here depends on a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.reference import tiled_squeeze_excite as by_loops
+from tests.reference import two_layers
+from tiledse.bench.interleave import Ratio, Timing, interleave
+from tiledse.bench.operator import PaperBlock, Shape, compare, peak_bytes, saved_bytes
+from tiledse.bench.targets import verdicts
+
+
+def test_cases_take_turns_and_the_first_turn_does_not_count():
+    calls = []
+    timings = interleave(
+        {name: lambda name=name: calls.append(name) for name in "ab"}, 3, lambda: calls.append("prepare")
+    )
+    assert calls == ["prepare", "a", "prepare", "b"] * 4
+    assert {name: len(timing.cpu_s) for name, timing in timings.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_within_a_turn():
+    slow, fast = Timing((2.0, 20.0, 4.0), (6.0, 6.0, 6.0)), Timing((1.0, 10.0, 2.0), (2.0, 3.0, 6.0))
+    shared = Timing(slow.cpu_s, slow.wall_s, threads=2)
+    assert (
+        shared.ratio(fast) == shared.ratio(fast, wall=True) == slow.ratio(fast, wall=True) != slow.ratio(fast)
+    )
+    assert slow.ratio(fast) == Ratio(2.0, 2.0, 2.0)
+    assert slow.ratio(fast, wall=True).median == 2.0
+
+
+@pytest.mark.parametrize("tile", ["7xW", "Hx7", "7x7"])
+def test_the_paper_s_code_is_the_paper_s_operator(tile):
+    torch.manual_seed(0)
+    sizes = {"7xW": (7, 9), "Hx7": (10, 7), "7x7": (7, 7)}
+    block = PaperBlock(5, 3, sizes[tile]).double()
+    x = torch.randn(2, 5, 10, 9, dtype=torch.float64)
+    arrays = [p.detach().numpy() for p in block.parameters()]
+    arrays = [a[:, :, 0, 0] if a.ndim == 4 else a for a in arrays]
+    expected = torch.from_numpy(by_loops(x.numpy(), tile, two_layers(*arrays)))
+    torch.testing.assert_close(block(x).detach(), expected)
+
+
+def test_memory_of_a_step():
+    x = torch.randn(1, 4, 64, 64, requires_grad=True)
+
+    class Square(torch.nn.Module):
+        def forward(self, x):
+            return (x * 1).square()  # keeps x * 1
+
+    assert saved_bytes(Square(), x) == x.nbytes
+    with torch.no_grad():
+        assert peak_bytes(lambda: (x + 1) + (x + 2)) == 3 * x.nbytes
+    assert peak_bytes(lambda: None) == 0
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_a_comparison_and_its_verdicts(layout):
+    shape = Shape("a small one", 2, 8, 2, 64, 64)
+    comparison = compare(shape, layout, "7xW", repeats=2)
+    assert set(comparison.inference) == {"copy", "se", "paper", "tse", "tse in place"}
+    assert set(comparison.training) == {"copy", "se", "paper", "tse"}
+    record = comparison.to_dict()
+    median, low, high = record["inference"]["to_se"]["tse"]["cpu"]
+    assert 0 < low <= median <= high
+    assert comparison.saved_bytes["paper"] > 1.9 * comparison.saved_bytes["se"]  # it keeps the repeated gate
+    judged = verdicts([comparison])
+    assert [v.target for v in judged] == [
+        "any map, inference, times as fast as the paper's code, at least 1",
+        "any map, training, times as fast as the paper's code, at least 1",
+    ]  # the others are about larger maps
+    assert all(v.where == f"2x8x64x64 {layout} 7xW" for v in judged)
+
+
+def test_a_missed_target_is_told_with_its_figure():
+    def timings(**seconds):
+        return {name.replace("_", " "): Timing((s, s), (s, s)) for name, s in seconds.items()}
+
+    from tiledse.bench.operator import Comparison
+
+    inference = timings(copy=1.0, se=2.0, paper=5.0, tse=2.2, tse_in_place=1.2)
+    training = timings(copy=1.0, se=7.0, paper=10.0, tse=8.0)
+    bytes_of = {"se": 100, "paper": 200, "tse": 100}
+    large = Shape("large", 8, 64, 8, 112, 112)
+    lines = [
+        str(v) for v in verdicts([Comparison(large, "NCHW", "7xW", inference, training, bytes_of, bytes_of)])
+    ]
+    where = "(8x64x112x112 NCHW 7xW)"
+    assert (
+        f"pass    7xW inference, in times of timm's SE, NCHW, at most 1.15: 1.10, worst 1.10 {where}" in lines
+    )
+    assert f"MISSED  7xW training, in times of timm's SE, NCHW, at most 1: 1.14, worst 1.14 {where}" in lines
+
+
+def test_the_table_of_compiled_code_has_both_times():
+    from rich.console import Console
+
+    from tiledse.bench.compiled_operator import CompiledComparison
+    from tiledse.report.timing import compiled_table
+
+    def timings(**seconds):
+        return {name: Timing((s, s), (s, s)) for name, s in seconds.items()}
+
+    shape = Shape("small", 1, 8, 2, 14, 14)
+    found = CompiledComparison(shape, "NCHW", timings(copy=1.0, se=2.0), timings(copy=2.0, se=7.0))
+    with (console := Console(width=120)).capture() as printed:
+        console.print(compiled_table([found]))
+    assert "2.0 / 3.5" in printed.get()
+    assert found.to_dict()["training"] == {"se": [3.5, 3.5, 3.5]}

@@ -1,0 +1,143 @@
+"""Tiled forms that share their prefix: to the bit what plain runs give, and less work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tiledse.networks.subject import TorchSubject, first_tiled
+
+
+def subject_of(name, side=64):
+    torch.manual_seed(0)
+    return TorchSubject(timm.create_model(name).eval(), (3, side, side))
+
+
+def single(subject, tile="2xW"):
+    return [subject.plan.with_tile(tile, block.name) for block in subject.plan.blocks]
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "convolution" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_100", "regnety_002", "seresnet50"])
+def test_equal_to_plain_runs_to_the_bit(name):
+    subject = subject_of(name)
+    alone = single(subject)
+    plans = [alone[0], alone[len(alone) // 2], alone[-1], subject.plan.with_tile("2xW"), subject.plan]
+    branches, networks = subject.branches(plans), [subject.network(plan) for plan in plans]
+    for images in (2, 3):  # a last batch is smaller
+        x = torch.randn(images, 3, 64, 64)
+        got = list(branches(x))
+        with torch.no_grad():
+            expected = [network(x) for network in (subject.model, *networks)]
+        assert branches.whole == ()
+        assert len(got) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+def test_the_prefix_runs_once():
+    subject = subject_of("tf_mobilenetv3_small_100")
+    plans = single(subject, "1xW")[-2:]
+    branches = subject.branches(plans)
+    x = torch.randn(1, 3, 64, 64)
+    list(branches(x))  # the first image is also run whole, to compare
+    with Convolutions() as plain, torch.no_grad():
+        subject.model(x)
+    with Convolutions() as shared:
+        list(branches(x))
+    # Behind the last two blocks of nine lie a few layers only.
+    assert plain.count < shared.count < plain.count + 25
+
+
+class Writes(nn.Module):
+    """The block's input is written to after the block: what a form would share is not there any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.se = timm.layers.SEModule(8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        gated = self.se(x)
+        x.mul_(0.5)
+        return self.head(gated + x).mean((2, 3))
+
+
+class Chooses(nn.Module):
+    """Takes another way for other batch sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+        self.se = timm.layers.SEModule(8)
+
+    def forward(self, x):
+        x = self.stem(x) if len(x) < 2 else self.other(x).sigmoid()
+        return self.se(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [Writes, Chooses])
+def test_what_cannot_be_shared_is_run_whole_and_told(network):
+    torch.manual_seed(0)
+    subject = TorchSubject(network().eval(), (3, 12, 12))
+    plans = single(subject)
+    branches = subject.branches(plans)
+    x = torch.randn(4, 3, 12, 12)
+    got = list(branches(x))
+    with torch.no_grad():
+        assert torch.equal(got[0], subject.model(x))
+        assert torch.equal(got[1], subject.network(plans[0])(x))
+    assert not torch.equal(got[0], got[1])
+    assert branches.whole == ("se",)
+
+
+def test_a_tile_that_covers_the_map_does_not_run():
+    subject = subject_of("regnety_002")
+    deep = subject.plan.with_tile("2xW", subject.plan.blocks[-1].name)
+    assert subject.plan.blocks[-1].height == 2
+    assert first_tiled(deep) is None
+    se, tse = subject.branches([deep])(torch.randn(1, 3, 64, 64))
+    assert tse is se
+
+
+def test_onnx_parts_give_what_whole_networks_give(shared):
+    from tiledse import onnx
+    from tiledse.onnx.subject import OnnxSubject
+
+    model = onnx.load(shared / "models" / "selfie_segmentation.onnx")
+    subject = OnnxSubject(model, (3, 256, 256), threads=1)
+    plans = [*single(subject, "3xW")[:3], subject.plan.with_tile("7xW"), subject.plan]
+    photo = next((shared / "data" / "coco128" / "images" / "val2017").glob("*.jpg"))
+    pixels = np.asarray(Image.open(photo).convert("RGB").resize((256, 256)), np.float32) / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    got = list(subject.branches(plans)(x))
+    expected = [subject.network(plan)(x) for plan in [subject.plan, *plans]]
+    for a, b in zip(got, expected):
+        assert torch.allclose(a, b, atol=2e-4)
+    assert (got[4] - got[0]).abs().max() > 0.01
+    # Maps and excitations: scaling the map by the gate of the whole map is what the block itself does.
+    seen = {}
+    subject.observe(x, lambda number, m: seen.setdefault(number, m))
+    for number, block in enumerate(subject.plan.blocks):
+        assert tuple(seen[number].shape) == (1, block.channels, block.height, block.width)
+        gates = subject.excite(number, seen[number].mean((2, 3), keepdim=True).repeat(1, 1, 5, 1))
+        assert gates.shape == (1, block.channels, 5, 1)
+        assert torch.allclose(gates[:, :, 0], gates[:, :, 4])
+        assert 0 <= float(gates.min()) <= float(gates.max()) <= 1
