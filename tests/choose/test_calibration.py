@@ -163,13 +163,13 @@ def test_the_probe_slides_as_the_pytorch_network_does(torch_network, onnx_networ
     plan, x = torch_network.se.with_tile(tile), images(5)
     for numbers in (None, calibrate(torch_network, plan, lambda: in_batches(images())).corrections):
         one, other = (
-            n.tiled(replace(n.se.with_tile(tile), corrections=numbers or ()))(x)
+            n.tiled(replace(n.se.with_tile(tile), corrections=numbers or ()).with_weights(n.weights))(x)
             for n in (torch_network, onnx_network)
         )
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", ["torch", "onnx", "onnx, strips"])
 def test_forms_that_share_what_comes_before_their_tiles(torch_network, onnx_network, kind):
     network, x = torch_network if kind == "torch" else onnx_network, images(5)
     plan, both = network.se, network.se.with_tile("1xW:running+3")
@@ -178,9 +178,10 @@ def test_forms_that_share_what_comes_before_their_tiles(torch_network, onnx_netw
         both,
         plan.with_tile("1xW:window-2+2", network.se.blocks[1].name),
         plan.with_tile("4xW", network.se.blocks[0].name),
-        plan.with_tile("4x4"),
         calibrate(network, both, lambda: in_batches(images())),
     ]
+    if kind != "onnx, strips":
+        plans.insert(4, plan.with_tile("4x4"))
     run = network.branches(plans)
     for _ in range(2):  # the first batch may be prepared for
         got = list(run(x))

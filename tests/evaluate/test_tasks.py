@@ -399,9 +399,9 @@ def test_sensitivity_of_parts_is_that_of_plain_evaluation(mobilenet, shared):
     x = torch.cat([batch.inputs for batch in images.batches(16)])
     labels = torch.tensor([label for _, label in images.files])
     for number in (0, 8):
-        network = network.tiled(network.se.with_tile("3xW", network.se.blocks[number].name))
+        form = network.tiled(network.se.with_tile("3xW", network.se.blocks[number].name))
         with torch.no_grad():
-            se, tse = mobilenet(x), network(x)
+            se, tse = mobilenet(x), form(x)
         right = [(logits.argmax(1) == labels).double().mean() * 100 for logits in (se, tse)]
         assert record["blocks"][number]["drop"] == pytest.approx(float(right[0] - right[1]))
         p, q = se.double().log_softmax(1), tse.double().log_softmax(1)
