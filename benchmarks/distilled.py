@@ -24,7 +24,8 @@ from tiledse.evaluate.tasks import run
 from tiledse.files import write_csv
 from tiledse.networks import convert, find
 from tiledse.networks.converter import convert_shared
-from tiledse.networks.loading import load, load_weights
+from tiledse.networks.loading import load
+from tiledse.networks.weights import load_weights
 from tiledse.plan import Plan
 
 MODEL = "timm:tf_mobilenetv3_small_100"

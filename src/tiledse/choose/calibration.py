@@ -107,7 +107,7 @@ def calibrate_alone(
     found: list[list[Correction | None]] = []
     for number, (block, own_options) in enumerate(zip(plan.blocks, options, strict=True)):
         rows = np.concatenate([part[number] for part in parts])
-        _check_count(len(rows))
+        _check_rows(rows, block.name)
         fits: list[Correction | None] = []
         for tile in own_options:
             small = tile.tiles(block.height, block.width) > 1 and network.refuses(number) is None
@@ -213,7 +213,9 @@ def _rows(network: Network, plan: Plan, block: int, images: Batches) -> np.ndarr
     look = network.rows(plan, [block])
     parts = [part for batch in images() for part in look(_of_size(batch, plan))]
     _check_count(sum(map(len, parts)))
-    return np.concatenate(parts)
+    rows = np.concatenate(parts)
+    _check_rows(rows, plan.blocks[block].name)
+    return rows
 
 
 def _of_size(batch: Tensor, plan: Plan) -> Tensor:
@@ -224,6 +226,16 @@ def _of_size(batch: Tensor, plan: Plan) -> Tensor:
             "with images of the size that the network will be given"
         )
     return batch
+
+
+def _check_rows(rows: np.ndarray, name: str) -> None:
+    _check_count(len(rows))
+    finite = np.isfinite(rows).all((1, 2))
+    if not finite.all():
+        raise TiledSEError(
+            f"the map of block '{name}' is not finite on image {int(np.argmin(finite)) + 1} of {len(rows)}; check the "
+            "network's weights and the images"
+        )
 
 
 def _check_count(count: int) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
-from .pixels import opened
+from .pixels import BROKEN, decoded, opened
 
 Kind = Literal["network", "crop"]
 
@@ -153,13 +153,11 @@ def read_image(
         if scaled:
             with opened(source) as image:
                 return preprocess(image)
-        with Image.open(source) as mask:
-            mask.load()
+        with decoded(source) as mask:
             return preprocess(mask)
     except TiledSEError as error:
         raise TiledSEError(f"image {name}: {error}") from error
-    # PIL's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise TiledSEError(
             f"image {name}: cannot be read: {first_line(error)}; replace it or take it out of the set"
         ) from error

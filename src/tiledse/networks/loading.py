@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
 from .modes import in_eval
 from .strangers import call_named, import_named
+from .weights import check_numbers, load_weights, read_state
 
 FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
 
@@ -43,6 +43,7 @@ def load(
     weights: str | Path | None = None,
     pretrained: bool = False,
     input_size: tuple[int, int, int] | None = None,
+    runs: bool = True,
 ) -> Loaded:
     """Load a network by name.
 
@@ -54,10 +55,11 @@ def load(
             code that they may hold. A timm network gets the head of as many classes as they have.
         pretrained: Take the library's own weights, from its hub.
         input_size: (C, H, W), for networks that are built for one size (EfficientDet).
+        runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.
 
     Raises:
         TiledSEError: an unknown name, a library that is not installed, weights that do not fit or cannot be
-            read, a hub that cannot be reached.
+            read, a hub that cannot be reached, a network whose weights are not finite, wherever they come from.
 
     Example:
         >>> load("timm:regnety_002").input_size
@@ -74,6 +76,7 @@ def load(
         if source == "timm":
             _take_head(model, read_state(Path(weights)))
         load_weights(model, Path(weights))
+    check_numbers(model, name, runs)
     random = source != "zoo" and not pretrained and weights is None
     return Loaded(in_eval(model), name, input_size or own_size, random)
 
@@ -208,91 +211,9 @@ def _unknown(source: str, name: str, names: list[str]) -> TiledSEError:
     return TiledSEError(f"{source} has no model '{name}'{hint}")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors or a torch checkpoint, without running any code in it.
-
-    Raises:
-        TiledSEError: the file is missing, was cut off, or holds more than tensors.
-    """
-    if not path.is_file():
-        raise TiledSEError(f"no weights file {path}; expected .safetensors or a torch checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors for a corrupt file
-        what = first_line(error, 120)
-        if "Weights only load failed" in str(error) or "weights_only" in str(error):
-            what = "it holds Python objects beside tensors, which are never loaded, or sparse ones; save a state_dict"
-        raise TiledSEError(f"cannot read weights {path}: {what}") from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    named = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    )
-    if not named:
-        raise TiledSEError(f"{path} holds no state dict; expected names and tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
 def _take_head(model: Any, state: dict[str, Tensor]) -> None:
     """Give a timm network a head of the classes that its weights have: those trained on one's own images."""
     name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     weight = state.get(f"{name}.weight") if isinstance(name, str) else None
     if weight is not None and weight.ndim >= 2 and len(weight) != model.num_classes:
         model.reset_classifier(len(weight))
-
-
-def _odd_numbers(given: Tensor, own: Tensor) -> str | None:
-    """Why a tensor's numbers cannot be a network's; None where they can."""
-    if given.is_meta or given.layout != torch.strided or given.is_quantized:
-        return "is sparse, quantised or without numbers, not a plain tensor"
-    if given.is_complex() and not own.is_complex():
-        return f"holds complex numbers, and the network's are {own.dtype}"
-    if not given.is_floating_point():
-        return None
-    # Masks of attention hold -inf by design, and are no parameters; a number that is none never has a meaning.
-    finite = torch.isfinite(given.float() if given.element_size() == 1 else given)
-    if isinstance(own, nn.Parameter) or not own.is_floating_point():
-        return None if bool(finite.all()) else "holds numbers that are not finite"
-    return "holds numbers that are NaN" if bool(given.float().isnan().any()) else None
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict into a network; every name and shape must fit.
-
-    Raises:
-        TiledSEError: the file cannot be read, does not fit (says the first difference), or holds numbers that are
-            not finite.
-    """
-    state = read_state(path)
-    own = model.state_dict(keep_vars=True)
-    shapes = [
-        f"'{key}' is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    for key, value in state.items():
-        if key in own and (odd := _odd_numbers(value, own[key])):
-            raise TiledSEError(
-                f"the weights {path} are no use: '{key}' {odd}; save the state dict of the network again"
-            )
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    if shapes or missing or extra:
-        first = (
-            shapes[0]
-            if shapes
-            else f"'{missing[0]}' is not in the file"
-            if missing
-            else f"the network has no '{extra[0]}'"
-        )
-        raise TiledSEError(
-            f"the weights {path} do not fit the network: {first} ({len(shapes)} of another shape, "
-            f"{len(missing)} missing, {len(extra)} too many); give the weights of this very network"
-        )
-    model.load_state_dict(state)

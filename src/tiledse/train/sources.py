@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.images import SHARD_SUFFIXES, ListedImages, open_images
-from ..data.pixels import opened
+from ..data.pixels import BROKEN, opened
 from ..data.shards import IMAGE_KEYS, ShardedImages
 from ..errors import TiledSEError, first_line
 from ..evaluate.classification import open_unlabelled
@@ -47,7 +47,7 @@ class Source(ABC):
                 return image.convert("RGB")
         except TiledSEError as error:
             raise TiledSEError(f"image {self.name(index)}: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except BROKEN as error:
             raise TiledSEError(
                 f"image {self.name(index)}: cannot be read: {first_line(error)}; replace it or take it out of the set"
             ) from error
