@@ -14,11 +14,11 @@ from ..data.images import ListedImages
 from ..errors import TiledSEError
 from ..plan import Plan
 from .calibration import PRIOR, calibrate
-from .divergence import divergence
+from .divergence import additive_divergence
 
 if TYPE_CHECKING:
     from ..evaluate.tasks import Progress, Task
-    from .network import Network
+    from ..network import Network
 
 # Images, unless another number is given: what a few hundred teach, more do not add to (docs/calibration.md).
 MOST_IMAGES = 500
@@ -103,13 +103,13 @@ def calibrate_held_out(
             yield torch.stack([source.sample(i).input for i in which[start : start + batch_size]])
 
     calibrated = calibrate(network, plan, lambda: batches(fitted), prior=prior, progress=progress)
-    se, before, after = (network.run(one) for one in (network.plan, plan, calibrated))
+    se, before, after = (network.tiled(one) for one in (network.se, plan, calibrated))
     apart: list[list[float]] = [[], []]
     with torch.no_grad():
         for batch in batches(held):
             first = se(batch)
             for far, other in zip(apart, (before, after), strict=True):
-                far += divergence(task, first, other(batch)).tolist()
+                far += additive_divergence(task, first, other(batch)).tolist()
     was, now = (float(np.mean(far)) for far in apart)
     return HeldOut(calibrated, len(fitted), len(held), was, now)
 

@@ -19,8 +19,7 @@ from .results import Figure, Files
 
 if TYPE_CHECKING:
     from ..choose.budget import Order
-    from ..choose.network import Network
-    from ..plan import Plan
+    from ..network import Network
     from .measuring import Opened
 
 CalibratedOutput = Annotated[
@@ -47,7 +46,6 @@ def calibrate(
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.held_out import calibrate_held_out
-    from ..choose.network import network_of
     from ..report.calibration import calibration_lines
     from .arguments import tell_random
     from .progress import progress_bar
@@ -65,14 +63,17 @@ def calibrate(
             f"{data.batch_size}"
         )
     opened = _open(model, data, labels=False)
-    network = network_of(opened.subject)
+    network = opened.network
     with progress_bar("blocks") as progress:
         found = calibrate_held_out(
-            network, tiles.of(network.plan), opened.task, images=images, prior=prior, batch_size=data.batch_size,
+            network, tiles.of(network.se), opened.task, images=images, prior=prior, batch_size=data.batch_size,
             progress=progress,
         )  # fmt: skip
-    _write(opened, network, found.plan, output, result.force)
-    tell_random(opened.random)
+    if output.suffix.lower() == ".json":
+        found.plan.save(output)
+    else:
+        network.write(found.plan, output, force=result.force)
+    tell_random(network.random)
     if not found.helps:
         say(
             "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
@@ -143,7 +144,7 @@ class Budget:
                 "network it was made from (timm:NAME --weights FILE), or --buffer gates"
             )
 
-    def order(self, opened: Opened, network: Network) -> Order:
+    def order(self, network: Network) -> Order:
         """What the budget counts."""
         from ..choose.budget import GATES, Order
 
@@ -151,7 +152,7 @@ class Budget:
             return GATES
         from ..stream.minimum import PipelineBuffer
 
-        return Order("pipeline", PipelineBuffer(opened.subject.model, network.plan))  # type: ignore[attr-defined]
+        return Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
 
 
 @verb("search")
@@ -159,7 +160,6 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
     """Choose a tile for each block under a budget: of buffer, or of accuracy."""
     from ..choose.cache import Evaluations, default_folder
     from ..choose.evaluation import Evaluator
-    from ..choose.network import network_of
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
     from .arguments import parse_tiles, tell_random
@@ -168,8 +168,8 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
     result.check([Output("-o", output, (".json",))], [*model.files, budget.calibrate_on, *data.files])
     budget.check(model, data)
     opened = _open(model, data, labels=budget.max_drop is not None)
-    network = network_of(opened.subject)
-    order, kept = budget.order(opened, network), Evaluations(budget.cache or default_folder())
+    network = opened.network
+    order, kept = budget.order(network), Evaluations(budget.cache or default_folder())
     evaluator = Evaluator(network, opened.task, kept, few=budget.few, batch_size=data.batch_size)
     fitted_on = None
     if budget.calibrate_on is not None:
@@ -190,9 +190,9 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
         titled=progress_bar,
     )
     found.chosen.plan.save(output)
-    result.draw(lambda path: draw_front(found, path, Path(opened.name).name))
-    tell_random(opened.random)
-    result.show(found.to_dict, lambda: front_table(found, opened.name))
+    result.draw(lambda path: draw_front(found, path, Path(network.name).name))
+    tell_random(network.random)
+    result.show(found.to_dict, lambda: front_table(found, network.name))
     if not result.json:
         say(f"wrote {output}")
 
@@ -203,16 +203,3 @@ def _open(model: Model, data: Images, labels: bool) -> Opened:
     from .measuring import open_measured
 
     return open_measured(model, torch.device("cpu"), data, labels)
-
-
-def _write(opened: Opened, network: Network, plan: Plan, output: Path, force: bool) -> None:
-    if output.suffix.lower() == ".json":
-        plan.save(output)
-    elif output.suffix.lower() == ".safetensors":
-        from ..networks.saving import save
-
-        save(network.run(plan), plan, output, opened.name)
-    else:
-        from .. import onnx as room
-
-        room.save(room.convert(network.model, plan), output, force=force)  # type: ignore[attr-defined]

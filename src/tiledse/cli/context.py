@@ -52,7 +52,7 @@ def correlate(
 
     Images need no labels. --tile or --plan look at one tile a block, --tiles at several.
     """
-    from ..context.correlation import correlate as correlate_subject
+    from ..context.correlation import correlate as measure_correlation
     from ..report.context import correlation_table
     from .arguments import parse_tiles
     from .measuring import measured
@@ -70,7 +70,7 @@ def correlate(
         return [[tile] for tile in tiles.of(found).tiles]
 
     def measure(opened: Opened, each: list[list[Tile]], **how: Any) -> Correlation:
-        return correlate_subject(opened.subject, opened.task.images, each, **how)
+        return measure_correlation(opened.network, opened.task.images, each, **how)
 
     done = measured(model, data, check, choose, measure)
     if done is None:
@@ -96,7 +96,7 @@ def sensitivity(model: Model, data: Data, result: Figure, tiles: TileList = None
         parse_tiles(tiles)
 
     def measure(opened: Opened, chosen: list[Tile], **how: Any) -> Sensitivity:
-        return measure_sensitivity(opened.subject, opened.task, chosen, **how)
+        return measure_sensitivity(opened.network, opened.task, chosen, **how)
 
     done = measured(model, data, check, lambda found: parse_tiles(tiles), measure)
     if done is None:
@@ -174,7 +174,7 @@ def _sweep(
     def opener(model: Model) -> Callable[[], tuple[Any, Any]]:
         def open_() -> tuple[Any, Any]:
             opened = opened_together(lambda: open_measured(model, where, data), speaks)
-            return opened.subject, opened.task
+            return opened.network, opened.task
 
         return open_
 

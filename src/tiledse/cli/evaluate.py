@@ -16,8 +16,8 @@ from .outputs import Output
 from .results import Files
 
 if TYPE_CHECKING:
-    from ..evaluate.accuracy import Evaluation
     from ..evaluate.comparison import TaskComparison
+    from ..evaluate.evaluation import Evaluation
     from ..plan import Plan
     from .measuring import Opened
 
@@ -39,6 +39,9 @@ def evaluate(
     Top-1 and top-5, COCO's AP, or mean IoU, as --task says. Start it with torchrun for several processes:
     torchrun --nproc-per-node 4 -m tiledse eval ...
     """
+    import torch
+
+    from ..evaluate.comparison import evaluate as measure_both
     from .measuring import measured
 
     def check() -> None:
@@ -50,7 +53,8 @@ def evaluate(
             result.check([Output("--images", images)], [*model.files, tiles.plan, *data.files])
 
     def measure(opened: Opened, plan: Plan, **how: Any) -> Evaluation | TaskComparison:
-        return _both(opened, plan, amp, how)
+        kind = None if amp is None else getattr(torch, amp)
+        return measure_both(opened.network, plan, opened.task, amp=kind, **how)
 
     done = measured(model, data, check, tiles.of, measure, labels=True)
     if done is None:
@@ -67,17 +71,3 @@ def _check_amp(amp: str | None, model: Model) -> None:
         raise TiledSEError(f"--amp {amp}: expected bfloat16 or float16")
     if amp is not None and model.is_onnx:
         raise TiledSEError(f"{model.model} runs in ONNX Runtime in its own numbers; leave --amp out")
-
-
-def _both(opened: Opened, plan: Plan, amp: str | None, how: dict[str, Any]) -> Evaluation | TaskComparison:
-    import torch
-
-    from ..evaluate.accuracy import evaluate as evaluate_pair
-    from ..evaluate.classification import Classification
-    from ..evaluate.comparison import compare
-
-    subject, kind = opened.subject, None if amp is None else getattr(torch, amp)
-    if not isinstance(opened.task, Classification):
-        return compare(subject, plan, opened.task, amp=kind, **how)
-    pair = subject.network(subject.plan), subject.network(plan)
-    return evaluate_pair(*pair, opened.task.images, amp=kind, **how)

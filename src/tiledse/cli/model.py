@@ -14,10 +14,9 @@ from ..forms import FORMS
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from ..network import Network
     from ..networks.loading import Loaded
-    from ..networks.subject import Subject
     from ..onnx import OnnxModel
     from ..plan import Plan
 
@@ -112,11 +111,22 @@ class Model:
 
         return find_any(self.model, self.input, self.weights, self.pretrained, self.image)
 
-    def open(self, where: torch.device) -> tuple[Subject, nn.Module | None, bool]:
-        """The network to be measured, its module where it is one of torch, and whether its weights are random."""
-        from .measuring import open_subject
+    def open(self, where: torch.device | None = None) -> Network:
+        """The network.
 
-        return open_subject(self.model, self.input, self.weights, self.pretrained, where)
+        Args:
+            where: The device that it runs on; left out, where it is.
+        """
+        from ..opening import open as open_network
+
+        return open_network(
+            self.model,
+            self.size,
+            weights=self.weights,
+            pretrained=self.pretrained,
+            image=self.image,
+            device=None if where is None else str(where),
+        )
 
     def planned(self, tiles: Tiles, runs: bool = True) -> tuple[Loaded, Plan]:
         """The network, of PyTorch, and the plan that is asked for.
