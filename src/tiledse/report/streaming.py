@@ -7,6 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..cost import cost
+from ..plan import Plan
 from ..stream.comparison import Streamed
 from ..stream.flow import Held
 from ..stream.simulator import Simulation
@@ -64,6 +66,41 @@ def streamed_parts(found: Streamed, model: str) -> list[Any]:
 
 def _megabytes(count: int | None) -> str:
     return "an amount that this system does not tell" if count is None else f"{count / 1e6:.0f} MB"
+
+
+def simulation_record(se: Simulation, tse: Simulation, plan: Plan, sized: Plan, fifos: str) -> dict[str, Any]:
+    """The pipeline with SE and with tiles, as JSON types.
+
+    Args:
+        se: With plain SE.
+        tse: With tiles.
+        plan: The tiles.
+        sized: The same at the size of the image.
+        fifos: Which FIFOs were simulated.
+    """
+    plain = {stage.block: stage for stage in se.stages if stage.block is not None}
+    tiled = {stage.block: stage for stage in tse.stages if stage.block is not None}
+    blocks = [
+        {
+            "name": block.name,
+            "tile": block.tile,
+            "buffer_row_order": block.buffer_row_order,
+            "se_peak": plain[block.name].peak,
+            "peak": tiled[block.name].peak,
+            "fifo_rows": tiled[block.name].fifo_rows,
+        }
+        for block in cost(sized).blocks
+        if block.name in tiled
+    ]
+    return {
+        "input": list(plan.input_size),
+        "fifos": fifos,
+        "multipliers": tse.multipliers,
+        "se": se.to_dict(),
+        "tse": tse.to_dict(),
+        "blocks": blocks,
+        "stages": [dict(vars(stage)) for stage in tse.stages],
+    }
 
 
 def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:

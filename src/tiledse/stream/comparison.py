@@ -28,9 +28,17 @@ from .sources import OutputFile
 class Rows(Protocol):
     """An image that comes in rows: ``sources.ImageRows``, or ``RandomRows``."""
 
-    channels: int
-    height: int
-    width: int
+    @property
+    def channels(self) -> int:
+        """Of the image."""
+
+    @property
+    def height(self) -> int:
+        """Rows of the image."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the image."""
 
     def chunks(self, rows: int) -> Iterator[Tensor]:
         """(1, C, at most ``rows``, W) each, from the first row to the last."""
