@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..op.excitation import apply
-from ..op.functional import Reduce, mean, mean_and_max
+from ..op.formula import Reduce, mean, mean_and_max
 
 
 @dataclass(frozen=True)
