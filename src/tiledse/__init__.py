@@ -67,7 +67,7 @@ _HOMES = {
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
-    "open_images": ".data.images",
+    "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",
     "sweep": ".context.sweep",
 }
