@@ -16,8 +16,8 @@ from torchvision.ops import SqueezeExcitation
 import onnx
 import tiledse as ts
 from tests.onnx.test_fuzz import base, mutate
-from tiledse.networks.loading import load_weights
 from tiledse.networks.saving import save
+from tiledse.networks.weights import load_weights
 from tiledse.plan import Plan
 from tiledse.report.blocks import blocks_table, near_miss_lines
 from tiledse.report.terminal import Shown

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tiledse.errors import TiledSEError
-from tiledse.networks.loading import load_weights
+from tiledse.networks.weights import load_weights
 
 
 def network() -> nn.Module:

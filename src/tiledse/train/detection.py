@@ -20,7 +20,7 @@ from ..evaluate.average_precision import Matches
 from ..evaluate.detection import CocoImages
 from ..evaluate.processes import gather, part
 from ..networks.detector import build_detector
-from ..networks.loading import read_state
+from ..networks.weights import read_state
 from .images import Epochs, Ticket, TrainingImages, _seeded, mix
 from .objective import Objective, Setting
 from .recipe import Recipe

@@ -17,8 +17,8 @@ from torch import nn
 
 from ..documents import read_json
 from ..errors import TiledSEError, first_line
-from ..networks.loading import load_weights
 from ..networks.modes import in_eval
+from ..networks.weights import load_weights
 from ..networks.zoo.catalogue import FOLDER, Entry, entries, write_index
 from ..networks.zoo.opening import build
 from ..networks.zoo.packing import LIMIT_BYTES, packed, write_packed

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..evaluate.processes import gather, part
-from ..networks.loading import read_state
 from ..networks.segmenter import backbone_of, build_segmenter
+from ..networks.weights import read_state
 from .classification import own_preprocessing
 from .images import Ticket, TrainingImages, mix
 from .masks import IGNORED, Masked, open_masked

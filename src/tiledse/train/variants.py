@@ -10,7 +10,7 @@ from ..errors import TiledSEError
 from ..networks.building import with_excitation, without_attention
 from ..networks.converter import convert
 from ..networks.finder import find
-from ..networks.loading import read_state
+from ..networks.weights import read_state
 from ..plan import Plan
 from .sections import Variant
 

@@ -14,9 +14,9 @@ from ..building import build_classifier, with_excitation, without_attention
 from ..converter import convert
 from ..detector import build_detector
 from ..finder import find
-from ..loading import load_weights
 from ..modes import in_eval
 from ..segmenter import build_segmenter
+from ..weights import load_weights
 from .catalogue import Entry, find_entry
 
 
