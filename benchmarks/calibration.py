@@ -20,10 +20,10 @@ import torch
 from tiledse.choose.calibration import Fit, fit_means, strip_means
 from tiledse.choose.network import OnnxNetwork
 from tiledse.correction import Correction
-from tiledse.files import write_csv
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.tasks import softmax_divergence
+from tiledse.files import write_csv
 from tiledse.onnx import load
 
 # (what, target, order, prior in images)

@@ -38,13 +38,14 @@ from tiledse.choose.exact import best_choices
 from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import Found, only, options_of
 from tiledse.correction import Correction
-from tiledse.files import write_csv, written_whole
+from tiledse.data.images import ListedImages
+from tiledse.data.opening import open_images
+from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
-from tiledse.data.images import ListedImages, open_images
-from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.statistics import bootstrap_interval, resampled_weights
 from tiledse.evaluate.tasks import Paired
+from tiledse.files import write_csv, written_whole
 from tiledse.onnx import load
 from tiledse.onnx.probe import Matrices, ProbedModule
 from tiledse.report.choose import draw_front

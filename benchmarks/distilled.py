@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiledse.files import write_csv
-from tiledse.evaluate.classification import Classification
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
+from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.tasks import run
+from tiledse.files import write_csv
 from tiledse.networks import convert, find
 from tiledse.networks.converter import convert_shared
-from tiledse.networks.loading import load, load_weights
+from tiledse.networks.loading import load
+from tiledse.networks.weights import load_weights
 from tiledse.plan import Plan
 
 MODEL = "timm:tf_mobilenetv3_small_100"

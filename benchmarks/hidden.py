@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tiledse.choose.calibration import fit_means, strip_means
-from tiledse.files import write_csv
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.tasks import softmax_divergence
+from tiledse.files import write_csv
 from tiledse.tile import Tile
 
 LAYER = "a first layer for each strip"

@@ -30,11 +30,11 @@ from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import default_tiles, only, options_of
-from tiledse.files import write_csv, written_whole
+from tiledse.data.opening import open_images
+from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
-from tiledse.data.images import open_images
-from tiledse.data.preprocessing import Preprocessing
+from tiledse.files import write_csv, written_whole
 from tiledse.onnx import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
