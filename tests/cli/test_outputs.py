@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+import types
 
+import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
+from torchvision.ops import SqueezeExcitation
 
 import onnx
 from tests.cli.running import assert_refused, tiledse
 from tests.onnx.graphs import se_net
+from tests.train.sets import RECIPE
 from tiledse.errors import TiledSEError
 from tiledse.files import written_whole
+from tiledse.networks.zoo import entries
 
 # A network that is never opened: the outputs are looked at before.
 NET = "timm:no_such_network"
@@ -164,3 +172,92 @@ def test_weights_beside_an_onnx_file_are_read_too(tmp_path):
     )
     assert_refused(done, "would replace what is read")
     assert (tmp_path / "w.txt").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["-o", "--plot"])
+@pytest.mark.parametrize("given", ["image", "weights", "plan", "link"])
+def test_what_stream_writes_is_none_of_what_it_reads(tmp_path, option, given):
+    files = {name: tmp_path / f"{name}.png" for name in ("image", "weights", "plan")}
+    for path in files.values():
+        path.write_bytes(b"kept")
+    link = tmp_path / "link.png"
+    link.symlink_to(files["image"])
+    done = tiledse(
+        "stream", NET, files["image"], "--weights", files["weights"], "--plan", files["plan"], "--force", option,
+        link if given == "link" else files[given],
+    )  # fmt: skip
+    assert_refused(done, f"{option} ", "would replace what is read")
+    assert {path.read_bytes() for path in files.values()} == {b"kept"}
+
+
+def two_outputs():
+    """A network of two maps, whose outputs go into two files."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.se, self.b = nn.Conv2d(3, 8, 1), SqueezeExcitation(8, 4), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.se(self.a(x))
+            return x, self.b(x)
+
+    return Two()
+
+
+@pytest.mark.parametrize(
+    ("out", "plot", "image", "message"),
+    [
+        ("o.npy", None, "o.1.npy", r"-o .*o\.1\.npy would replace what is read"),
+        ("o.npy", None, "o.0.npy", r"-o .*o\.0\.npy would replace what is read"),
+        ("q.png", "q.1.png", None, r"-o .*q\.1\.png and --plot .*q\.1\.png are one file"),
+    ],
+)
+def test_the_files_of_two_outputs(tmp_path, monkeypatch, out, plot, image, message):
+    monkeypatch.setitem(sys.modules, "twonets", types.SimpleNamespace(net=two_outputs))
+    words = ["--tile", "2xW", "--input", "3x8x8", "--force", "-o", tmp_path / out]
+    if image:
+        np.save(tmp_path / image, np.zeros((8, 8, 3), np.float32))
+    before = (tmp_path / image).read_bytes() if image else None
+    words += [] if plot is None else ["--plot", tmp_path / plot]
+    done = tiledse("stream", "twonets:net", *([tmp_path / image] if image else []), *words)
+    assert done.code == 2
+    assert re.search(message, done.err)
+    assert before is None or (tmp_path / image).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "checkpoint.pt", "link.pt", "hard.pt"])
+def test_training_does_not_begin_with_what_it_writes(tmp_path, name):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace('name = "se"', 'name = "se"\nstart = "weights"'))
+    run = tmp_path / "runs" / "test_efficientnet" / "se" / "seed0"
+    run.mkdir(parents=True)
+    for file in ("best.safetensors", "checkpoint.pt"):
+        (run / file).write_bytes(b"kept")
+    (run / "link.pt").symlink_to(run / "checkpoint.pt")
+    (run / "hard.pt").hardlink_to(run / "checkpoint.pt")
+    words = ["--data", tmp_path, "-o", tmp_path / "runs", "--weights", run / name]
+    assert_refused(tiledse("train", recipe, *words), "would replace what is read", name)
+    # Of another row of the recipe they are as good as any: then only the data is missing.
+    done = tiledse("train", recipe, *words, "--variant", "1xW")
+    assert done.code == 2
+    assert "would replace" not in done.err
+    done = tiledse("train", run / "link.pt", *words[:4])
+    assert done.code == 2
+    assert (run / name).read_bytes() == b"kept"
+
+
+def test_finetuning_does_not_begin_with_what_it_writes(tmp_path):
+    run = tmp_path / "runs" / "test_efficientnet" / "3xW-running" / "seed0"
+    run.mkdir(parents=True)
+    (run / "best.safetensors").write_bytes(b"kept")
+    done = tiledse("finetune", "timm:test_efficientnet", "--tile", "3xW:running", "--data", tmp_path, "-o",
+                   tmp_path / "runs", "--weights", run / "best.safetensors")  # fmt: skip
+    assert_refused(done, "best.safetensors would replace what is read")
+
+
+def test_the_zoo_is_not_written_over():
+    path = entries()[0].path
+    before = path.read_bytes()
+    assert_refused(tiledse("zoo", entries()[0].name, "--force", "-o", path), "would replace what is read")
+    assert path.read_bytes() == before

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -12,6 +16,7 @@ from tiledse.data.images import ListedImages
 from tiledse.data.preprocessing import Preprocessing, read_image
 from tiledse.errors import TiledSEError
 from tiledse.stream.sources import ImageRows
+from tiledse.train.masks import Masked
 from tiledse.train.sources import Files
 
 TAKE = Preprocessing((3, 4, 6), (0.0,) * 3, (1.0,) * 3, kind="crop")
@@ -109,3 +114,70 @@ def test_headers_that_lie(tmp_path, capfd):
             with pytest.raises(TiledSEError):
                 list(ImageRows(path).chunks(8))
     assert capfd.readouterr().err == ""
+
+
+def a_png(side: int, data: bytes = b"", colour: int = 2) -> bytes:
+    """A PNG whose header says side x side pixels; ``data`` are its compressed rows."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def a_bmp(side: int) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + b"\0" * 100_000
+
+
+LIES = {
+    "a.png": a_png(12000, zlib.compress(b"\0" * 1000)),
+    "grey.png": a_png(13000, zlib.compress(b"\0" * 1000), 0),
+    "a.ppm": b"P6 12000 12000 255\n" + b"\0" * 300_000,
+    "a.bmp": a_bmp(12000),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_header_that_lies_about_the_size(tmp_path, monkeypatch, name):
+    """Said before memory is asked for, by every way in."""
+    path = tmp_path / name
+    path.write_bytes(LIES[name])
+
+    def never(*_):
+        raise AssertionError("memory was asked for")
+
+    monkeypatch.setattr(Image.core, "new", never)
+    message = rf"it says that it holds 1[23]000 x 1[23]000 pixels .* its {len(LIES[name])} bytes cannot"
+    with pytest.raises(TiledSEError, match=f"image a: {message}"):
+        read_image(path, "a", TAKE)
+    with pytest.raises(TiledSEError, match=f"image a: {message}"):
+        read_image(io.BytesIO(LIES[name]), "a", TAKE, scaled=False)
+    with pytest.raises(TiledSEError, match=f"image {path}: {message}"):
+        ImageRows(path)
+    with pytest.raises(TiledSEError, match=f"image {name}: {message}"):
+        Files(ListedImages(tmp_path, [(name, 0)], TAKE)).read(0)
+    Image.init()
+    with pytest.raises(TiledSEError, match=f"or its mask {path}: {message}"):
+        Masked(((path, path),), 3).read(0)
+
+
+def test_more_than_pillow_decodes(tmp_path):
+    """A bomb: 400 million pixels that a sound file of 1.2 MB holds."""
+    data = a_png(20000, zlib.compress(b"\0" * 10) + b"\0" * 1_200_000)
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(TiledSEError, match=r"cannot be read: Image size \(400000000 pixels\) exceeds limit"):
+        read_image(tmp_path / "bomb.png", "bomb.png", TAKE)
+    with pytest.raises(TiledSEError, match=r"cannot read image .*: DecompressionBombError"):
+        ImageRows(tmp_path / "bomb.png")
+    with pytest.raises(TiledSEError, match=r"cannot read .*bomb.png or its mask: Image size"):
+        Masked(((tmp_path / "bomb.png",) * 2,), 3).read(0)
+
+
+def test_what_compresses_well_is_read(tmp_path):
+    """One colour all over, as far as deflate goes: a sound file of 9000 x 9000 pixels in 80 kB."""
+    Image.new("L", (9000, 9000), 128).save(tmp_path / "flat.png")
+    assert (tmp_path / "flat.png").stat().st_size < 100_000
+    x = read_image(tmp_path / "flat.png", "flat.png", TAKE)
+    assert torch.equal(x, torch.full((3, 4, 6), 128 / 255))

@@ -17,7 +17,7 @@ import tiledse as ts
 from tiledse.data.images import ImageSet, ListedImages, Sample, stack
 from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
-from tiledse.evaluate.accuracy import evaluate
+from tiledse.evaluate.accuracy import evaluate_pair as evaluate
 from tiledse.evaluate.evaluation import Evaluation, ImageResult
 from tiledse.networks.converter import convert_shared
 

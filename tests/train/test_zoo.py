@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,6 +55,21 @@ def add(trained, zoo, row="1xW", name="colours", **more):
     return publishing.main(
         [str(runs / row / "seed0"), "--name", name, "--folder", str(zoo), *map(str, words)]
     )
+
+
+def test_two_that_publish_at_once(trained, zoo, monkeypatch):
+    """The index is read, changed and written by one at a time: neither loses the other's network."""
+    write = publishing.write_index
+
+    def slowly(listed, folder):
+        time.sleep(0.3)
+        write(listed, folder)
+
+    monkeypatch.setattr(publishing, "write_index", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda name: add(trained, zoo, name=name), ("first", "second")))
+    assert codes == [0, 0]
+    assert sorted(entry.name for entry in entries()) == ["first", "second"]
 
 
 @pytest.mark.parametrize("row", ["1xW", "b1", "no"])

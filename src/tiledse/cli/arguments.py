@@ -42,13 +42,15 @@ def parse_tiles(text: str | None) -> list[Tile]:
     return list(dict.fromkeys(tiles))
 
 
-def load_model(model: str, size: str | None, weights: Path | None, pretrained: bool) -> Loaded:
+def load_model(
+    model: str, size: str | None, weights: Path | None, pretrained: bool, runs: bool = True
+) -> Loaded:
     """The network of MODEL, and the size of image it is looked at with.
 
     Raises:
         TiledSEError: see ``networks.loading.load``; also when no size is known.
     """
-    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size))
+    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size), runs=runs)
     if loaded.input_size is None:
         raise TiledSEError(
             f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
@@ -57,14 +59,20 @@ def load_model(model: str, size: str | None, weights: Path | None, pretrained: b
 
 
 def load_planned(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, tile: str | None, plan: Path | None
+    model: str,
+    size: str | None,
+    weights: Path | None,
+    pretrained: bool,
+    tile: str | None,
+    plan: Path | None,
+    runs: bool = True,
 ) -> tuple[Loaded, Plan]:
     """The network of MODEL, and the plan that --tile or --plan asks for.
 
     Raises:
         TiledSEError: see ``load_model`` and ``choose_plan``.
     """
-    loaded = load_model(model, size, weights, pretrained)
+    loaded = load_model(model, size, weights, pretrained, runs)
     return loaded, choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
 
 

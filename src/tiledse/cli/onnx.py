@@ -58,7 +58,7 @@ def find_any(
         return model, find(opened, parse_size(size))
     if image is not None:
         raise TiledSEError(f"--image goes with FILE.onnx, got {model}; leave it out")
-    loaded = load_model(model, size, weights, pretrained)
+    loaded = load_model(model, size, weights, pretrained, runs=False)
     return loaded.name, find_blocks(loaded.model, loaded.input_size)
 
 

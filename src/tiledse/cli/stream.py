@@ -79,7 +79,7 @@ def stream(
     s = make_stream(loaded.model, chosen, height=height, width=width, rows=rows)
     names = [] if output is None else _names(output, len(s.graph.outputs))
     if len(names) > 1:
-        check_outputs(force, [Output("-o", name) for name in names], read)
+        check_outputs(force, [*(Output("-o", name) for name in names), drawing(plot)], read)
 
     def chunks() -> Iterator[Tensor]:
         if source is not None:
@@ -236,7 +236,7 @@ def simulate(
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
     check_outputs(force, [drawing(plot), Output("--trace", trace)], [model, weights, plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
+    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan, runs=False)
     se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)
     size = "x".join(map(str, chosen.input_size))
     if plot is not None:

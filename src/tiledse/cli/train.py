@@ -15,7 +15,7 @@ from ..train.sections import Network, Variant
 from ..train.tables import differences
 from . import options
 from .app import Interrupted, app, print_json, print_text, say
-from .outputs import check_folder
+from .outputs import Output, check_folder, check_outputs
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/table1_tiles.toml.")
@@ -114,6 +114,7 @@ def train(
         restart,
         notes,
         json,
+        recipe,
     )
 
 
@@ -166,7 +167,9 @@ def finetune(
     unsaid = {"network": None, "variant": None}  # the command line says them, not the recipe
     changed = _changes({**chosen.to_dict(), **unsaid}, {**plain.to_dict(), **unsaid})
     notes = {"recipe": recipe.name if recipe else "finetune", "scale": scale or "", "changed": changed}
-    _run(chosen, data, out, [], None, seed, weights, workers, device, amp, accumulate, restart, notes, json)
+    _run(
+        chosen, data, out, [], None, seed, weights, workers, device, amp, accumulate, restart, notes, json, recipe
+    )  # fmt: skip
 
 
 def _changes(chosen: dict[str, Any], plain: dict[str, Any]) -> list[str]:
@@ -214,11 +217,11 @@ lr = 0.01
 def _run(
     recipe: Recipe, data: list[Path], out: Path, models: list[str], variants: list[str] | None, seeds: list[int] | None,
     weights: Path | None, workers: int, device: str | None, amp: str | None, accumulate: int, restart: bool,
-    notes: dict[str, Any], json: bool,
+    notes: dict[str, Any], json: bool, recipe_file: Path | None,
 ) -> None:  # fmt: skip
     from ..report.training import results_table
     from ..train.objective import Setting
-    from ..train.runs import accelerator, run_all
+    from ..train.runs import accelerator, outputs_of, run_all
 
     if recipe.task != "distill" and len(data) != 1:
         raise TiledSEError(f"--data was given {len(data)} times; only distillation takes several folders")
@@ -227,6 +230,9 @@ def _run(
     if weights is not None and not weights.is_file():
         raise TiledSEError(f"no weights file {weights}; expected .safetensors or a torch checkpoint")
     check_folder("-o", out)
+    written = outputs_of(recipe, out, variants=variants or (), seeds=seeds or (), networks=models)
+    there = [Output("-o", path) for path in written if path.exists()]
+    check_outputs(True, there, [weights, recipe_file])
     engine = accelerator(device, amp, accumulate)
     speaks = engine.is_main_process
     if speaks and notes["changed"]:

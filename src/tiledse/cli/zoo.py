@@ -45,7 +45,7 @@ def zoo(
         return
     entry = find_entry(name)
     if out is not None:
-        check_outputs(force, [Output("-o", out, (".safetensors",))])
+        check_outputs(force, [Output("-o", out, (".safetensors",))], [entry.path])
         model, plan, _ = open_network(name)
         save(model, plan, out, f"zoo:{name}")
     if json:

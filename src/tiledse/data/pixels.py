@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +13,42 @@ from PIL import Image
 
 from ..errors import TiledSEError
 
+# What Pillow and its decoders raise for what is no image, or one that is damaged or too large.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+# No compression of pictures makes less than this of an image, but for one that is all of one colour; what is small
+# does no harm. A picture that is not compressed has some bits for each of its pixels.
+_MOST_PACKED, _SMALL_BYTES = 5000, 1 << 26
+_GREY_BITS, _COLOUR_BITS = 1, 12
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+
 # Bits and kinds of a sample in TIFF (tags BitsPerSample and SampleFormat).
 _BITS, _KIND = 258, 339
 _SIGNED = 2
+
+
+@contextmanager
+def decoded(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """An image, decoded by Pillow, its values as the file has them; its size is checked before memory is asked for.
+
+    Args:
+        source: The file, or its open bytes.
+
+    Raises:
+        TiledSEError: a header that says more than the file can hold.
+        OSError, ValueError, ...: ``BROKEN``, for what is no image; also for more than Pillow's limit of 179 million
+            pixels.
+    """
+    with warnings.catch_warnings(), ExitStack() as stack:
+        # Size and metadata are told in our own words or are no concern of a user's.
+        warnings.simplefilter("ignore")
+        file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        length = file.seek(0, 2)
+        file.seek(0)
+        image = stack.enter_context(Image.open(file))
+        _check_size(image, length)
+        image.load()
+        yield image
 
 
 @contextmanager
@@ -28,8 +61,8 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         source: The file, or its open bytes.
 
     Raises:
-        TiledSEError: values beyond the range that its type has for an image.
-        OSError, ValueError, ...: Pillow's own, for what is no image.
+        TiledSEError: values beyond the range that its type has for an image; see also ``decoded``.
+        OSError, ValueError, ...: ``BROKEN``.
 
     Example:
         >>> import io
@@ -39,12 +72,22 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         ...     image.mode, list(image.getdata())
         ('L', [0, 128, 255])
     """
-    with warnings.catch_warnings():
-        # Size and metadata are told in our own words or are no concern of a user's.
-        warnings.simplefilter("ignore")
-        with Image.open(source) as image:
-            image.load()
-            yield eight_bits(image)
+    with decoded(source) as image:
+        yield eight_bits(image)
+
+
+def _check_size(image: Image.Image, length: int) -> None:
+    """Check the size that a header says against the bytes of the file."""
+    pixels = image.width * image.height
+    held = pixels * _PIXEL_BYTES.get(image.mode, 4)
+    pieces = getattr(image, "tile", ())
+    plain = bool(pieces) and all(piece[0] == "raw" for piece in pieces)
+    bits = _GREY_BITS if image.mode in ("1", "L", "P") else _COLOUR_BITS
+    if held > _SMALL_BYTES and (held > _MOST_PACKED * length or (plain and pixels * bits > 8 * length)):
+        raise TiledSEError(
+            f"it says that it holds {image.height} x {image.width} pixels (rows x columns), and its {length} bytes "
+            "cannot; it was cut off, or its header is damaged"
+        )
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

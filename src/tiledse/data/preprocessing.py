@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, first_line
-from .pixels import opened
+from .pixels import BROKEN, decoded, opened
 
 Kind = Literal["network", "crop"]
 
@@ -132,28 +132,6 @@ class Preprocessing:
         return self._transform(image.convert(_COLOURS[self.input_size[0]]))
 
 
-def torchvision_config(name: str) -> dict[str, Any]:
-    """How torchvision evaluates a classifier with its default weights, in timm's words.
-
-    Example:
-        >>> config = torchvision_config("mobilenet_v3_large")
-        >>> config["interpolation"], int(224 / config["crop_pct"])
-        ('bilinear', 232)
-    """
-    from torchvision import models
-
-    preset = models.get_model_weights(name).DEFAULT.transforms()
-    crop, resize = preset.crop_size[0], preset.resize_size[0]
-    return {
-        "input_size": (3, crop, crop),
-        "mean": tuple(preset.mean),
-        "std": tuple(preset.std),
-        "interpolation": preset.interpolation.value,
-        # timm resizes to the floor of input / crop_pct; the half keeps rounding away from the next number.
-        "crop_pct": crop / (resize + 0.5),
-    }
-
-
 def read_image(
     source: Path | BinaryIO, name: str, preprocess: Callable[[Image.Image], Tensor], scaled: bool = True
 ) -> Tensor:
@@ -175,13 +153,11 @@ def read_image(
         if scaled:
             with opened(source) as image:
                 return preprocess(image)
-        with Image.open(source) as mask:
-            mask.load()
+        with decoded(source) as mask:
             return preprocess(mask)
     except TiledSEError as error:
         raise TiledSEError(f"image {name}: {error}") from error
-    # PIL's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise TiledSEError(
             f"image {name}: cannot be read: {first_line(error)}; replace it or take it out of the set"
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import TiledSEError
 from .modes import in_eval
 from .sources import Built, Size, build
-from .weights import load_weights, read_state
+from .weights import check_numbers, load_weights, read_state
 from .zoo import open_network
 
 
@@ -38,6 +38,7 @@ def load(
     weights: str | Path | None = None,
     pretrained: bool = False,
     input_size: tuple[int, int, int] | None = None,
+    runs: bool = True,
 ) -> Loaded:
     """Load a network by name.
 
@@ -49,10 +50,11 @@ def load(
             code that they may hold. A timm network gets the head of as many classes as they have.
         pretrained: Take the library's own weights, from its hub.
         input_size: (C, H, W), for networks that are built for one size (EfficientDet).
+        runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.
 
     Raises:
         TiledSEError: an unknown name, a library that is not installed, weights that do not fit or cannot be
-            read, a hub that cannot be reached.
+            read, a hub that cannot be reached, a network whose weights are not finite, wherever they come from.
 
     Example:
         >>> load("timm:regnety_002").input_size
@@ -69,6 +71,7 @@ def load(
         if source == "timm":
             _take_head(model, read_state(Path(weights)))
         load_weights(model, Path(weights))
+    check_numbers(model, name, runs)
     random = source != "zoo" and not pretrained and weights is None
     return Loaded(in_eval(model), name, input_size or own_size, random)
 

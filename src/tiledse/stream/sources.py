@@ -6,7 +6,6 @@ Files are read and written piece by piece with plain reads, not memory maps: wha
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.pixels import positive, scaled, unit
+from ..data.pixels import decoded, positive, scaled, unit
 from ..errors import TiledSEError, first_line
 from ..files import written_whole
 
@@ -66,8 +65,9 @@ class ImageRows:
         try:
             with _quiet():
                 self.height, self.width, self.channels, self._rows = read(self.path)
-        except TiledSEError:
-            raise
+        except TiledSEError as error:
+            named = str(self.path) in str(error)
+            raise TiledSEError(str(error) if named else f"image {path}: {error}") from error
         except Exception as error:  # each library has its own errors for what is no image
             raise TiledSEError(
                 f"cannot read image {path}: {type(error).__name__}: {first_line(error)}; expected {_FORMATS}"
@@ -230,17 +230,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_pillow(path: Path) -> tuple[int, int, int, Any]:
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            image.load()
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                # More than 8 bits: Pillow's own conversion would cut them off at 255.
-                pixels = np.repeat(scaled(image).astype(np.float32)[:, :, None], 3, 2)
-            else:
-                pixels = np.asarray(image.convert("RGB"))
+    with decoded(path) as image:
+        if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+            # More than 8 bits: Pillow's own conversion would cut them off at 255.
+            pixels = np.repeat(scaled(image).astype(np.float32)[:, :, None], 3, 2)
+        else:
+            pixels = np.asarray(image.convert("RGB"))
 
     def rows(count: int) -> Iterator[np.ndarray]:
         for start in range(0, len(pixels), count):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from ..data.pixels import opened
+from ..data.pixels import BROKEN, opened
 from ..errors import TiledSEError, first_line
 from ..evaluate.adapters import IMAGENET_MEAN, IMAGENET_STD, Detector, effdet_detector
 from ..evaluate.average_precision import Matches
@@ -167,7 +167,9 @@ class Boxed(TrainingImages):
                 pixels = image.convert("RGB")
             with _seeded(mix(self._seed, epoch, index)):
                 return self._vary(pixels, self.boxes(index))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except TiledSEError as error:
+            raise TiledSEError(f"image {name}: {error}") from error
+        except BROKEN as error:
             raise TiledSEError(
                 f"image {name}: cannot be read or resized: {first_line(error)}; replace it or take it out of the set"
             ) from error

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.pixels import opened
+from ..data.pixels import BROKEN, decoded, opened
 from ..errors import TiledSEError, first_line
 from ..evaluate.classification import SUFFIXES
 
@@ -46,16 +45,16 @@ class Masked:
         try:
             with opened(image_path) as image:
                 pixels = np.array(image.convert("RGB"))
-            with Image.open(mask_path) as mask:
-                if mask.mode not in ("L", "P"):
-                    raise TiledSEError(
-                        f"mask {mask_path}: expected one channel of class indices, got {mask.mode}"
-                    )
-                values = np.array(mask)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            with decoded(mask_path) as mask:
+                values, mode = np.array(mask), mask.mode
+        except TiledSEError as error:
+            raise TiledSEError(f"{image_path} or its mask {mask_path}: {error}") from error
+        except BROKEN as error:
             raise TiledSEError(
                 f"cannot read {image_path} or its mask: {first_line(error)}; replace it"
             ) from error
+        if mode not in ("L", "P"):
+            raise TiledSEError(f"mask {mask_path}: expected one channel of class indices, got {mode}")
         if pixels.shape[:2] != values.shape:
             raise TiledSEError(
                 f"mask {mask_path} is {values.shape[0]}x{values.shape[1]} (rows x columns) and its image "

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..documents import read_json
 from ..errors import TiledSEError, first_line
+from ..locks import locked
 from ..networks.modes import in_eval
 from ..networks.weights import load_weights
 from ..networks.zoo.catalogue import FOLDER, Entry, entries, write_index
@@ -84,19 +85,21 @@ def publish(
         figures, n = _measured(own, data, in_eval(model))
     assert figures
     metric = next(iter(figures))
-    listed = [entry for entry in entries(folder) if entry.name != name]
     size = sum(value.numel() * value.element_size() for value in state.values())
-    whole = size + sum(entry.path.stat().st_size for entry in listed)
-    if whole > LIMIT_BYTES:
-        raise TiledSEError(
-            f"the zoo would hold {whole:,} bytes with '{name}' ({size:,}); it is to stay under {LIMIT_BYTES:,}"
-        )
-    entry = dataclasses.replace(
-        draft, metric=metric, accuracy=figures[metric], figures=figures, n=n,
-        params=sum(p.numel() for p in model.parameters()),
-        sha256=write_packed(state, plan, folder / draft.file, network.model),
-    )  # fmt: skip
-    write_index([*listed, entry], folder)
+    # Read, changed and written alone: of two that publish at once the later would lose the earlier's network.
+    with locked(folder / "index.json"):
+        listed = [entry for entry in entries(folder) if entry.name != name]
+        whole = size + sum(entry.path.stat().st_size for entry in listed)
+        if whole > LIMIT_BYTES:
+            raise TiledSEError(
+                f"the zoo would hold {whole:,} bytes with '{name}' ({size:,}); it is to stay under {LIMIT_BYTES:,}"
+            )
+        entry = dataclasses.replace(
+            draft, metric=metric, accuracy=figures[metric], figures=figures, n=n,
+            params=sum(p.numel() for p in model.parameters()),
+            sha256=write_packed(state, plan, folder / draft.file, network.model),
+        )  # fmt: skip
+        write_index([*listed, entry], folder)
     return entry
 
 

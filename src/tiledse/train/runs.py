@@ -24,6 +24,8 @@ from .objective import Objective, Setting
 from .recipe import Recipe
 from .sections import Variant
 
+_WRITTEN = ("summary.csv", "checkpoint.pt", "best.safetensors", "result.json")
+
 
 def objective_of(recipe: Recipe, setting: Setting) -> Objective:
     """The task of a recipe."""
@@ -104,7 +106,7 @@ def run_all(
     for network in chosen[0]:
         own = recipe.for_network(network)
         objective = objective_of(own, setting)
-        base = folder / network.model.partition(":")[2].replace(":", "-").replace("/", "-")
+        base = _base(folder, network.model)
         for seed in seeds or own.seeds:
             for variant in _in_order(chosen[1]):
                 run = Run(own, variant, seed, base / variant.name / f"seed{seed}")
@@ -119,6 +121,30 @@ def run_all(
     if engine.is_main_process:
         write_results(folder)
     return results
+
+
+def outputs_of(
+    recipe: Recipe, folder: Path, *, variants: Sequence[str] = (), seeds: Sequence[int] = (),
+    networks: Sequence[str] = (),
+) -> list[Path]:  # fmt: skip
+    """The files that ``run_all`` writes, so that none of them is read as something else.
+
+    Raises:
+        TiledSEError: an unknown variant or network.
+    """
+    chosen = _chosen(recipe, variants, networks)
+    runs = [
+        _base(folder, network.model) / variant.name / f"seed{seed}"
+        for network in chosen[0]
+        for seed in seeds or recipe.for_network(network).seeds
+        for variant in chosen[1]
+    ]
+    return [folder / "results.csv", *(run / name for run in runs for name in _WRITTEN)]
+
+
+def _base(folder: Path, model: str) -> Path:
+    """Where the runs of a network lie."""
+    return folder / model.partition(":")[2].replace(":", "-").replace("/", "-")
 
 
 def write_results(folder: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.images import SHARD_SUFFIXES, ListedImages
 from ..data.opening import open_images
-from ..data.pixels import opened
+from ..data.pixels import BROKEN, opened
 from ..data.shards import IMAGE_KEYS, ShardedImages
 from ..errors import TiledSEError, first_line
 from ..evaluate.classification import open_unlabelled
@@ -48,7 +48,7 @@ class Source(ABC):
                 return image.convert("RGB")
         except TiledSEError as error:
             raise TiledSEError(f"image {self.name(index)}: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except BROKEN as error:
             raise TiledSEError(
                 f"image {self.name(index)}: cannot be read: {first_line(error)}; replace it or take it out of the set"
             ) from error

@@ -10,7 +10,7 @@ from ..errors import TiledSEError
 from ..networks.building import with_excitation, without_attention
 from ..networks.converter import convert
 from ..networks.finder import find
-from ..networks.weights import read_state
+from ..networks.weights import check_fitting, read_state
 from ..plan import Plan
 from .sections import Variant
 
@@ -51,7 +51,8 @@ def load_fitting(model: nn.Module, path: Path) -> list[str]:
         The names that were left as they were.
 
     Raises:
-        TiledSEError: the file cannot be read, or fits less than half of the parameters.
+        TiledSEError: the file cannot be read, fits less than half of the parameters, or holds numbers that
+            are not finite.
     """
     state, own = read_state(path), model.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -63,5 +64,6 @@ def load_fitting(model: nn.Module, path: Path) -> list[str]:
             f"the weights {path} do not fit: {filled} of {whole} numbers have the same name and shape; give the "
             "weights of this network or of its backbone"
         )
+    check_fitting(fitting, model, path)
     model.load_state_dict(fitting, strict=False)
     return [key for key in own if key not in fitting]
