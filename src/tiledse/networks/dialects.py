@@ -1,6 +1,6 @@
 """The table of SE classes: for each, how its excitation is called on descriptors alone.
 
-A class that is not in the table is recognised by its structure (structure.py). The table gives the known ones
+A class that is not in the table is recognised by what it computes (recognition.py). The table gives the known ones
 their names, and covers what cannot be seen by tracing.
 """
 
