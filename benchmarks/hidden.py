@@ -1,6 +1,6 @@
 """Where in the excitation to match: descriptors, hidden units, or gates; on images that were not used for the fit.
 
-    python benchmarks/hidden.py --shared ../shared -o results/choose/hidden.csv
+    python benchmarks/hidden.py --shared ../shared -o results/accuracy/choose/hidden.csv
 
 MobileNetV3-Small. The 1300 ImageNet validation images are cut into two halves by numpy's generator with seed 0; of each
 half 400 are fitted on and 250 judged, and both are counted together. Fitted in closed form for each unit and strip, by

@@ -1,8 +1,8 @@
 """Sliding strips without retraining: each row by its own gate, as is, calibrated and searched, beside strips and TLC.
 
-    python benchmarks/sliding.py mobilenet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet -o results/choose --draw        # the recorded figures, as a picture
+    python benchmarks/sliding.py mobilenet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet -o results/accuracy/choose --draw        # the recorded figures, as a picture
 
 Images and splits are those of ``choose.py``. Uniform tiles as they are were chosen on no image of this set; calibrated
 and searched forms are judged on images that nothing was fitted to or chosen on. Each form is kept in --cache when it is
