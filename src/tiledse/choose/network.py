@@ -51,8 +51,9 @@ class Network(ABC):
             blocks: Numbers of blocks, rising. Nothing behind the last one is run.
 
         Returns:
-            Images (N, C, H, W) to one array (N, C, H), float32, for each block: the mean of each row of its map. They
-            hold the mean of every strip, and of the whole map.
+            Images (N, C, H, W) to one array (N * calls, C, H), float32, for each block: the mean of each row of its
+            map, call after call for a block that is called more than once. They hold the mean of every strip, and of
+            the whole map.
         """
 
     def refuses(self, block: int) -> str | None:
@@ -113,23 +114,24 @@ class TorchNetwork(Network):
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
         model = self.run(plan)
-        modules = [model.get_submodule(plan.blocks[block].name) for block in blocks]
+        calls = sum(plan.blocks[block].calls for block in blocks)
 
         def look(inputs: Tensor) -> list[np.ndarray]:
-            seen: list[np.ndarray] = []
+            seen: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
 
-            def watch(nhwc: bool) -> Any:
+            def watch(block: int) -> Any:
                 def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                     x = args[0].detach().float()
-                    seen.append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
-                    if len(seen) == len(blocks):
+                    nhwc = self._dialects[block].nhwc
+                    seen[block].append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
+                    if sum(map(len, seen.values())) == calls:
                         raise _Seen
 
                 return hook
 
             handles = [
-                module.register_forward_pre_hook(watch(self._dialects[block].nhwc))
-                for module, block in zip(modules, blocks, strict=True)
+                model.get_submodule(plan.blocks[block].name).register_forward_pre_hook(watch(block))
+                for block in blocks
             ]
             try:
                 with evaluating(model), torch.no_grad():
@@ -139,7 +141,7 @@ class TorchNetwork(Network):
             finally:
                 for handle in handles:
                     handle.remove()
-            return seen
+            return [np.concatenate(found) for found in seen.values()]
 
         return look
 
