@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from ..errors import TiledSEError, first_line
 from ..plan import NearMiss
 from .block import TiledBlock
 from .dialects import class_name
+from .duplicating import deep_copy
 from .inline_block import DIALECT, ByMode, InlineDialect, InlineSE
 from .inline_host import InlineHost, free_name, install, settle
 from .inline_proof import prove
@@ -22,6 +22,7 @@ from .inline_steps import Steps
 from .inline_trace import Call, NotTraced, trace
 from .leaks import Leaks
 from .modes import evaluating
+from .norm_shapes import NormShapes
 from .own_forward import OwnForward
 from .reasons import INLINE, NoBlock
 from .recognition import recognise
@@ -63,7 +64,7 @@ def outline(model: nn.Module, pools: Sequence[str], calls: dict[str, list[Call]]
         calls: By module name, how it is called.
     """
     tensors: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, memo=tensors)
+    made = deep_copy(model, tensors)
     result = Outlined()
     hosts: dict[str, bool] = {}
     with evaluating(made):
@@ -221,9 +222,9 @@ def _shapes(host: nn.Module, graph: fx.Graph, call: Call) -> dict[fx.Node, tuple
             return value
 
     leaks = Leaks(host)
-    twin = copy.deepcopy(host, {id(p): p for p in host.parameters()})
+    twin = deep_copy(host, {id(p): p for p in host.parameters()})
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), leaks:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), NormShapes(), leaks:
             Recorder(fx.GraphModule(twin, graph)).run(*call.zeros())
     except Exception as error:  # a stranger's layers may raise anything
         raise NotTraced(f"it does not run on shapes alone: {first_line(error, 80)}") from None

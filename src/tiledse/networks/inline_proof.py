@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import TiledSEError, first_line
+from .duplicating import deep_copy
 from .inline_host import InlineHost, settle
 from .inline_trace import Call
 
@@ -63,7 +63,7 @@ def _before(host: InlineHost, call: Call) -> tuple[list[Any], list[Tensor]]:
 
 def _twin(host: InlineHost) -> InlineHost:
     """A copy that shares the parameters: what a forward stores, it stores there."""
-    return copy.deepcopy(host, {id(p): p for p in host.parameters()})
+    return deep_copy(host, {id(p): p for p in host.parameters()})
 
 
 def _run(module: nn.Module, call: Call, tensors: list[Tensor]) -> list[Any]:

@@ -6,7 +6,6 @@ positions, counters, lists) is stored in the copy, and what it stores outside is
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,11 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import TiledSEError, first_line
 from .counting import MacCounter
+from .duplicating import deep_copy
 from .flow import Flow, Pool
 from .inline_trace import Call as Arguments
 from .inputs import Inputs
 from .leaks import Leaks
 from .modes import in_eval
+from .norm_shapes import NormShapes
 
 # What an error speaks of that another size of image may mend.
 _OF_SIZE = re.compile(
@@ -166,7 +167,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:  # which torch does not copy
                 memo.setdefault(id(value), value.detach())
     try:
-        return in_eval(copy.deepcopy(model, memo))
+        return in_eval(deep_copy(model, memo))
     except Exception as error:  # whatever a stranger's object raises
         raise TiledSEError(
             f"the network cannot be copied, which it must be to be looked at: {type(error).__name__}: "
@@ -201,7 +202,7 @@ def _run(model: nn.Module, inputs: Inputs, leaks: Leaks) -> Observation:
         module.register_forward_pre_hook(enter(name), with_kwargs=True, prepend=True)
         module.register_forward_hook(leave, always_call=True)
     counter = MacCounter()
-    with torch.no_grad(), leaks, counter, flow:
+    with torch.no_grad(), NormShapes(), leaks, counter, flow:
         model(*inputs.args, **inputs.kwargs)
     run.macs, run.uncounted, run.pools = counter.macs, counter.uncounted, flow.pools
     return run

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import first_line
 from .counting import MacCounter
 from .dialects import Dialect
+from .duplicating import deep_copy
 from .inline_block import holder
 from .modes import in_eval
 from .own_forward import NotItsMap, OwnForward
@@ -185,7 +185,7 @@ def _tensors(block: nn.Module) -> list[Tensor]:
 def _copy(block: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """A copy on the CPU, in eval mode, of this type, with its own weights or others."""
     generator = torch.Generator().manual_seed(1)
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     parameters = {id(p) for p in holder(block).parameters()}
     for tensor in _tensors(block):
         if id(tensor) in memo:
@@ -194,7 +194,7 @@ def _copy(block: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
             value = _numbers(tensor, weights, dtype, id(tensor) in parameters, generator)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
-    return in_eval(copy.deepcopy(block, memo))
+    return in_eval(deep_copy(block, memo))
 
 
 def _numbers(
