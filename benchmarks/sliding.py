@@ -28,7 +28,6 @@ from tiledse.choose.budget import gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
-from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import default_tiles, only, options_of
 from tiledse.cost import cost
 from tiledse.data.images import open_images
@@ -37,6 +36,7 @@ from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
 from tiledse.files import write_csv, written_whole
 from tiledse.onnx import load
+from tiledse.onnx.network import OnnxNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.choose import Sliding, drawn_again, judge, pair, searched, subset
@@ -86,7 +86,7 @@ def opened(args):
 
 def choose(name, network, fit_images, task, few, batch, tiles, cache, log):
     """Calibrated and searched plans of one fold, from images that it is not judged on."""
-    plan = network.plan
+    plan = network.se
     read = [one.inputs for one in fit_images.batches(batch)]
 
     def inputs():
@@ -167,10 +167,10 @@ def main() -> None:
             log(f"{name}: {task.score(results[name])}")
 
     with torch.no_grad():
-        uniform = {text: [network.plan.with_tile(text)] * len(sets) for text in UNIFORM}
-        judged({"SE": [network.plan] * len(sets), **uniform})
+        uniform = {text: [network.se.with_tile(text)] * len(sets) for text in UNIFORM}
+        judged({"SE": [network.se] * len(sets), **uniform})
         for rows in TLC:
-            name, module = f"TLC, {rows} rows", Sliding(network.probe, network.plan, rows)
+            name, module = f"TLC, {rows} rows", Sliding(network.probe, network.se, rows)
 
             def make(module=module):
                 found = [row for _, _, test in sets for row in judge(network, module, task, test, batch)]
@@ -197,10 +197,8 @@ def main() -> None:
 def write(args, network, task, chosen, results, known):
     lines = []
     for name in results:
-        plans = (
-            [network.plan.with_tile(name)] if name in UNIFORM else [forms.get(name) for forms, _ in chosen]
-        )
-        plans = [network.plan] if name == "SE" else [p for p in plans if p is not None]
+        plans = [network.se.with_tile(name)] if name in UNIFORM else [forms.get(name) for forms, _ in chosen]
+        plans = [network.se] if name == "SE" else [p for p in plans if p is not None]
         against = {}
         for first in ("SE", "7xW"):
             paired = pair(task, known, results, first, name)

@@ -17,9 +17,11 @@ from .errors import TiledSEError, TiledSEWarning
 
 if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost, cost
+    from .network import Network
     from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
     from .op import TiledSqueezeExcite, tiled_squeeze_excite
-    from .plan import NearMiss, Network, Plan, SEBlock
+    from .opening import open
+    from .plan import NearMiss, Plan, SEBlock, Totals
     from .stream import Hardware, Simulation, Stream, simulate, stream
     from .tile import Tile
 
@@ -41,12 +43,14 @@ __all__ = [
     "TiledSEError",
     "TiledSEWarning",
     "TiledSqueezeExcite",
+    "Totals",
     "calibrate",
     "convert",
     "correlate",
     "cost",
     "evaluate",
     "find",
+    "open",
     "open_images",
     "register_dialect",
     "sensitivity",
@@ -62,11 +66,13 @@ _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
     **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "convert", "find", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
-    **dict.fromkeys(("NearMiss", "Network", "Plan", "SEBlock"), ".plan"),
+    **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
+    "Network": ".network",
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
+    "open": ".opening",
     "open_images": ".data.images",
     "sensitivity": ".context.sensitivity",
     "sweep": ".context.sweep",
@@ -101,6 +107,6 @@ def _verb(name: str, home: str) -> property:
     return property(function, keep)
 
 
-for _name, _home in {"cost": ".cost", "evaluate": ".evaluate.accuracy", "stream": ".stream"}.items():
+for _name, _home in {"cost": ".cost", "evaluate": ".evaluate.comparison", "stream": ".stream"}.items():
     setattr(_Package, _name, _verb(_name, _home))
 sys.modules[__name__].__class__ = _Package

@@ -65,7 +65,7 @@ class NearMiss:
 
 
 @dataclass(frozen=True)
-class Network:
+class Totals:
     """What was counted over the whole network with plain SE at the plan's input size, for one image.
 
     Args:
@@ -108,7 +108,7 @@ class Plan:
     tiles: tuple[Tile, ...]
     input_size: tuple[int, int, int]
     near_misses: tuple[NearMiss, ...] = field(default=(), compare=False)
-    network: Network | None = field(default=None, compare=False)
+    network: Totals | None = field(default=None, compare=False)
     corrections: tuple[Correction | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -371,12 +371,12 @@ def _size(value: Any, what: str) -> int:
     return whole(value, what, 1, 2**31 - 1)
 
 
-def _network(totals: Any) -> Network:
+def _network(totals: Any) -> Totals:
     uncounted = totals.get("uncounted", [])
     if not isinstance(uncounted, list):
         raise ValueError(f"expected uncounted to be a list, got {quoted(uncounted)}")
     names = tuple(text_of(name, "uncounted") for name in uncounted)
-    return Network(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
+    return Totals(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
 
 
 def _safetensors_plan(path: Path) -> str:

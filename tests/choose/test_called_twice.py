@@ -12,7 +12,7 @@ import tiledse as ts
 from tests.choose.networks import images, in_batches
 from tiledse.choose.budget import GATES, gate_buffer, shares
 from tiledse.choose.calibration import calibrate, calibrate_alone, fit_means
-from tiledse.choose.network import TorchNetwork
+from tiledse.networks.network import TorchNetwork
 from tiledse.tile import Tile
 
 SIZE = (3, 22, 12)
@@ -99,7 +99,7 @@ def test_a_correction_is_fitted_on_the_maps_of_both_calls(network):
     text, x = "1xW:running+2", images(40, SIZE)
     plan = network.plan.with_tile(text)
     found = calibrate(network, plan, lambda: in_batches(x, 16))
-    maps = seen_by(network.run(plan), x)
+    maps = seen_by(network.tiled(plan), x)
     expected = fitted(np.concatenate(maps["shared"]))
     np.testing.assert_allclose(found.corrections[0].own, expected.own, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(found.corrections[0].offset, expected.offset, rtol=2e-3, atol=1e-3)

@@ -19,13 +19,13 @@ from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import choose_plan, parse_tiles, tell_random
-from .measuring import Opened, Setting, open_measured
+from .measuring import Setting, open_measured
 from .onnx import is_onnx
 from .outputs import Output, check_folder, check_outputs, drawing
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..choose.network import Network
+    from ..network import Network
 
 _CPU = torch.device("cpu")
 Images = Annotated[
@@ -70,8 +70,7 @@ def calibrate(
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.calibration import calibrate as fit
-    from ..choose.divergence import divergence
-    from ..choose.network import network_of
+    from ..choose.divergence import additive_divergence
 
     setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
     check_outputs(
@@ -88,8 +87,8 @@ def calibrate(
             f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and {batch_size}"
         )
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=False)
-    network = network_of(opened.subject)
-    chosen = choose_plan(network.plan, tile, plan).uncalibrated
+    network = opened.network
+    chosen = choose_plan(network.se, tile, plan).uncalibrated
     source = opened.task.images
     if not isinstance(source, ListedImages):
         raise TiledSEError(f"calibration takes single images, not shards: unpack {data} into a folder")
@@ -101,16 +100,16 @@ def calibrate(
 
     with progress_bar("blocks") as progress:
         calibrated = fit(network, chosen, lambda: batches(fitted), prior=prior, progress=progress)
-    se, before, after = (network.run(p) for p in (network.plan, chosen, calibrated))
+    se, before, after = (network.tiled(p) for p in (network.se, chosen, calibrated))
     apart: list[list[float]] = [[], []]
     with torch.no_grad():
         for batch in batches(held):
             first = se(batch)
             for far, other in zip(apart, (before, after), strict=True):
-                far += divergence(opened.task, first, other(batch)).tolist()
+                far += additive_divergence(opened.task, first, other(batch)).tolist()
     was, now = (float(np.mean(far)) for far in apart)
-    _write(opened, network, calibrated, output, force)
-    tell_random(opened.random)
+    _write(network, calibrated, output, force)
+    tell_random(network.random)
     if now >= was:
         say(
             "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
@@ -191,7 +190,6 @@ def search(
     from ..choose.budget import GATES, Order
     from ..choose.cache import Evaluations, default_folder
     from ..choose.evaluation import Evaluator
-    from ..choose.network import network_of
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
 
@@ -213,12 +211,12 @@ def search(
             "was made from (timm:NAME --weights FILE), or --buffer gates"
         )
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
-    network = network_of(opened.subject)
+    network = opened.network
     order = GATES
     if buffer == "pipeline":
         from ..stream.minimum import PipelineBuffer
 
-        order = Order("pipeline", PipelineBuffer(opened.subject.model, network.plan))  # type: ignore[attr-defined]
+        order = Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
     kept = Evaluations(cache or default_folder())
     evaluator = Evaluator(network, opened.task, kept, few=few, batch_size=batch_size)
     fitted_on = None
@@ -243,13 +241,13 @@ def search(
     )
     found.chosen.plan.save(output)
     if plot is not None:
-        draw_front(found, plot, Path(opened.name).name)
+        draw_front(found, plot, Path(network.name).name)
         say(f"wrote {plot}")
-    tell_random(opened.random)
+    tell_random(network.random)
     if json:
         print_json(found.to_dict())
     else:
-        print_text(*front_table(found, opened.name))
+        print_text(*front_table(found, network.name))
         say(f"wrote {output}")
 
 
@@ -260,14 +258,8 @@ def _split(source: ListedImages, limit: int) -> tuple[list[int], list[int]]:
     return drawn[held:], drawn[:held]
 
 
-def _write(opened: Opened, network: Network, plan: Plan, output: Path, force: bool) -> None:
+def _write(network: Network, plan: Plan, output: Path, force: bool) -> None:
     if output.suffix.lower() == ".json":
         plan.save(output)
-    elif output.suffix.lower() == ".safetensors":
-        from ..networks.saving import save
-
-        save(network.run(plan), plan, output, opened.name)
     else:
-        from .. import onnx as room
-
-        room.save(room.convert(network.model, plan), output, force=force)  # type: ignore[attr-defined]
+        network.write(plan, output, force=force)

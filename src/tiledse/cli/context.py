@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..context.agreement import Correlation
-from ..context.correlation import correlate as correlate_subject
+from ..context.correlation import correlate as measure_correlation
 from ..context.sensitivity import Sensitivity
 from ..context.sensitivity import sensitivity as measure_sensitivity
 from ..context.sweep import Entry
@@ -74,17 +74,17 @@ def correlate(
         opened = opened_together(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
         )
-        subject = opened.subject
+        network = opened.network
         if wanted is None:
-            each = [[t] for t in choose_plan(subject.plan, tile, plan).tiles]
+            each = [[t] for t in choose_plan(network.plan, tile, plan).tiles]
         else:
-            each = [wanted] * len(subject.plan)
+            each = [wanted] * len(network.plan)
         with progress_bar("images", shown=speaks) as progress:
-            found = correlate_subject(
-                subject, opened.task.images, each, batch_size=batch_size, workers=workers, device=where,
+            found = measure_correlation(
+                network, opened.task.images, each, batch_size=batch_size, workers=workers, device=where,
                 progress=progress,
             )  # fmt: skip
-        return opened.name, found
+        return opened.network.name, found
 
     done = in_processes(where, work)
     if done is None:
@@ -139,10 +139,10 @@ def sensitivity(
         )
         with progress_bar("images", shown=speaks) as progress:
             found = measure_sensitivity(
-                opened.subject, opened.task, wanted, batch_size=batch_size, workers=workers, device=where,
+                opened.network, opened.task, wanted, batch_size=batch_size, workers=workers, device=where,
                 progress=progress,
             )  # fmt: skip
-        return opened.name, found
+        return opened.network.name, found
 
     done = in_processes(where, work)
     if done is None:
@@ -226,7 +226,7 @@ def sweep(
             opened: Opened = opened_together(
                 lambda: open_measured(model, input, own, pretrained, where, setting), speaks
             )
-            return opened.subject, opened.task
+            return opened.network, opened.task
 
         return Entry(labels[number], open_)  # type: ignore[arg-type]
 

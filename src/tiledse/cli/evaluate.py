@@ -9,9 +9,9 @@ import torch
 import typer
 
 from ..errors import TiledSEError
-from ..evaluate.accuracy import Evaluation
-from ..evaluate.accuracy import evaluate as evaluate_pair
-from ..evaluate.comparison import TaskComparison, compare
+from ..evaluate.comparison import TaskComparison
+from ..evaluate.comparison import evaluate as measure
+from ..evaluate.evaluation import Evaluation
 from ..evaluate.processes import own_device
 from ..plan import Plan
 from . import options
@@ -76,20 +76,14 @@ def evaluate(
 
         def open_() -> Opened:
             opened = open_measured(model, input, weights, pretrained, where, setting)
-            chosen.append(choose_plan(opened.subject.plan, tile, plan))
+            chosen.append(choose_plan(opened.network.plan, tile, plan))
             return opened
 
         opened = opened_together(open_, speaks)
-        subject, kind = opened.subject, None if amp is None else getattr(torch, amp)
+        kind = None if amp is None else getattr(torch, amp)
         with progress_bar("images", shown=speaks) as progress:
-            if task != "classify":
-                return chosen[0], compare(
-                    subject, chosen[0], opened.task, batch_size=batch_size, workers=workers, device=where, amp=kind,
-                    progress=progress,
-                )  # fmt: skip
-            pair = subject.network(subject.plan), subject.network(chosen[0])
-            return chosen[0], evaluate_pair(
-                *pair, opened.task.images, batch_size=batch_size, workers=workers, device=where, amp=kind,
+            return chosen[0], measure(
+                opened.network, chosen[0], opened.task, batch_size=batch_size, workers=workers, device=where, amp=kind,
                 progress=progress,
             )  # fmt: skip
 
