@@ -6,13 +6,12 @@ The kinds are listed here and nowhere else: a further kind is one room and one l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import TiledSEError
-from .network import Network
+from .network import Given, Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,31 +23,6 @@ KINDS = {
     ".onnx": ".onnx.opening",
     "": ".networks.opening",
 }
-
-
-@dataclass(frozen=True)
-class Given:
-    """What is known of a network that is to be opened.
-
-    Attributes:
-        input_size: (C, H, W) of its images; None where the network says it itself.
-        weights: A file with its state dict.
-        pretrained: Whether its library is to fetch the weights.
-        image: Which input takes the image, where there are several.
-        example_inputs: For a network that takes more or other than one image.
-        device: Where it runs, as torch writes it.
-        threads: Threads of a runtime of its own; None takes torch's.
-        name: What tables call it.
-    """
-
-    input_size: Sequence[int] | None = None
-    weights: str | Path | None = None
-    pretrained: bool = False
-    image: str | None = None
-    example_inputs: Any = None
-    device: str | None = None
-    threads: int | None = None
-    name: str | None = None
 
 
 def kind_of(name: str | Path) -> str:
