@@ -5,6 +5,7 @@ The kinds are listed here and nowhere else: a further kind is one room and one l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +27,10 @@ KINDS = {
 }
 
 
+# What needs no package beyond those of tiledse itself.
+_PLAIN = {KINDS[""]}
+
+
 @dataclass(frozen=True)
 class Given:
     """What is known of a network that is to be opened.
@@ -39,6 +44,7 @@ class Given:
         device: Where it runs, as torch writes it.
         threads: Threads of a runtime of its own; None takes torch's.
         name: What tables call it.
+        runs: Whether it is to be run; one that is only looked at may be without numbers.
     """
 
     input_size: Sequence[int] | None = None
@@ -49,6 +55,7 @@ class Given:
     device: str | None = None
     threads: int | None = None
     name: str | None = None
+    runs: bool = True
 
 
 def kind_of(name: str | Path) -> str:
@@ -62,6 +69,16 @@ def kind_of(name: str | Path) -> str:
     return next((ending for ending in KINDS if ending and text.endswith(ending)), "")
 
 
+def shown_name(name: str) -> str:
+    """MODEL as it is printed: a file without its folder.
+
+    Example:
+        >>> shown_name("nets/a.onnx"), shown_name("timm:regnety_008")
+        ('a.onnx', 'timm:regnety_008')
+    """
+    return Path(name).name if kind_of(name) else name
+
+
 def open(
     source: str | Path | nn.Module | OnnxModel | Network,
     input_size: Sequence[int] | None = None,
@@ -73,6 +90,7 @@ def open(
     device: str | None = None,
     threads: int | None = None,
     name: str | None = None,
+    runs: bool = True,
 ) -> Network:
     """Open a network, and find its SE blocks.
 
@@ -88,6 +106,7 @@ def open(
         device: Where a network of PyTorch runs, such as ``cuda``; left out, where it is.
         threads: Threads of ONNX Runtime; 0 leaves them to it, None takes torch's.
         name: What tables and messages call it; left out, its own name.
+        runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.
 
     Returns:
         The network. Every verb takes it in place of what was given here.
@@ -102,7 +121,7 @@ def open(
         >>> network.kind, len(network.plan), open(network) is network
         ('PyTorch', 13, True)
     """
-    given = Given(input_size, weights, pretrained, image, example_inputs, device, threads, name)
+    given = Given(input_size, weights, pretrained, image, example_inputs, device, threads, name, runs)
     if isinstance(source, Network):
         if given != Given() and not (
             given == Given(input_size) and tuple(input_size or ()) == source.plan.input_size
@@ -113,13 +132,23 @@ def open(
             )
         return source
     if isinstance(source, (str, Path)):
-        return _room(KINDS[kind_of(source)]).open_named(str(source), given)
+        try:
+            room = _room(KINDS[kind_of(source)])
+        except ImportError as error:
+            raise TiledSEError(
+                f"{source} needs the package {error.name}; install it with: pip install 'tiledse[onnx]'"
+            ) from error
+        opened: Network = room.open_named(str(source), given)
+        return opened
     if weights is not None or pretrained:
         raise TiledSEError("weights and pretrained go with a network that is named; this one has its weights")
-    for room in KINDS.values():
-        opened = _room(room).open_object(source, given)
-        if opened is not None:
-            return opened
+    for kind in KINDS.values():
+        if (
+            kind in _PLAIN or f"{__package__}{kind.rpartition('.')[0]}" in sys.modules
+        ):  # else nobody has one of it
+            found: Network | None = _room(kind).open_object(source, given)
+            if found is not None:
+                return found
     raise TiledSEError(
         f"expected a network: a name such as 'timm:regnety_008', a file, or a torch.nn.Module; got "
         f"{type(source).__name__}"

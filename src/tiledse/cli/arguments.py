@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import TiledSEError
-from ..networks import find as find_blocks
-from ..networks.loading import Loaded, load
+from ..network import Network
 from ..numerals import parse_whole, quoted
+from ..opening import open as open_network
 from ..plan import Plan
 from ..tile import Tile
 from .app import say
@@ -42,38 +42,22 @@ def parse_tiles(text: str | None) -> list[Tile]:
     return list(dict.fromkeys(tiles))
 
 
-def load_model(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, runs: bool = True
-) -> Loaded:
-    """The network of MODEL, and the size of image it is looked at with.
-
-    Raises:
-        TiledSEError: see ``networks.loading.load``; also when no size is known.
-    """
-    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size), runs=runs)
-    if loaded.input_size is None:
-        raise TiledSEError(
-            f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
-        )
-    return loaded
-
-
-def load_planned(
+def open_model(
     model: str,
     size: str | None,
     weights: Path | None,
     pretrained: bool,
-    tile: str | None,
-    plan: Path | None,
+    image: str | None = None,
     runs: bool = True,
-) -> tuple[Loaded, Plan]:
-    """The network of MODEL, and the plan that --tile or --plan asks for.
+) -> Network:
+    """The network of MODEL.
 
     Raises:
-        TiledSEError: see ``load_model`` and ``choose_plan``.
+        TiledSEError: see ``opening.open``.
     """
-    loaded = load_model(model, size, weights, pretrained, runs)
-    return loaded, choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
+    return open_network(
+        model, parse_size(size), weights=weights, pretrained=pretrained, image=image, runs=runs
+    )
 
 
 def tell_random(random: bool) -> None:
@@ -82,20 +66,7 @@ def tell_random(random: bool) -> None:
         say("the weights are random: give --weights FILE or --pretrained for real ones")
 
 
-def check_blocks(found: Plan) -> None:
-    """Check that a network has SE blocks.
-
-    Raises:
-        TiledSEError: it has none.
-    """
-    if not len(found):
-        near = len(found.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
-
-
-def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
+def choose_plan(network: Network, tile: str | None, plan: Path | None) -> Plan:
     """The plan that --tile or --plan asks for, checked against what was found.
 
     Raises:
@@ -103,10 +74,10 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """
     if (tile is None) == (plan is None):
         raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
-    check_blocks(found)
+    network.check_blocks()
     if tile is not None:
-        return found.with_tile(tile)
+        return network.plan.with_tile(tile)
     assert plan is not None
     chosen = Plan.load(plan)
-    chosen.check_network(found)
+    chosen.check_network(network.plan)
     return chosen

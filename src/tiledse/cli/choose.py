@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..data.images import ListedImages
 from ..errors import TiledSEError
+from ..network import Form
 from ..plan import Plan
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import choose_plan, parse_tiles, tell_random
 from .measuring import Setting, open_measured
-from .onnx import is_onnx
 from .outputs import Output, check_folder, check_outputs, drawing
 from .progress import progress_bar
 
@@ -78,17 +78,17 @@ def calibrate(
         [Output("-o", output, (".json", ".safetensors", ".onnx"))],
         [model, weights, plan, *setting.files],
     )
-    if output.suffix.lower() == (".safetensors" if is_onnx(model) else ".onnx"):
-        raise TiledSEError(
-            f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
-        )
     if not 0 < prior < inf or images < 1 or batch_size < 1:
         raise TiledSEError(
             f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and {batch_size}"
         )
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=False)
     network = opened.network
-    chosen = choose_plan(network.se, tile, plan).uncalibrated
+    if output.suffix.lower() not in (".json", network.file_ending):
+        raise TiledSEError(
+            f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
+        )
+    chosen = choose_plan(network, tile, plan).uncalibrated
     source = opened.task.images
     if not isinstance(source, ListedImages):
         raise TiledSEError(f"calibration takes single images, not shards: unpack {data} into a folder")
@@ -205,11 +205,6 @@ def search(
         raise TiledSEError(f"expected --few and --batch-size of at least 1 image, got {few} and {batch_size}")
     if max_drop is not None and not isfinite(max_drop):
         raise TiledSEError(f"--max-drop {max_drop}: expected a number of percentage points, such as 1.5")
-    if buffer == "pipeline" and is_onnx(model):
-        raise TiledSEError(
-            f"--buffer pipeline counts the rows of a PyTorch network, and {model} is an ONNX file; give the network it "
-            "was made from (timm:NAME --weights FILE), or --buffer gates"
-        )
     opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
     network = opened.network
     order = GATES
@@ -262,4 +257,4 @@ def _write(network: Network, plan: Plan, output: Path, force: bool) -> None:
     if output.suffix.lower() == ".json":
         plan.save(output)
     else:
-        network.write(plan, output, force=force)
+        network.write(plan, output, Form(force=force))

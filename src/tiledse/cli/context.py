@@ -18,12 +18,12 @@ from ..context.sweep_file import SweepFile
 from ..errors import TiledSEError
 from ..evaluate.processes import own_device
 from ..evaluate.tasks import Progress
+from ..opening import shown_name
 from ..report.context import correlation_table, sensitivity_tables, sweep_table
 from . import options
 from .app import app, print_json, print_text, say
 from .arguments import choose_plan, parse_tiles
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
-from .onnx import shown_name
 from .outputs import Output, check_outputs, drawing
 from .progress import progress_bar
 
@@ -75,10 +75,7 @@ def correlate(
             lambda: open_measured(model, input, weights, pretrained, where, setting, labels=False), speaks
         )
         network = opened.network
-        if wanted is None:
-            each = [[t] for t in choose_plan(network.plan, tile, plan).tiles]
-        else:
-            each = [wanted] * len(network.plan)
+        each = [wanted or [t] for t in (network.se if wanted else choose_plan(network, tile, plan)).tiles]
         with progress_bar("images", shown=speaks) as progress:
             found = measure_correlation(
                 network, opened.task.images, each, batch_size=batch_size, workers=workers, device=where,

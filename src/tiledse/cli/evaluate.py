@@ -18,7 +18,6 @@ from . import options
 from .app import app, print_json, print_text, say
 from .arguments import choose_plan
 from .measuring import Opened, Setting, in_processes, open_measured, opened_together
-from .onnx import is_onnx
 from .outputs import Output, check_outputs
 from .progress import progress_bar
 
@@ -66,8 +65,6 @@ def evaluate(
         setting.check()
         if amp not in (None, "bfloat16", "float16"):
             raise TiledSEError(f"--amp {amp}: expected bfloat16 or float16")
-        if amp is not None and is_onnx(model):
-            raise TiledSEError(f"{model} runs in ONNX Runtime in its own numbers; leave --amp out")
         if images is not None:
             if task != "classify":
                 raise TiledSEError("--images goes with --task classify; leave it out")
@@ -76,7 +73,11 @@ def evaluate(
 
         def open_() -> Opened:
             opened = open_measured(model, input, weights, pretrained, where, setting)
-            chosen.append(choose_plan(opened.network.plan, tile, plan))
+            if amp is not None and not opened.network.casts:
+                raise TiledSEError(
+                    f"{model} runs in its own numbers ({opened.network.kind}); leave --amp out"
+                )
+            chosen.append(choose_plan(opened.network, tile, plan))
             return opened
 
         opened = opened_together(open_, speaks)

@@ -9,15 +9,14 @@ import typer
 
 from ..cost import cost as count_cost
 from ..errors import TiledSEError
-from ..networks.converter import Converted, convert_verified
-from ..networks.saving import save
+from ..network import Form
 from ..plan import Plan
 from ..report.blocks import blocks_table, near_miss_lines
 from ..report.text import cost_table
+from ..writing import write
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import choose_plan, load_planned, tell_random
-from .onnx import OnnxForm, convert_to_onnx, find_any, is_onnx
+from .arguments import choose_plan, open_model, tell_random
 from .outputs import Output, check_outputs
 
 
@@ -31,7 +30,8 @@ def find(
     json: options.Json = False,
 ) -> None:
     """List the SE blocks of a network, and why each near miss is none."""
-    name, plan = find_any(model, input, weights, pretrained, image)
+    network = open_model(model, input, weights, pretrained, image, runs=False)
+    name, plan = model, network.plan
     if json:
         whole = plan.to_dict()
         blocks = [{k: v for k, v in block.items() if k != "excite_macs"} for block in whole["blocks"]]
@@ -70,13 +70,14 @@ def plan(
     """Choose a tile for each block and write the plan."""
     check_outputs(force, [Output("-o", output, (".json",))], [model, weights])
     settings = [_setting(text) for text in set_ or []]
-    name, found = find_any(model, input, weights, pretrained, image)
-    chosen = _plan(found, tile, first, settings)
+    chosen = _plan(
+        open_model(model, input, weights, pretrained, image, runs=False).plan, tile, first, settings
+    )
     chosen.save(output)
     if json:
         print_json(chosen.to_dict())
     else:
-        print_text(blocks_table(chosen, name))
+        print_text(blocks_table(chosen, model))
         say(f"wrote {output}")
 
 
@@ -106,8 +107,9 @@ def cost(
     json: options.Json = False,
 ) -> None:
     """Count parameters, MACs and gate buffers of a network, with SE and with tiles."""
-    _, found = find_any(model, input, weights, pretrained, image)
-    counted = count_cost(choose_plan(found, tile, plan))
+    counted = count_cost(
+        choose_plan(open_model(model, input, weights, pretrained, image, runs=False), tile, plan)
+    )
     if json:
         print_json(counted.to_dict())
     else:
@@ -154,53 +156,18 @@ def convert(
         [Output("-o", output, (".onnx", ".safetensors")), Output("--alls", alls)],
         [model, weights, plan],
     )
-    if is_onnx(output):
-        form = OnnxForm(divisor_tiles, batch, ir_version, alls, verify, image)
-        convert_to_onnx(model, output, tile, plan, input, weights, pretrained, form, force, json)
-        return
-    if is_onnx(model):
-        raise TiledSEError(f"{model} is an ONNX network; give an output that ends in .onnx, got {output}")
-    given = {
-        "--divisor-tiles": divisor_tiles,
-        "--alls": alls,
-        "--batch": batch,
-        "--ir-version": ir_version,
-        "--image": image,
-    }
-    for option in (name for name, value in given.items() if value):
-        raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {output}")
-    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
-    made = convert_verified(loaded.model, chosen, verify=verify)
-    save(made.model, made.plan, output, loaded.name)
-    converted = sum(not tile.whole for tile in made.plan.tiles)
-    tell_random(loaded.random)
+    form = Form(divisor_tiles, batch, ir_version, alls, verify, force)
+    if output.suffix.lower() != ".onnx":
+        form.check_plain(output)
+    network = open_model(model, input, weights, pretrained, image)
+    # What lies beside a file is read too, and what is written may have a file beside it.
+    beside = Output("-o", output.with_name(f"{output.name}.data"))
+    check_outputs(True, [Output("-o", output), Output("--alls", alls), beside], network.files)
+    written = write(network, choose_plan(network, tile, plan), output, form)
+    tell_random(network.random)
     if json:
-        print_json(
-            {
-                "converted": converted,
-                "total": len(chosen),
-                "refused": [{"name": miss.name, "reason": miss.reason} for miss in made.refused],
-                "near_misses": chosen.to_dict()["near_misses"],
-                "max_abs_diff_identity": made.difference,
-                "verify_s": made.seconds,
-                "output": str(output),
-            }
-        )
-    else:
-        print_text(
-            f"{converted} of {len(chosen)} SE blocks have tiles now: {output}",
-            *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in made.refused),
-            _verified_line(made),
-        )
-
-
-def _verified_line(made: Converted) -> str:
-    """What verifying gave, and how long it took."""
-    if made.seconds is None:
-        return "not verified (--no-verify)"
-    if made.difference is None or made.largest is None:
-        return f"verified in {made.seconds:.2f} s"
-    return (
-        f"verified in {made.seconds:.2f} s: each block is the SE block on each tile alone, in training too; with one "
-        f"tile a map the network differs by at most {made.difference:.1e} (outputs up to {made.largest:.1e})"
-    )
+        print_json(written.to_dict())
+        return
+    print_text(*written.lines())
+    if alls is not None:
+        say(f"wrote {alls}")

@@ -27,7 +27,7 @@ from ..stream.sources import ImageRows, OutputFile
 from ..stream.trace_file import write_trace
 from . import options
 from .app import app, print_json, print_text, say
-from .arguments import load_planned
+from .arguments import choose_plan, open_model
 from .outputs import Output, check_outputs, drawing
 
 Plot = Annotated[
@@ -68,15 +68,16 @@ def stream(
     """
     read = [model, weights, plan, image]
     check_outputs(force, [Output("-o", output), drawing(plot)], read)
-    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan)
-    config = getattr(loaded.model, "pretrained_cfg", None) or {}
+    network = open_model(model, input, weights, pretrained)
+    module, chosen = network.module("stream"), choose_plan(network, tile, plan)
+    config = network.config or {}
     source = None if image is None else ImageRows(image, config.get("mean"), config.get("std"))
     channels, height, width = chosen.input_size
     if source is not None:
         if source.channels != channels:
             raise TiledSEError(f"{image} has {source.channels} channels, the network takes {channels}")
         height, width = source.height, source.width
-    s = make_stream(loaded.model, chosen, height=height, width=width, rows=rows)
+    s = make_stream(module, chosen, height=height, width=width, rows=rows)
     names = [] if output is None else _names(output, len(s.graph.outputs))
     if len(names) > 1:
         check_outputs(force, [*(Output("-o", name) for name in names), drawing(plot)], read)
@@ -100,7 +101,7 @@ def stream(
             _run(s, _progress(chunks(), -(-height // rows)), target)
         if not alone:
             assert target is not None
-            tse = convert_shared(loaded.model, chosen)
+            tse = convert_shared(module, chosen)
             gc.collect()
             with peak_resident() as whole_grown:
                 expected = _whole(tse, chunks(), (1, channels, height, width))
@@ -236,8 +237,9 @@ def simulate(
     """Run the rows through a simulated pipeline: cycles, stalls and buffers, with SE and with tiles."""
     check_outputs(force, [drawing(plot), Output("--trace", trace)], [model, weights, plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded, chosen = load_planned(model, input, weights, pretrained, tile, plan, runs=False)
-    se, tse, sized = compare(loaded.model, chosen, hardware=chip, fifos=fifos)
+    network = open_model(model, input, weights, pretrained, runs=False)
+    module, chosen = network.module("simulate"), choose_plan(network, tile, plan)
+    se, tse, sized = compare(module, chosen, hardware=chip, fifos=fifos)
     size = "x".join(map(str, chosen.input_size))
     if plot is not None:
         from ..report.pipeline_plots import draw_pipeline

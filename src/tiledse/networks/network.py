@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..network import Network, SharedPrefix
+from ..network import Form, Network, SharedPrefix, Written
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
@@ -19,7 +19,7 @@ from .converter import convert, convert_shared, correctable, fingerprint
 from .finder import find_dialects
 from .modes import evaluating, in_eval
 from .replay import Replayed
-from .saving import save
+from .writing import write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +54,8 @@ class TorchNetwork(Network):
     kind: ClassVar[str] = "PyTorch"
     says_images: ClassVar[bool] = True
     file_ending: ClassVar[str] = ".safetensors"
+    exports: ClassVar[bool] = True
+    casts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class TorchNetwork(Network):
         self.name = name if name is not None else type(model).__name__
         self.random = random
         self.config = config if config is not None else getattr(model, "pretrained_cfg", None)
-        self._example_inputs = example_inputs
+        self.example_inputs = example_inputs
 
     @cached_property
     def model(self) -> nn.Module:
@@ -95,19 +97,19 @@ class TorchNetwork(Network):
 
     def convert(self, plan: Plan, *, verify: bool = True) -> TorchNetwork:
         """See Network."""
-        made = convert(self.given, plan, verify=verify, example_inputs=self._example_inputs)
+        made = convert(self.given, plan, verify=verify, example_inputs=self.example_inputs)
         return TorchNetwork(
             made, plan.input_size, name=self.name, random=self.random, config=self.config,
-            example_inputs=self._example_inputs,
+            example_inputs=self.example_inputs,
         )  # fmt: skip
 
     def tiled(self, plan: Plan) -> nn.Module:
         """See Network; parameters and buffers are those of the model given."""
         return in_eval(convert_shared(self.model, plan, (self.se, self.dialects)))
 
-    def write(self, plan: Plan, path: Path, *, force: bool = False) -> None:
-        """See Network: a state dict, with the plan in its header."""
-        save(self.tiled(plan), plan, path, self.name)
+    def write(self, plan: Plan, path: Path, form: Form) -> Written:
+        """See Network; ``writing.write``."""
+        return write(self, plan, path, form)
 
     def block(self, number: int) -> nn.Module:
         """The module of an SE block, in the network with plain SE."""

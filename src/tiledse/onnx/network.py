@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
-from ..network import Network, SharedPrefix
+from ..network import Form, Network, SharedPrefix, Written
 from ..op.functional import squeeze
 from ..plan import Plan
 from ..tile import Tile
@@ -21,8 +21,9 @@ from .converter import convert
 from .excitations import excitation
 from .finder import fingerprint, locate
 from .graph import Graph, with_outputs
-from .model import OnnxModel, save
+from .model import OnnxModel
 from .runner import OnnxModule
+from .writing import write
 
 if TYPE_CHECKING:
     from ..network import Rows, See
@@ -90,9 +91,14 @@ class OnnxNetwork(Network):
         made = convert(self.given, plan, verify=verify)
         return OnnxNetwork(made, plan.input_size, name=self.name, threads=self.threads)
 
-    def write(self, plan: Plan, path: Path, *, force: bool = False) -> None:
+    @property
+    def files(self) -> tuple[Path, ...]:
         """See Network."""
-        save(convert(self.given, plan), path, force=force)
+        return self.given.data_files
+
+    def write(self, plan: Plan, path: Path, form: Form) -> Written:
+        """See Network; ``writing.write``."""
+        return write(self.given, plan, path, form)
 
     def form(self, plan: Plan) -> OnnxModel:
         """The network with the tiles of a plan. A block's tile is tried once, however many plans have it."""

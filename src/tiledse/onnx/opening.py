@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from ..errors import TiledSEError
 from .model import OnnxModel, load
 from .network import OnnxNetwork
+from .writing import write_exported
+
+__all__ = ["open_named", "open_object", "write_exported"]
 
 if TYPE_CHECKING:
     from ..opening import Given
