@@ -30,6 +30,7 @@ class Network(ABC):
     Attributes:
         kind: What it is: ``PyTorch``, ``ONNX``.
         name: What tables and messages call it.
+        given: What it was opened from: a module, an ``OnnxModel``.
         plan: Its SE blocks, each with the tile that it has now; found once.
         random: Whether its weights are random, because none were asked for.
         config: What it says of the images that it takes, in the keys of timm's ``pretrained_cfg``; None where it says
@@ -42,6 +43,7 @@ class Network(ABC):
 
     kind: ClassVar[str]
     name: str
+    given: Any
     plan: Plan
     random: bool = False
     config: Mapping[str, Any] | None = None
@@ -96,6 +98,14 @@ class Network(ABC):
     @abstractmethod
     def convert(self, plan: Plan, *, verify: bool = True) -> Network:
         """A network of the same kind, with the tiles of a plan; see ``tiledse.convert``."""
+
+    @abstractmethod
+    def verify(self, plan: Plan) -> Verdict:
+        """Try what ``convert`` would make, and give the figures.
+
+        Raises:
+            TiledSEError: see ``convert``.
+        """
 
     @abstractmethod
     def write(self, plan: Plan, path: Path, form: Form) -> Written:
@@ -189,6 +199,24 @@ class Form:
         }
         for option in (name for name, value in given.items() if value):
             raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {path}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What trying a converted network gave.
+
+    Args:
+        plan: What it really has: blocks that were refused keep the tile that they had.
+        refused: Those, with the reason.
+        difference: With one tile over each map, the largest difference of the outputs from those of the network as it
+            was; None where no block has changed.
+        seconds: What it took.
+    """
+
+    plan: Plan
+    refused: tuple[NearMiss, ...]
+    difference: float | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)

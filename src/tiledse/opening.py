@@ -155,5 +155,19 @@ def open(
     )
 
 
+def module_of(source: Any, input_size: Sequence[int], purpose: str) -> nn.Module:
+    """The module of PyTorch of a network, or of what ``open`` takes: what rooms need that read its operators.
+
+    Raises:
+        TiledSEError: a network of another kind, or see ``open``.
+    """
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        return source
+    network = source if isinstance(source, Network) else open(source, input_size)
+    return network.module(purpose)
+
+
 def _room(name: str) -> Any:
     return import_module(name, __package__)

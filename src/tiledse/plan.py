@@ -191,6 +191,19 @@ class Plan:
         tile = Tile.parse(tile)
         return replace(self, tiles=(tile,) * count + self.tiles[count:], corrections=())
 
+    @staticmethod
+    def check(plan: object) -> None:
+        """Check that a plan is one.
+
+        Raises:
+            TiledSEError: it is something else.
+        """
+        if not isinstance(plan, Plan):
+            raise TiledSEError(
+                f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
+                "find(model, input_size).with_tile('7xW') makes one"
+            )
+
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
 

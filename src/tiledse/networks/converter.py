@@ -231,11 +231,7 @@ def _changes(
     Raises:
         TiledSEError: the plan is none of this network.
     """
-    if not isinstance(plan, Plan):
-        raise TiledSEError(
-            f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
-            "find(model, input_size).with_tile('7xW') makes one"
-        )
+    Plan.check(plan)
     if not len(plan):
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..network import Form, Written
 from ..plan import Plan
-from .converter import convert_verified
 from .saving import save
 
 if TYPE_CHECKING:
@@ -58,9 +57,6 @@ def write(network: TorchNetwork, plan: Plan, path: Path, form: Form) -> TorchWri
         TiledSEError: see ``convert`` and ``saving.save``.
     """
     form.check_plain(path)
-    made = convert_verified(
-        network.given, plan, verify=form.verify, example_inputs=network.example_inputs,
-        found=(network.plan, network.dialects),
-    )  # fmt: skip
+    made = network.converted(plan, form.verify)
     save(made.model, made.plan, path, network.name)
     return TorchWritten(made.plan, made.refused, made.seconds, path, made.difference, made.largest)

@@ -14,7 +14,7 @@ from ..plan import Plan
 from .comparing import relative
 from .converter import Converted, convert_verified
 from .export import export_se, transfer
-from .finder import find, weights_of
+from .finder import Finding, fingerprint, locate
 from .hailo import alls
 from .model import OnnxModel, save
 from .proof import Proof
@@ -92,13 +92,13 @@ class OnnxWritten(Written):
         return lines
 
 
-def write(source: OnnxModel, plan: Plan, path: Path, form: Form) -> OnnxWritten:
+def write(source: OnnxModel, plan: Plan, path: Path, form: Form, found: Finding | None = None) -> OnnxWritten:
     """Write a converted ONNX network.
 
     Raises:
         TiledSEError: see ``convert`` and ``save``.
     """
-    return _saved(source, _made(source, plan, form), path, form, None)
+    return _saved(source, _made(source, plan, form, found), path, form, None)
 
 
 def write_exported(network: Network, plan: Plan, path: Path, form: Form) -> OnnxWritten:
@@ -108,18 +108,19 @@ def write_exported(network: Network, plan: Plan, path: Path, form: Form) -> Onnx
         TiledSEError: torch cannot export it, or see ``convert`` and ``save``.
     """
     source = export_se(network.module("the export"), plan)
-    chosen = transfer(plan, find(source, plan.input_size))
+    found = locate(source, plan.input_size)
+    chosen = transfer(plan, found.plan)
     if plan.calibrated:
         plan.check_weights(network.weights)
-        chosen = chosen.with_weights(weights_of(source, plan.input_size))
-    made = _made(source, chosen, form)
+        chosen = chosen.with_weights(fingerprint(found, source))
+    made = _made(source, chosen, form, found)
     return _saved(source, made, path, form, _against(network, made) if form.verify else None)
 
 
-def _made(source: OnnxModel, plan: Plan, form: Form) -> Converted:
+def _made(source: OnnxModel, plan: Plan, form: Form, found: Finding | None) -> Converted:
     return convert_verified(
         source, plan, divisor_tiles=form.divisor_tiles, batch=form.batch, ir_version=form.ir_version,
-        verify=form.verify,
+        verify=form.verify, found=found,
     )  # fmt: skip
 
 

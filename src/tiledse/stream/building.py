@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TiledSEError, told_as
 from ..networks.counting import MacCounter
+from ..opening import module_of
 from ..plan import Plan
 from .graph import Node, RowGraph, Run, Value
 from .maps import SAME, First, RowMap, Whole
@@ -37,12 +38,13 @@ class Several:
 
 
 def build_graph(
-    model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None, known: bool = True
+    model: Any, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None, known: bool = True
 ) -> RowGraph:
     """The row graph of a network with the tiles of a plan.
 
     Args:
-        model: The network, SE or converted; it is left as it was and its weights are shared.
+        model: The network of PyTorch, SE or converted, or what ``tiledse.open`` takes; it is left as it was and its
+            weights are shared.
         plan: From ``find`` on it.
         batch: Images at once.
         size: (H, W) of the images; the plan's if left out.
@@ -52,7 +54,7 @@ def build_graph(
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked, blocks = mark(model, plan, known)
+    marked, blocks = mark(module_of(model, plan.input_size, "a stream"), plan, known)
     return Builder(trace(marked, (batch, plan.input_size[0], height, width)), blocks).graph
 
 
