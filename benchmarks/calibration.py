@@ -1,6 +1,6 @@
 """What to fit in a calibration: alternatives on images that were not used for the fit.
 
-    python benchmarks/calibration.py --shared ../shared -o results/choose/calibration.csv
+    python benchmarks/calibration.py --shared ../shared -o results/accuracy/choose/calibration.csv
 
 MobileNetV3-Small, ImageNet validation images in numpy's order of seed 0: the first 400 for the fit, the next 250 for
 the divergence (KL of the softmax from SE's, nats). No label is used.
@@ -19,7 +19,7 @@ import torch
 
 from tiledse.choose.calibration import Fit, fit_means, strip_means
 from tiledse.correction import Correction
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.tasks import softmax_divergence
 from tiledse.files import write_csv

@@ -1,8 +1,8 @@
 """Accuracy kept without retraining: running strips, calibration, searched plans; on images not used for any choice.
 
-    python benchmarks/choose.py mobilenet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/choose.py centernet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/choose.py centernet -o results/choose --draw        # the recorded figures, as a picture
+    python benchmarks/choose.py mobilenet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/choose.py centernet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/choose.py centernet -o results/accuracy/choose --draw        # the recorded figures, as a picture
 
 mobilenet: 1300 ImageNet validation images, cut into two halves by numpy's generator with seed 0. Each half is judged
 with the plans and numbers chosen on the other half (400 images to calibrate, 250 to choose), and both are counted
@@ -38,7 +38,8 @@ from tiledse.choose.evaluation import Evaluated, Evaluator
 from tiledse.choose.exact import best_choices
 from tiledse.choose.search import Found, only, options_of
 from tiledse.correction import Correction
-from tiledse.data.images import ListedImages, open_images
+from tiledse.data.images import ListedImages
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
@@ -334,7 +335,7 @@ def write(args, network, task, chosen, results, choice_divergence):
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / f"{args.network}.csv", lines)
     record = {
-        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/choose --cache DIR",
+        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/accuracy/choose --cache DIR",
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")
         },

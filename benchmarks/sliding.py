@@ -1,8 +1,8 @@
 """Sliding strips without retraining: each row by its own gate, as is, calibrated and searched, beside strips and TLC.
 
-    python benchmarks/sliding.py mobilenet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet -o results/choose --draw        # the recorded figures, as a picture
+    python benchmarks/sliding.py mobilenet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet -o results/accuracy/choose --draw        # the recorded figures, as a picture
 
 Images and splits are those of ``choose.py``. Uniform tiles as they are were chosen on no image of this set; calibrated
 and searched forms are judged on images that nothing was fitted to or chosen on. Each form is kept in --cache when it is
@@ -29,7 +29,7 @@ from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.search import default_tiles, only, options_of
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection

@@ -80,7 +80,7 @@ _HOMES = {
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
     "open": ".opening",
-    "open_images": ".data.images",
+    "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",
     "sweep": ".context.sweep",
     "write": ".writing",

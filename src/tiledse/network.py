@@ -24,6 +24,33 @@ if TYPE_CHECKING:
     Rows = Callable[[Tensor], list[np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of a network that is to be opened.
+
+    Attributes:
+        input_size: (C, H, W) of its images; None where the network says it itself.
+        weights: A file with its state dict.
+        pretrained: Whether its library is to fetch the weights.
+        image: Which input takes the image, where there are several.
+        example_inputs: For a network that takes more or other than one image.
+        device: Where it runs, as torch writes it.
+        threads: Threads of a runtime of its own; None takes torch's.
+        name: What tables call it.
+        runs: Whether it is to be run; one that is only looked at may be without numbers.
+    """
+
+    input_size: Sequence[int] | None = None
+    weights: str | Path | None = None
+    pretrained: bool = False
+    image: str | None = None
+    example_inputs: Any = None
+    device: str | None = None
+    threads: int | None = None
+    name: str | None = None
+    runs: bool = True
+
+
 class Network(ABC):
     """A network that was opened (``tiledse.open``); it is left as it was.
 

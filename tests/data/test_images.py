@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision import models
 
 import tiledse as ts
-from tiledse.data.images import ListedImages, open_images
+from tiledse.data.images import ListedImages
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.networks.image_config import torchvision_config
 

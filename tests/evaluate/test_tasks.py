@@ -382,7 +382,8 @@ def test_effdet_is_decoded_by_effdet(tmp_path):
 def test_sensitivity_of_parts_is_that_of_plain_evaluation(mobilenet, shared):
     """Each replacement alone: the same top-1 and divergence as running that network by itself."""
     from tiledse import Tile
-    from tiledse.data.images import ListedImages, open_images
+    from tiledse.data.images import ListedImages
+    from tiledse.data.opening import open_images
     from tiledse.data.preprocessing import Preprocessing
     from tiledse.evaluate.classification import Classification
     from tiledse.networks.network import TorchNetwork

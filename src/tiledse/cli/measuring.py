@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from ..data.images import open_images
+from ..data.opening import open_images
 from ..data.preprocessing import Kind, Preprocessing
 from ..errors import TiledSEError
 from ..evaluate.processes import joined_processes, part, together

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..networks.loading import FORMS
+from ..networks.sources import FORMS
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)]
 Input = Annotated[

@@ -53,7 +53,7 @@ def evaluate_pair(
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from tiledse.data.images import open_images
+        >>> from tiledse.data.opening import open_images
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in "black", "white":
         ...     Image.new("RGB", (8, 8), name).save(folder / f"{name}.png")

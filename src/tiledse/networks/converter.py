@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import TiledSEError, TiledSEWarning
-from ..op.functional import mean
+from ..op.formula import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Plan
 from ..tile import Tile

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import TiledSEError
+from ..network import Given
 from .finder import check_kind
 from .image_config import image_config
 from .loading import load
 from .network import TorchNetwork
-
-if TYPE_CHECKING:
-    from ..opening import Given
 
 
 def open_named(name: str, given: Given) -> TorchNetwork:

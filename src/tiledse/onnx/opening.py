@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import TiledSEError
+from ..network import Given
 from .model import OnnxModel, load
 from .network import OnnxNetwork
 from .writing import write_exported
 
 __all__ = ["open_named", "open_object", "write_exported"]
-
-if TYPE_CHECKING:
-    from ..opening import Given
 
 
 def open_named(name: str, given: Given) -> OnnxNetwork:
