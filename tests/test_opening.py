@@ -110,7 +110,7 @@ def test_names_of_timm_open():
         (lambda file: ts.open("timm:lcnet_050", image="x"), "--image goes with FILE.onnx"),
         (lambda file: ts.open(small(), SIZE, pretrained=True), "go with a network that is named"),
         (lambda file: ts.open(ts.open(small(), SIZE), (3, 64, 64)), "is open already"),
-        (lambda file: ts.open("timm:resnet10t").check_blocks(), "no squeeze-and-excite block"),
+        (lambda file: ts.open("timm:resnet10t").plan.check_blocks(), "no squeeze-and-excite block"),
         (lambda file: ts.stream(str(file), ts.find(str(file), SIZE)), "takes a network of PyTorch"),
         (lambda file: ts.convert(small(), "7xW"), "expected a plan, got str"),
         (

@@ -84,18 +84,6 @@ class Network(ABC):
         """The plan in which every block is plain SE."""
         return self.plan.with_tile("HxW") if len(self.plan) else self.plan
 
-    def check_blocks(self) -> None:
-        """Check that there is something to tile.
-
-        Raises:
-            TiledSEError: the network has no SE block.
-        """
-        if not len(self.plan):
-            near = len(self.plan.near_misses)
-            raise TiledSEError(
-                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-            )
-
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that it lies in, which nothing may be written over."""

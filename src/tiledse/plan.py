@@ -204,6 +204,18 @@ class Plan:
                 "find(model, input_size).with_tile('7xW') makes one"
             )
 
+    def check_blocks(self) -> None:
+        """Check that there is something to tile.
+
+        Raises:
+            TiledSEError: the network has no SE block.
+        """
+        if not len(self):
+            near = len(self.near_misses)
+            raise TiledSEError(
+                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+            )
+
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
 

@@ -181,7 +181,7 @@ def search(
         return Evaluator(network, task, kept, few=few, batch_size=batch_size)
 
     network = open_network(model, input_size)
-    network.check_blocks()
+    network.plan.check_blocks()
     kept = Evaluations(Path(cache) if cache is not None else default_folder())
     order = GATES
     if pipeline:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tiledse.cli import main, networks
+from tiledse.cli import main
+from tiledse.cli.model import Model
 
 
 def test_ctrl_c_is_one_line_and_130(
@@ -13,6 +14,6 @@ def test_ctrl_c_is_one_line_and_130(
     def pressed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(networks, "find_any", pressed)
+    monkeypatch.setattr(Model, "find", pressed)
     assert main(["find", "timm:regnety_002"]) == 130
     assert capsys.readouterr().err.strip() == "tiledse: interrupted"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import TiledSEError
-from ..network import Network
 from ..numerals import parse_whole, quoted
-from ..opening import open as open_network
 from ..plan import Plan
 from ..tile import Tile
 from .app import say
@@ -42,31 +40,13 @@ def parse_tiles(text: str | None) -> list[Tile]:
     return list(dict.fromkeys(tiles))
 
 
-def open_model(
-    model: str,
-    size: str | None,
-    weights: Path | None,
-    pretrained: bool,
-    image: str | None = None,
-    runs: bool = True,
-) -> Network:
-    """The network of MODEL.
-
-    Raises:
-        TiledSEError: see ``opening.open``.
-    """
-    return open_network(
-        model, parse_size(size), weights=weights, pretrained=pretrained, image=image, runs=runs
-    )
-
-
 def tell_random(random: bool) -> None:
     """Say that weights are random, where they are."""
     if random:
         say("the weights are random: give --weights FILE or --pretrained for real ones")
 
 
-def choose_plan(network: Network, tile: str | None, plan: Path | None) -> Plan:
+def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """The plan that --tile or --plan asks for, checked against what was found.
 
     Raises:
@@ -74,10 +54,10 @@ def choose_plan(network: Network, tile: str | None, plan: Path | None) -> Plan:
     """
     if (tile is None) == (plan is None):
         raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
-    network.check_blocks()
+    found.check_blocks()
     if tile is not None:
-        return network.plan.with_tile(tile)
+        return found.with_tile(tile)
     assert plan is not None
     chosen = Plan.load(plan)
-    chosen.check_network(network.plan)
+    chosen.check_network(found)
     return chosen
