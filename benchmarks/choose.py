@@ -104,7 +104,7 @@ def searched(network, options, divergences, budgets):
     """The choice of least summed divergence under each budget."""
     plan = network.se
     table = [
-        [(t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
+        [(b.calls * t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
         for b, tiles, costs in zip(plan.blocks, options, divergences)
     ]
     choices = best_choices(table)

@@ -163,8 +163,9 @@ class Network(ABC):
             blocks: Numbers of blocks, rising. Nothing behind the last one is run.
 
         Returns:
-            Images (N, C, H, W) to one array (N, C, H), float32, for each block: the mean of each row of its map. They
-            hold the mean of every strip, and of the whole map.
+            Images (N, C, H, W) to one array (N * calls, C, H), float32, for each block: the mean of each row of its
+            map, call after call for a block that is called more than once. They hold the mean of every strip, and of
+            the whole map.
         """
 
     @abstractmethod

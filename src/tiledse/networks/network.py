@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +26,6 @@ from .replay import Replayed
 from .writing import write
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..network import Rows, See
 
 
@@ -166,23 +165,24 @@ class TorchNetwork(Network):
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
         model = self.tiled(plan)
-        modules = [model.get_submodule(plan.blocks[block].name) for block in blocks]
+        calls = sum(plan.blocks[block].calls for block in blocks)
 
         def look(inputs: Tensor) -> list[np.ndarray]:
-            seen: list[np.ndarray] = []
+            seen: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
 
-            def watch(nhwc: bool) -> Any:
+            def watch(block: int) -> Any:
                 def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                     x = args[0].detach().float()
-                    seen.append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
-                    if len(seen) == len(blocks):
+                    nhwc = self.dialects[block].nhwc
+                    seen[block].append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
+                    if sum(map(len, seen.values())) == calls:
                         raise _Seen
 
                 return hook
 
             handles = [
-                module.register_forward_pre_hook(watch(self.dialects[block].nhwc))
-                for module, block in zip(modules, blocks, strict=True)
+                model.get_submodule(plan.blocks[block].name).register_forward_pre_hook(watch(block))
+                for block in blocks
             ]
             try:
                 with evaluating(model), torch.no_grad():
@@ -192,7 +192,7 @@ class TorchNetwork(Network):
             finally:
                 for handle in handles:
                     handle.remove()
-            return seen
+            return [np.concatenate(found) for found in seen.values()]
 
         return look
 
