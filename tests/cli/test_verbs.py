@@ -14,7 +14,7 @@ import typer
 
 import tiledse
 from tiledse import cli
-from tiledse.cli.verbs import VERBS
+from tiledse.cli.verbs import LOADED, VERBS
 
 HEAVY = ("torch", "torchvision", "timm", "scipy", "numpy", "onnx", "onnxruntime", "PIL", "matplotlib")
 
@@ -22,7 +22,7 @@ HEAVY = ("torch", "torchvision", "timm", "scipy", "numpy", "onnx", "onnxruntime"
 def test_the_table_says_what_the_functions_say():
     for module in pkgutil.iter_modules(cli.__path__):
         import_module(f"tiledse.cli.{module.name}")
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_group(LOADED)
     assert {name: command.help.split("\n\n")[0] for name, command in group.commands.items()} == {
         name: summary for name, (_, summary) in VERBS.items()
     }

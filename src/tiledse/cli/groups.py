@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from typer.core import TyperCommand
 
-from .app import app
+from .verbs import LOADED
 
 Function = TypeVar("Function", bound=Callable[..., None])
 OWN_PANEL = "Options"
@@ -46,7 +46,7 @@ def verb(name: str, **defaults: Any) -> Callable[[Function], Function]:
     """
 
     def register(function: Function) -> Function:
-        app.command(name, cls=Command)(expanded(function, defaults))
+        LOADED.command(name, cls=Command)(expanded(function, defaults))
         return function
 
     return register
