@@ -9,7 +9,7 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from typer.core import TyperCommand
+import typer
 
 from .verbs import LOADED
 
@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., None])
 OWN_PANEL = "Options"
 
 
-class Command(TyperCommand):
+class Command(typer.core.TyperCommand):
     """A verb, whose help has its options in the groups that they come in."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -59,7 +59,6 @@ def expanded(function: Callable[..., None], defaults: dict[str, Any]) -> Callabl
     All other fields keep their defaults. A parameter of any other kind is an option of its own.
 
     Example:
-        >>> import typer
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Size:

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import TiledSEError
 from ..forms import FORMS
+from .completion import complete_model
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class Model:
 
     panel: ClassVar[str] = "Network"
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)]
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS, autocompletion=complete_model)]
     input: InputSize = None
     weights: Annotated[
         Path | None,
@@ -123,7 +124,10 @@ class Models:
 
     panel: ClassVar[str] = "Network"
 
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more networks.")]
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="One or more networks.", autocompletion=complete_model),
+    ]
     weights: Annotated[
         list[Path] | None,
         typer.Option("--weights", metavar="FILE", help="A state dict for each network, in their order."),

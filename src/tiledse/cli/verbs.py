@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..signals import quitting
 
@@ -90,6 +90,9 @@ LOADED = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 class Verbs(TyperGroup):
     """The group of all verbs, which loads the module of the one that is asked for."""
 
+    # While names are completed, no verb is loaded: its name and its line in the table are enough.
+    _completing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The verbs, in the order of the table."""
         return list(VERBS)
@@ -98,15 +101,25 @@ class Verbs(TyperGroup):
         """A verb; None where there is none of that name."""
         if cmd_name not in VERBS:
             return None
+        if self._completing:
+            return TyperCommand(cmd_name, help=VERBS[cmd_name][1])
         if cmd_name not in self.commands:
             with quitting():
                 import_module(f".{VERBS[cmd_name][0]}", __package__)
             self.commands = typer.main.get_group(LOADED).commands
         return self.commands[cmd_name]
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The verbs and options that begin as what was typed."""
+        self._completing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._completing = False
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that the first argument names; one with a typing error is refused with what it may have been."""
-        if args[0] not in VERBS and not args[0].startswith("-"):
+        if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = get_close_matches(args[0], VERBS)
             ctx.fail(
                 f"No such command '{args[0]}'." + (f" Did you mean {' or '.join(near)}?" if near else "")
