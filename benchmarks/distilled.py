@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.tasks import run

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import tiledse as ts
 from tiledse.bench.operator import LAYOUTS, SHAPES, PaperBlock, Shape
-from tiledse.op import fused
-from tiledse.op.functional import _scale, _squeeze, mean
+from tiledse.op import formula, fused
+from tiledse.op.formula import mean
 from tiledse.op.two_layers import two_layers
 
 DEVICE = "cuda"
@@ -152,7 +152,7 @@ class Formula(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return _scale(x, self.block.excite(_squeeze(x, self.block.tile, mean)), self.block.tile)
+        return formula.scale(x, self.block.excite(formula.squeeze(x, self.block.tile, mean)), self.block.tile)
 
 
 def stress(clock: Clock, report: Report) -> None:

@@ -1,6 +1,6 @@
 """Where in the excitation to match: descriptors, hidden units, or gates; on images that were not used for the fit.
 
-    python benchmarks/hidden.py --shared ../shared -o results/choose/hidden.csv
+    python benchmarks/hidden.py --shared ../shared -o results/accuracy/choose/hidden.csv
 
 MobileNetV3-Small. The 1300 ImageNet validation images are cut into two halves by numpy's generator with seed 0; of each
 half 400 are fitted on and 250 judged, and both are counted together. Fitted in closed form for each unit and strip, by
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tiledse.choose.calibration import fit_means, strip_means
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.tasks import softmax_divergence
 from tiledse.files import write_csv

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results" / "pipelines.json"
+RESULTS = Path(__file__).parent.parent / "results" / "speed" / "pipelines.json"
 # The paper's networks at its sizes; the segmentation network at output stride 32, as its figures count it.
 NETWORKS = {
     "timm:regnety_002": (224, 224),

@@ -1,8 +1,8 @@
 """Sliding strips without retraining: each row by its own gate, as is, calibrated and searched, beside strips and TLC.
 
-    python benchmarks/sliding.py mobilenet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet --shared ../shared -o results/choose --cache DIR
-    python benchmarks/sliding.py centernet -o results/choose --draw        # the recorded figures, as a picture
+    python benchmarks/sliding.py mobilenet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet --shared ../shared -o results/accuracy/choose --cache DIR
+    python benchmarks/sliding.py centernet -o results/accuracy/choose --draw        # the recorded figures, as a picture
 
 Images and splits are those of ``choose.py``. Uniform tiles as they are were chosen on no image of this set; calibrated
 and searched forms are judged on images that nothing was fitted to or chosen on. Each form is kept in --cache when it is
@@ -28,14 +28,15 @@ from tiledse.choose.budget import gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
-from tiledse.choose.network import OnnxNetwork
 from tiledse.choose.search import default_tiles, only, options_of
-from tiledse.data.images import open_images
+from tiledse.cost import cost
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
 from tiledse.evaluate.detection import CocoImages, Detection
 from tiledse.files import write_csv, written_whole
 from tiledse.onnx import load
+from tiledse.onnx.network import OnnxNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.choose import Sliding, drawn_again, judge, pair, searched, subset
@@ -85,7 +86,7 @@ def opened(args):
 
 def choose(name, network, fit_images, task, few, batch, tiles, cache, log):
     """Calibrated and searched plans of one fold, from images that it is not judged on."""
-    plan = network.plan
+    plan = network.se
     read = [one.inputs for one in fit_images.batches(batch)]
 
     def inputs():
@@ -101,8 +102,8 @@ def choose(name, network, fit_images, task, few, batch, tiles, cache, log):
     flat = iter(evaluator.divergences(plans, lambda done, total: log(f"alone: {done} of {total}")))
     divergences = [[next(flat) for _ in own] for own in options]
     budgets = {f"{k} rows": gate_buffer(plan.with_tile(f"{k}xW")) for k in ROWS[name]}
-    for budget, (found, cost) in searched(network, options, divergences, budgets).items():
-        log(f"searched, {budget}: {[str(t) for t in found.tiles]}, summed divergence {cost:.4g}")
+    for budget, (found, summed) in searched(network, options, divergences, budgets).items():
+        log(f"searched, {budget}: {[str(t) for t in found.tiles]}, summed divergence {summed:.4g}")
         forms[f"searched, {budget}"] = found
         if budget in SEARCHED_AND_CALIBRATED:
             forms[f"searched, {budget}, calibrated"] = calibrate(network, found, inputs)
@@ -166,10 +167,10 @@ def main() -> None:
             log(f"{name}: {task.score(results[name])}")
 
     with torch.no_grad():
-        uniform = {text: [network.plan.with_tile(text)] * len(sets) for text in UNIFORM}
-        judged({"SE": [network.plan] * len(sets), **uniform})
+        uniform = {text: [network.se.with_tile(text)] * len(sets) for text in UNIFORM}
+        judged({"SE": [network.se] * len(sets), **uniform})
         for rows in TLC:
-            name, module = f"TLC, {rows} rows", Sliding(network.probe, network.plan, rows)
+            name, module = f"TLC, {rows} rows", Sliding(network.probe, network.se, rows)
 
             def make(module=module):
                 found = [row for _, _, test in sets for row in judge(network, module, task, test, batch)]
@@ -196,10 +197,8 @@ def main() -> None:
 def write(args, network, task, chosen, results, known):
     lines = []
     for name in results:
-        plans = (
-            [network.plan.with_tile(name)] if name in UNIFORM else [forms.get(name) for forms, _ in chosen]
-        )
-        plans = [network.plan] if name == "SE" else [p for p in plans if p is not None]
+        plans = [network.se.with_tile(name)] if name in UNIFORM else [forms.get(name) for forms, _ in chosen]
+        plans = [network.se] if name == "SE" else [p for p in plans if p is not None]
         against = {}
         for first in ("SE", "7xW"):
             paired = pair(task, known, results, first, name)
@@ -240,7 +239,7 @@ def write(args, network, task, chosen, results, known):
 
 def row_sums(plan):
     """Sums of rows that the strips keep beside their buffer."""
-    return sum(b.channels * t.row_sums(b.height) for b, t in plan)
+    return cost(plan).tse.running_sums
 
 
 def draw(path: Path) -> None:

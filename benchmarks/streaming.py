@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results" / "streaming.json"
+RESULTS = Path(__file__).parent.parent / "results" / "speed" / "streaming.json"
 NETWORK = "mobilenetv3_large_100"
 # name: (height, width, rows at a time, pairs of streamed and whole runs; 0 pairs: one streamed run and no whole one)
 CASES = {

@@ -6,11 +6,16 @@ import os
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TILEDSE_SHARED", ROOT.parent / "shared"))
+
+# A machine that is busy is no wrong result.
+hypothesis.settings.register_profile("tiledse", deadline=None)
+hypothesis.settings.load_profile("tiledse")
 
 # Two test processes share two cores (pytest-xdist); more threads would only wait for each other.
 torch.set_num_threads(1)

@@ -254,7 +254,7 @@ def test_json_keys_are_those_of_the_design() -> None:
 
 def test_the_table_says_units_and_what_is_not_counted() -> None:
     block = ts.SEBlock("layer.se", 64, 16, 56, 56, "timm.SEModule")
-    network = ts.Network(10_000, 123_456, ("aten.einsum",))
+    network = ts.Totals(10_000, 123_456, ("aten.einsum",))
     plan = ts.Plan((block,), (ts.Tile.parse("7xW:running"),), (3, 224, 224), network=network)
     console = Console(width=150, file=io.StringIO())
     console.print(cost_table(ts.cost(plan)))

@@ -65,7 +65,7 @@ class NearMiss:
 
 
 @dataclass(frozen=True)
-class Network:
+class Totals:
     """What was counted over the whole network with plain SE at the plan's input size, for one image.
 
     Args:
@@ -108,7 +108,7 @@ class Plan:
     tiles: tuple[Tile, ...]
     input_size: tuple[int, int, int]
     near_misses: tuple[NearMiss, ...] = field(default=(), compare=False)
-    network: Network | None = field(default=None, compare=False)
+    network: Totals | None = field(default=None, compare=False)
     corrections: tuple[Correction | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -190,6 +190,31 @@ class Plan:
             raise TiledSEError(f"first {count}: expected 1 to {len(self)}, the number of SE blocks")
         tile = Tile.parse(tile)
         return replace(self, tiles=(tile,) * count + self.tiles[count:], corrections=())
+
+    @staticmethod
+    def check(plan: object) -> None:
+        """Check that a plan is one.
+
+        Raises:
+            TiledSEError: it is something else.
+        """
+        if not isinstance(plan, Plan):
+            raise TiledSEError(
+                f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
+                "find(model, input_size).with_tile('7xW') makes one"
+            )
+
+    def check_blocks(self) -> None:
+        """Check that there is something to tile.
+
+        Raises:
+            TiledSEError: the network has no SE block.
+        """
+        if not len(self):
+            near = len(self.near_misses)
+            raise TiledSEError(
+                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+            )
 
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
@@ -371,12 +396,12 @@ def _size(value: Any, what: str) -> int:
     return whole(value, what, 1, 2**31 - 1)
 
 
-def _network(totals: Any) -> Network:
+def _network(totals: Any) -> Totals:
     uncounted = totals.get("uncounted", [])
     if not isinstance(uncounted, list):
         raise ValueError(f"expected uncounted to be a list, got {quoted(uncounted)}")
     names = tuple(text_of(name, "uncounted") for name in uncounted)
-    return Network(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
+    return Totals(whole(totals["params"], "params", 0), whole(totals["macs"], "macs", 0), names)
 
 
 def _safetensors_plan(path: Path) -> str:

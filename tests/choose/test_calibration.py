@@ -12,9 +12,10 @@ import tiledse as ts
 from tests.choose.networks import SIZE, images, in_batches, small
 from tests.reference import rows_seen
 from tiledse.choose.calibration import calibrate, calibrate_alone, fit_means, strip_means
-from tiledse.choose.network import OnnxNetwork, TorchNetwork
 from tiledse.correction import Correction
 from tiledse.networks.converter import fingerprint
+from tiledse.networks.network import TorchNetwork
+from tiledse.onnx.network import OnnxNetwork
 from tiledse.tile import Tile
 
 
@@ -26,7 +27,7 @@ def torch_network() -> TorchNetwork:
 @pytest.fixture(scope="module")
 def onnx_network(torch_network) -> OnnxNetwork:
     room = pytest.importorskip("tiledse.onnx")
-    return OnnxNetwork(room.export_se(torch_network.model, torch_network.plan), SIZE)
+    return OnnxNetwork(room.export_se(torch_network.model, torch_network.se), SIZE)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -98,7 +99,7 @@ def test_plain_strips_see_their_own_rows():
 )
 def test_a_calibrated_block_by_loops(torch_network, text):
     """Descriptors as they are defined, strip by strip, through the block's own layers."""
-    plan = calibrate(torch_network, torch_network.plan.with_tile(text), lambda: in_batches(images()))
+    plan = calibrate(torch_network, torch_network.se.with_tile(text), lambda: in_batches(images()))
     tall = int(text[0])
     tse = ts.convert(torch_network.model, plan)
     correction = plan.corrections[0]
@@ -121,7 +122,7 @@ def test_a_calibrated_block_by_loops(torch_network, text):
 
 @pytest.mark.parametrize("tile", ["4xW", "4xW:running", "1xW:running", "1xW:running+3", "1xW:window-3+3"])
 def test_descriptors_come_closer_to_the_mean_of_the_map_on_other_images(torch_network, tile):
-    plan = torch_network.plan.with_tile(tile)
+    plan = torch_network.se.with_tile(tile)
     calibrated = calibrate(torch_network, plan, lambda: in_batches(images(200)), prior=20)
     (rows,) = torch_network.rows(plan, [0])(images(100, seed=1))
     own, seen = strip_means(rows, plan.tiles[0])
@@ -133,11 +134,11 @@ def test_descriptors_come_closer_to_the_mean_of_the_map_on_other_images(torch_ne
 
 @pytest.mark.parametrize("tile", ["4xW:running", "1xW:running", "1xW:running+3"])
 def test_a_network_of_running_strips_comes_closer_to_se_on_other_images(torch_network, tile):
-    plan = torch_network.plan.with_tile(tile)
+    plan = torch_network.se.with_tile(tile)
     calibrated = calibrate(torch_network, plan, lambda: in_batches(images(200)), prior=20)
     x = images(100, seed=1)
     with torch.no_grad():
-        se, before, after = (torch_network.run(p)(x) for p in (torch_network.plan, plan, calibrated))
+        se, before, after = (torch_network.tiled(p)(x) for p in (torch_network.se, plan, calibrated))
     assert (after - se).square().mean() < 0.7 * (before - se).square().mean()
 
 
@@ -151,7 +152,7 @@ def test_pytorch_and_onnx_calibrate_alike(torch_network, onnx_network):
         for name in ("own", "running", "offset"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
-        one, other = (n.run(p)(x) for n, p in zip((torch_network, onnx_network), plans, strict=True))
+        one, other = (n.tiled(p)(x) for n, p in zip((torch_network, onnx_network), plans, strict=True))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
@@ -159,34 +160,35 @@ def test_pytorch_and_onnx_calibrate_alike(torch_network, onnx_network):
     "tile", ["1xW:running+6", "4xW:running+3", "1xW:window-2+3", "1xW:running-1", "4xW:window-3-2"]
 )
 def test_the_probe_slides_as_the_pytorch_network_does(torch_network, onnx_network, tile):
-    plan, x = torch_network.plan.with_tile(tile), images(5)
+    plan, x = torch_network.se.with_tile(tile), images(5)
     for numbers in (None, calibrate(torch_network, plan, lambda: in_batches(images())).corrections):
         one, other = (
-            n.run(replace(n.plan.with_tile(tile), corrections=numbers or ()))(x)
+            n.tiled(replace(n.se.with_tile(tile), corrections=numbers or ()).with_weights(n.weights))(x)
             for n in (torch_network, onnx_network)
         )
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", ["torch", "onnx", "onnx, strips"])
 def test_forms_that_share_what_comes_before_their_tiles(torch_network, onnx_network, kind):
     network, x = torch_network if kind == "torch" else onnx_network, images(5)
-    plan, both = network.plan, network.plan.with_tile("1xW:running+3")
+    plan, both = network.se, network.se.with_tile("1xW:running+3")
     plans = [
         plan,
         both,
-        plan.with_tile("1xW:window-2+2", network.plan.blocks[1].name),
-        plan.with_tile("4xW", network.plan.blocks[0].name),
-        plan.with_tile("4x4"),
+        plan.with_tile("1xW:window-2+2", network.se.blocks[1].name),
+        plan.with_tile("4xW", network.se.blocks[0].name),
         calibrate(network, both, lambda: in_batches(images())),
     ]
+    if kind != "onnx, strips":
+        plans.insert(4, plan.with_tile("4x4"))
     run = network.branches(plans)
     for _ in range(2):  # the first batch may be prepared for
         got = list(run(x))
         assert len(got) == 1 + len(plans)
         for form, output in zip([plan, *plans], got, strict=True):
             with torch.no_grad():
-                expected = network.run(form)(x)
+                expected = network.tiled(form)(x)
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(
         got[3], got[0], atol=1e-3
@@ -196,11 +198,7 @@ def test_forms_that_share_what_comes_before_their_tiles(torch_network, onnx_netw
 def test_a_probe_is_cut_behind_the_blocks_before_the_first_tiles(onnx_network):
     """The part that runs for each form holds no convolution that comes before its tiles."""
     probe = onnx_network.probe
-    list(
-        onnx_network.branches([onnx_network.plan.with_tile("4xW", onnx_network.plan.blocks[1].name)])(
-            images(2)
-        )
-    )
+    list(onnx_network.branches([onnx_network.se.with_tile("4xW", onnx_network.se.blocks[1].name)])(images(2)))
     cut = probe._cut(1)
     assert cut.outputs == probe.outputs
     assert probe.image.name not in cut.taken
@@ -209,7 +207,7 @@ def test_a_probe_is_cut_behind_the_blocks_before_the_first_tiles(onnx_network):
 def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
     """They are older than look-ahead: read for the tiles that there were, refused for others."""
     for text, read in (("4xW:running", True), ("4xW", True), ("1xW:running+6", False)):
-        plan = calibrate(torch_network, torch_network.plan.with_tile(text), lambda: in_batches(images()))
+        plan = calibrate(torch_network, torch_network.se.with_tile(text), lambda: in_batches(images()))
         data = plan.to_dict()
         for block in data["blocks"]:
             assert block["correction"].pop("tile") == text
@@ -237,13 +235,13 @@ def test_files_that_do_not_state_the_tile_of_a_correction(torch_network):
 def test_the_probe_is_the_converted_network(onnx_network, tile):
     from tiledse import onnx as room
 
-    plan, x = onnx_network.plan.with_tile(tile), images(5)
+    plan, x = onnx_network.se.with_tile(tile), images(5)
     plans = [plan]
     if not plan.tiles[0].single and not plan.tiles[0].whole:
         plans.append(calibrate(onnx_network, plan, lambda: in_batches(images())))
     for each in plans:
         converted = room.convert(onnx_network.model, each)
-        torch.testing.assert_close(onnx_network.run(each)(x), room.OnnxModule(converted)(x))
+        torch.testing.assert_close(list(onnx_network.branches([each])(x))[1], room.OnnxModule(converted)(x))
         assert room.find(converted, SIZE) == each
         assert room.verify(onnx_network.model, converted, each).worst_block < 1e-5
 
@@ -251,20 +249,20 @@ def test_the_probe_is_the_converted_network(onnx_network, tile):
 def test_alone_is_calibrate_with_one_tiled_block(torch_network):
     x = images()
     fits = calibrate_alone(torch_network, [[Tile.parse("4xW")]] * 2, lambda: in_batches(x))
-    for number, block in enumerate(torch_network.plan.blocks):
-        plan = torch_network.plan.with_tile("4xW", block.name)
+    for number, block in enumerate(torch_network.se.blocks):
+        plan = torch_network.se.with_tile("4xW", block.name)
         expected = calibrate(torch_network, plan, lambda: in_batches(x)).corrections[number]
         np.testing.assert_allclose(fits[number][0].own, expected.own, rtol=1e-4, atol=1e-5)
 
 
 def test_a_calibrated_plan_is_a_value(torch_network, tmp_path):
     model = torch_network.model
-    plan = calibrate(torch_network, torch_network.plan.with_tile("4xW:running"), lambda: in_batches(images()))
+    plan = calibrate(torch_network, torch_network.se.with_tile("4xW:running"), lambda: in_batches(images()))
     tse = ts.convert(model, plan)
     assert ts.find(tse, SIZE) == plan
     assert tse.state_dict().keys() == model.state_dict().keys()
     assert fingerprint(tse) == fingerprint(model)
-    assert ts.find(ts.convert(tse, plan.with_tile("HxW")), SIZE) == torch_network.plan
+    assert ts.find(ts.convert(tse, plan.with_tile("HxW")), SIZE) == torch_network.se
     plan.save(tmp_path / "plan.json")
     assert ts.Plan.load(tmp_path / "plan.json") == plan != plan.uncalibrated
     from tiledse.networks.saving import save
@@ -277,7 +275,7 @@ def test_a_calibrated_plan_is_a_value(torch_network, tmp_path):
 
 
 def test_wrong_use(torch_network):
-    model, plan = torch_network.model, torch_network.plan
+    model, plan = torch_network.model, torch_network.se
 
     def fit(tile, x, blocks="*"):
         return calibrate(torch_network, plan.with_tile(tile, blocks), lambda: in_batches(x))
@@ -316,7 +314,7 @@ def test_wrong_use(torch_network):
 def test_onnx_refuses_other_weights_and_ragged_divisors(onnx_network):
     from tiledse import onnx as room
 
-    plan = calibrate(onnx_network, onnx_network.plan.with_tile("4xW"), lambda: in_batches(images()))
+    plan = calibrate(onnx_network, onnx_network.se.with_tile("4xW"), lambda: in_batches(images()))
     with pytest.raises(ts.TiledSEError, match="belongs to other weights"):
         room.convert(onnx_network.model, plan.with_weights("0" * 32))
     with pytest.raises(ts.TiledSEError, match="calibrated for strips that do not divide their maps"):

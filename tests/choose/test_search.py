@@ -16,10 +16,10 @@ from tests.cli.running import assert_refused, tiledse
 from tiledse.choose.budget import Order, gate_buffer
 from tiledse.choose.cache import Evaluations
 from tiledse.choose.evaluation import Evaluator
-from tiledse.choose.network import TorchNetwork
 from tiledse.choose.search import default_tiles, options_of, search
 from tiledse.data.images import ImageSet, ListedImages, Sample
 from tiledse.evaluate.classification import Classification
+from tiledse.networks.network import TorchNetwork
 from tiledse.plan import Plan, SEBlock
 from tiledse.report.choose import draw_front
 from tiledse.stream.minimum import PipelineBuffer
@@ -65,7 +65,7 @@ def evaluator(folder, network=None, data: ImageSet | None = None) -> Evaluator:
 
 def test_the_chosen_plan_keeps_the_budget_and_is_the_best_measured(tmp_path):
     judge = evaluator(tmp_path)
-    plan = judge.network.plan
+    plan = judge.network.se
     budget = gate_buffer(plan.with_tile("7xW"))
     found = search(judge, max_buffer=budget, tiles=TILES, uniform=[Tile.parse("7xW")])
     within = [p for p in found.points if p.buffer <= budget]
@@ -89,12 +89,12 @@ def test_a_drop_is_kept_with_less_buffer_than_plain_se(tmp_path):
     judge = evaluator(tmp_path)
     found = search(judge, max_drop=10.0, tiles=TILES)
     assert found.chosen.measured.drop <= 10
-    assert found.chosen.buffer < gate_buffer(judge.network.plan)
+    assert found.chosen.buffer < gate_buffer(judge.network.se)
 
 
 def test_a_budget_of_the_whole_pipeline_is_kept_as_the_simulator_counts(tmp_path):
     judge = evaluator(tmp_path)
-    model, plan = judge.network.model, judge.network.plan
+    model, plan = judge.network.model, judge.network.se
     order = Order("pipeline", PipelineBuffer(model, plan))
     least, most = (order.of(plan.with_tile(t)) for t in ("1xW", "HxW"))
     budget = (least + most) // 2
@@ -129,7 +129,7 @@ def test_a_budget_of_the_whole_pipeline_is_kept_as_the_simulator_counts(tmp_path
 def test_calibration_takes_part_and_is_kept_only_where_it_is_better(tmp_path):
     judge = evaluator(tmp_path)
     other = evaluator(tmp_path, judge.network, Drawn(images(64, seed=2)))
-    budget = gate_buffer(judge.network.plan.with_tile("4xW"))
+    budget = gate_buffer(judge.network.se.with_tile("4xW"))
     found = search(judge, max_buffer=budget, tiles=TILES, fitted_on=other)
     assert any(p.calibrated for p in found.points)
     best = min((p for p in found.points if p.buffer <= budget), key=lambda p: p.measured.divergence)
@@ -198,7 +198,7 @@ def test_the_tiles_tried_hold_each_number_of_rows_with_a_gate_for_each_row():
 def test_a_search_among_sliding_strips_holds_what_it_says(tmp_path):
     """At 7xW's buffer a sliding plan is nearer to SE than 7xW and than running strips of seven rows."""
     judge = evaluator(tmp_path)
-    plan = judge.network.plan
+    plan = judge.network.se
     budget = gate_buffer(plan.with_tile("4xW"))
     found = search(judge, max_buffer=budget, uniform=[Tile.parse(t) for t in ("4xW", "4xW:running")])
     assert found.chosen.buffer == ts.cost(found.chosen.plan).tse.buffer <= budget
@@ -211,7 +211,7 @@ def test_a_search_among_sliding_strips_holds_what_it_says(tmp_path):
 
 def test_wrong_use(tmp_path):
     judge = evaluator(tmp_path)
-    least = gate_buffer(judge.network.plan.with_tile("1xW"))
+    least = gate_buffer(judge.network.se.with_tile("1xW"))
     with pytest.raises(ts.TiledSEError, match=f"the smallest plan of these tiles holds {least} elements"):
         search(judge, max_buffer=least - 1, tiles=TILES)
     with pytest.raises(ts.TiledSEError, match="give one budget"):

@@ -17,7 +17,7 @@ from tiledse.context.correlation import correlate
 from tiledse.context.moments import Moments
 from tiledse.context.tile_grid import centre_tiles
 from tiledse.data.images import ImageSet, Sample, stack
-from tiledse.networks.subject import TorchSubject
+from tiledse.networks.network import TorchNetwork
 
 TILES = [
     Tile.parse(text)
@@ -126,7 +126,7 @@ def network():
     for block in range(1, 4):
         setattr(model, f"s{block + 1}", torch.nn.Identity())
     model.head = torch.nn.Identity()
-    return TorchSubject(model, (3, 80, 64))
+    return TorchNetwork(model, (3, 80, 64))
 
 
 def test_against_numpy_over_all_images_at_once(network):
@@ -171,9 +171,9 @@ def test_independent_elements_fall_as_section_3_3_says():
             return self.se(x).mean((2, 3))
 
     torch.manual_seed(0)
-    subject = TorchSubject(Only().eval(), (32, 48, 40))
+    network = TorchNetwork(Only().eval(), (32, 48, 40))
     tiles = [[Tile.parse(text) for text in ("1xW", "5xW", "Hx7", "3x3", "12xW", "24x20")]]
-    found = correlate(subject, Given(list(torch.randn(24, 32, 48, 40))), tiles, batch_size=8)
+    found = correlate(network, Given(list(torch.randn(24, 32, 48, 40))), tiles, batch_size=8)
     for entry in found.blocks:
         assert entry.ratio == pytest.approx(1, abs=0.05), entry.tile
     assert found.exponents()["se"] == pytest.approx(0.5, abs=0.02)
@@ -181,9 +181,9 @@ def test_independent_elements_fall_as_section_3_3_says():
 
 def test_a_gate_that_never_moves_has_no_correlation(mobilenet):
     """blocks.0.0 of the real network: its gate is 1 throughout (models/README.md)."""
-    subject = TorchSubject(mobilenet, (3, 224, 224))
+    network = TorchNetwork(mobilenet, (3, 224, 224))
     x = list(torch.randn(2, 3, 224, 224) * 0.3)
-    found = correlate(subject, Given(x), [[Tile.parse("7xW")]] * 9)
+    found = correlate(network, Given(x), [[Tile.parse("7xW")]] * 9)
     first = found.to_dict()["blocks"][0]
     assert first["name"] == "blocks.0.0.se"
     assert first["excite"] is None

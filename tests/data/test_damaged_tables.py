@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tiledse.context.sweep_file import COLUMNS, SweepFile
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.errors import TiledSEError
 from tiledse.networks.zoo.catalogue import FOLDER, entries
 

@@ -18,8 +18,10 @@ from PIL import Image
 from torchvision import models
 
 import tiledse as ts
-from tiledse.data.images import ListedImages, open_images
-from tiledse.data.preprocessing import Preprocessing, torchvision_config
+from tiledse.data.images import ListedImages
+from tiledse.data.opening import open_images
+from tiledse.data.preprocessing import Preprocessing
+from tiledse.networks.image_config import torchvision_config
 
 HALF = (0.5, 0.5, 0.5)
 CUT = Preprocessing((3, 8, 8), HALF, HALF, kind="crop")

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 import tiledse as ts
-from tiledse.data.images import ImageSet, ListedImages, Sample, open_images, stack
+from tiledse.data.images import ImageSet, ListedImages, Sample, stack
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
-from tiledse.evaluate.accuracy import evaluate
+from tiledse.evaluate.accuracy import evaluate_pair as evaluate
 from tiledse.evaluate.evaluation import Evaluation, ImageResult
 from tiledse.networks.converter import convert_shared
 

@@ -315,15 +315,15 @@ def test_logits_of_torchvision():
 def test_the_segmenters_baselines(shared, tmp_path):
     """models/README.md: IoU 64.47, mean 65.56; 7 rows 64.40 / 64.87. Also: replacing all is the plan of all."""
     from tiledse import onnx
-    from tiledse.onnx.subject import OnnxSubject
+    from tiledse.onnx.network import OnnxNetwork
 
     selfie = example("selfie")
     selfie.main(str(shared / "data" / "coco128"), str(tmp_path / "people.csv"))
     segmenter = selfie.adapter((3, 256, 256))
     images = MaskedImages(tmp_path / "people.csv", segmenter)
-    subject = OnnxSubject(onnx.load(shared / "models" / "selfie_segmentation.onnx"), (3, 256, 256), threads=1)
+    network = OnnxNetwork(onnx.load(shared / "models" / "selfie_segmentation.onnx"), (3, 256, 256), threads=1)
     task = Segmentation(images, segmenter, resamples=200)
-    branches = subject.branches([subject.plan.with_tile("7xW")])
+    branches = network.branches([network.se.with_tile("7xW")])
     results = run(task, branches, ["SE", "TSE"], batch_size=8)
     se, tse = (task.score(each) for each in results.networks)
     assert len(results.names) == 54
@@ -338,14 +338,14 @@ def test_the_segmenters_baselines(shared, tmp_path):
 def test_the_detectors_baselines(shared, tile, expected):
     """models/README.md: AP 32.46; strips of 7 rows 29.62."""
     from tiledse import onnx
-    from tiledse.onnx.subject import OnnxSubject
+    from tiledse.onnx.network import OnnxNetwork
 
     detector = example("centernet").adapter((3, 512, 512))
     task = Detection(CocoImages(shared / "data" / "coco128" / "instances_val.json", detector), detector)
-    subject = OnnxSubject(
+    network = OnnxNetwork(
         onnx.load(shared / "models" / "centernet_mobilenetv3_075.onnx"), (3, 512, 512), threads=1
     )
-    results = run(task, subject.branches([subject.plan.with_tile(tile)]), ["SE", "TSE"], batch_size=4)
+    results = run(task, network.branches([network.se.with_tile(tile)]), ["SE", "TSE"], batch_size=4)
     se, tse = (task.score(each) for each in results.networks)
     assert round(se["AP"], 2) == 32.46
     assert round(se["AP50"], 2) == 51.97
@@ -382,26 +382,27 @@ def test_effdet_is_decoded_by_effdet(tmp_path):
 def test_sensitivity_of_parts_is_that_of_plain_evaluation(mobilenet, shared):
     """Each replacement alone: the same top-1 and divergence as running that network by itself."""
     from tiledse import Tile
-    from tiledse.data.images import ListedImages, open_images
+    from tiledse.data.images import ListedImages
+    from tiledse.data.opening import open_images
     from tiledse.data.preprocessing import Preprocessing
     from tiledse.evaluate.classification import Classification
-    from tiledse.networks.subject import TorchSubject
+    from tiledse.networks.network import TorchNetwork
 
     whole = open_images(shared / "data" / "imagenet_val1300", Preprocessing.of(mobilenet, kind="crop"))
     images = ListedImages(whole.folder, whole.files[:16], whole.preprocess)
-    subject = TorchSubject(mobilenet, (3, 224, 224))
+    network = TorchNetwork(mobilenet, (3, 224, 224))
     task = Classification(images)
-    found = sensitivity(subject, task, [Tile.parse("3xW")], batch_size=8)
+    found = sensitivity(network, task, [Tile.parse("3xW")], batch_size=8)
     record = found.to_dict()
-    assert [entry["name"] for entry in record["blocks"]] == [block.name for block in subject.plan.blocks]
-    assert [entry["name"] for entry in record["stages"]] == list(subject.plan.stages)
+    assert [entry["name"] for entry in record["blocks"]] == [block.name for block in network.se.blocks]
+    assert [entry["name"] for entry in record["stages"]] == list(network.se.stages)
     assert record["not_shared"] == []
     x = torch.cat([batch.inputs for batch in images.batches(16)])
     labels = torch.tensor([label for _, label in images.files])
     for number in (0, 8):
-        network = subject.network(subject.plan.with_tile("3xW", subject.plan.blocks[number].name))
+        form = network.tiled(network.se.with_tile("3xW", network.se.blocks[number].name))
         with torch.no_grad():
-            se, tse = mobilenet(x), network(x)
+            se, tse = mobilenet(x), form(x)
         right = [(logits.argmax(1) == labels).double().mean() * 100 for logits in (se, tse)]
         assert record["blocks"][number]["drop"] == pytest.approx(float(right[0] - right[1]))
         p, q = se.double().log_softmax(1), tse.double().log_softmax(1)

@@ -13,7 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from tiledse.data.images import open_images
+from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing, read_image
 from tiledse.stream.sources import ImageRows
 

@@ -51,7 +51,7 @@ def network() -> nn.Module:
 
 def planned() -> Plan:
     """A plan with a correction, which carries numbers."""
-    from tiledse.choose.network import TorchNetwork
+    from tiledse.networks.network import TorchNetwork
 
     network_ = TorchNetwork(network(), SIZE)
     plan = network_.plan.with_tile("3xW:running", "se").with_tile("2xW", "se2")

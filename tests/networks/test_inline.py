@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite
-from tiledse.choose.network import TorchNetwork
 from tiledse.networks.building import with_excitation, without_attention
 from tiledse.networks.converter import convert_shared
-from tiledse.networks.subject import TorchSubject
+from tiledse.networks.network import TorchNetwork
 
 SIZE = (3, 20, 16)
 
@@ -396,10 +395,10 @@ class GivesNothingBack(Net):
 def test_a_network_whose_train_gives_nothing_back():
     model = GivesNothingBack()
     model.eval()
-    subject = TorchSubject(model, SIZE)
-    assert len(subject.plan) == 3
-    assert subject.network(subject.plan.with_tile("3xW"))(torch.randn(1, *SIZE)).shape == (1, 5)
-    assert TorchNetwork(model, SIZE).run(subject.plan)(torch.randn(1, *SIZE)).shape == (1, 5)
+    network = TorchNetwork(model, SIZE)
+    assert len(network.se) == 3
+    assert network.tiled(network.se.with_tile("3xW"))(torch.randn(1, *SIZE)).shape == (1, 5)
+    assert TorchNetwork(model, SIZE).tiled(network.se)(torch.randn(1, *SIZE)).shape == (1, 5)
 
 
 class PythonRandom(Base):

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 import tiledse as ts
 from tests.stream.networks import difference
 from tiledse.choose.calibration import calibrate
-from tiledse.choose.network import TorchNetwork
-from tiledse.networks.subject import TorchSubject
+from tiledse.networks.network import TorchNetwork
 from tiledse.stream.simulator import simulate
 
 SIZE = (3, 23, 13)
@@ -95,7 +94,7 @@ def test_calibrate(pair):
     fitted = []
     for model in pair:
         judge = TorchNetwork(model, SIZE)
-        fitted.append(calibrate(judge, judge.plan.with_tile("5xW"), lambda: iter(x.split(20))))
+        fitted.append(calibrate(judge, judge.se.with_tile("5xW"), lambda: iter(x.split(20))))
     for a, b in zip(fitted[0].corrections, fitted[1].corrections, strict=True):
         assert np.allclose(a.own, b.own, atol=1e-5)
         assert np.allclose(a.offset, b.offset, atol=1e-5)
@@ -110,10 +109,10 @@ def test_what_the_measures_see(pair):
     seen = []
     x = torch.randn(2, *SIZE)
     for model in pair:
-        subject, maps = TorchSubject(model, SIZE), {}
-        subject.observe(x, maps.__setitem__)
-        seen.append([subject.excite(i, subject.squeeze(i, maps[i], ts.Tile.parse("3xW"))) for i in maps])
-        outputs = list(subject.branches([subject.plan.with_tile("3xW", "2.*")])(x))
+        network, maps = TorchNetwork(model, SIZE), {}
+        network.observe(x, maps.__setitem__)
+        seen.append([network.excite(i, network.squeeze(i, maps[i], ts.Tile.parse("3xW"))) for i in maps])
+        outputs = list(network.branches([network.se.with_tile("3xW", "2.*")])(x))
         seen[-1] += outputs
     assert len(seen[0]) == 4
     for a, b in zip(*seen, strict=True):

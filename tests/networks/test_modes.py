@@ -63,14 +63,14 @@ def test_verbs(arguments, tmp_path, monkeypatch):
     assert done.code == 0, done.err
 
 
-def test_subjects_that_are_measured_and_calibrated():
-    from tiledse.choose.network import network_of
-    from tiledse.networks.subject import TorchSubject
+def test_a_network_that_is_measured_and_calibrated():
+    from tiledse.networks.network import TorchNetwork
 
     model = Backbone()
     model.eval()
-    subject = TorchSubject(model, (3, 22, 13))
+    network = TorchNetwork(model, (3, 22, 13))
     x = torch.randn(1, 3, 22, 13)
-    tiled = subject.plan.with_tile("3xW")
+    tiled = network.se.with_tile("3xW")
     with torch.no_grad():
-        torch.testing.assert_close(subject.network(tiled)(x), network_of(subject).run(tiled)(x))
+        torch.testing.assert_close(network.tiled(tiled)(x), ts.convert(model, tiled)(x))
+    assert network.rows(tiled, [0])(x)[0].shape == (1, tiled.blocks[0].channels, tiled.blocks[0].height)

@@ -10,16 +10,17 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiledse.networks.subject import TorchSubject, first_tiled
+from tiledse.network import first_tiled
+from tiledse.networks.network import TorchNetwork
 
 
-def subject_of(name, side=64):
+def opened(name, side=64):
     torch.manual_seed(0)
-    return TorchSubject(timm.create_model(name).eval(), (3, side, side))
+    return TorchNetwork(timm.create_model(name).eval(), (3, side, side))
 
 
-def single(subject, tile="2xW"):
-    return [subject.plan.with_tile(tile, block.name) for block in subject.plan.blocks]
+def single(network, tile="2xW"):
+    return [network.se.with_tile(tile, block.name) for block in network.se.blocks]
 
 
 class Convolutions(TorchDispatchMode):
@@ -36,28 +37,28 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["tf_mobilenetv3_small_100", "regnety_002", "seresnet50"])
 def test_equal_to_plain_runs_to_the_bit(name):
-    subject = subject_of(name)
-    alone = single(subject)
-    plans = [alone[0], alone[len(alone) // 2], alone[-1], subject.plan.with_tile("2xW"), subject.plan]
-    branches, networks = subject.branches(plans), [subject.network(plan) for plan in plans]
+    network = opened(name)
+    alone = single(network)
+    plans = [alone[0], alone[len(alone) // 2], alone[-1], network.se.with_tile("2xW"), network.se]
+    branches, networks = network.branches(plans), [network.tiled(plan) for plan in plans]
     for images in (2, 3):  # a last batch is smaller
         x = torch.randn(images, 3, 64, 64)
         got = list(branches(x))
         with torch.no_grad():
-            expected = [network(x) for network in (subject.model, *networks)]
-        assert branches.whole == ()
+            expected = [network(x) for network in (network.model, *networks)]
+        assert branches.unshared == ()
         assert len(got) == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 
 def test_the_prefix_runs_once():
-    subject = subject_of("tf_mobilenetv3_small_100")
-    plans = single(subject, "1xW")[-2:]
-    branches = subject.branches(plans)
+    network = opened("tf_mobilenetv3_small_100")
+    plans = single(network, "1xW")[-2:]
+    branches = network.branches(plans)
     x = torch.randn(1, 3, 64, 64)
     list(branches(x))  # the first image is also run whole, to compare
     with Convolutions() as plain, torch.no_grad():
-        subject.model(x)
+        network.model(x)
     with Convolutions() as shared:
         list(branches(x))
     # Behind the last two blocks of nine lie a few layers only.
@@ -96,48 +97,48 @@ class Chooses(nn.Module):
 @pytest.mark.parametrize("network", [Writes, Chooses])
 def test_what_cannot_be_shared_is_run_whole_and_told(network):
     torch.manual_seed(0)
-    subject = TorchSubject(network().eval(), (3, 12, 12))
-    plans = single(subject)
-    branches = subject.branches(plans)
+    network = TorchNetwork(network().eval(), (3, 12, 12))
+    plans = single(network)
+    branches = network.branches(plans)
     x = torch.randn(4, 3, 12, 12)
     got = list(branches(x))
     with torch.no_grad():
-        assert torch.equal(got[0], subject.model(x))
-        assert torch.equal(got[1], subject.network(plans[0])(x))
+        assert torch.equal(got[0], network.model(x))
+        assert torch.equal(got[1], network.tiled(plans[0])(x))
     assert not torch.equal(got[0], got[1])
-    assert branches.whole == ("se",)
+    assert branches.unshared == ("se",)
 
 
 def test_a_tile_that_covers_the_map_does_not_run():
-    subject = subject_of("regnety_002")
-    deep = subject.plan.with_tile("2xW", subject.plan.blocks[-1].name)
-    assert subject.plan.blocks[-1].height == 2
+    network = opened("regnety_002")
+    deep = network.se.with_tile("2xW", network.se.blocks[-1].name)
+    assert network.se.blocks[-1].height == 2
     assert first_tiled(deep) is None
-    se, tse = subject.branches([deep])(torch.randn(1, 3, 64, 64))
+    se, tse = network.branches([deep])(torch.randn(1, 3, 64, 64))
     assert tse is se
 
 
 def test_onnx_parts_give_what_whole_networks_give(shared):
     from tiledse import onnx
-    from tiledse.onnx.subject import OnnxSubject
+    from tiledse.onnx.network import OnnxNetwork
 
     model = onnx.load(shared / "models" / "selfie_segmentation.onnx")
-    subject = OnnxSubject(model, (3, 256, 256), threads=1)
-    plans = [*single(subject, "3xW")[:3], subject.plan.with_tile("7xW"), subject.plan]
+    network = OnnxNetwork(model, (3, 256, 256), threads=1)
+    plans = [*single(network, "3xW")[:3], network.se.with_tile("7xW"), network.se]
     photo = next((shared / "data" / "coco128" / "images" / "val2017").glob("*.jpg"))
     pixels = np.asarray(Image.open(photo).convert("RGB").resize((256, 256)), np.float32) / 255
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    got = list(subject.branches(plans)(x))
-    expected = [subject.network(plan)(x) for plan in [subject.plan, *plans]]
+    got = list(network.branches(plans)(x))
+    expected = [network.tiled(plan)(x) for plan in [network.se, *plans]]
     for a, b in zip(got, expected):
         assert torch.allclose(a, b, atol=2e-4)
     assert (got[4] - got[0]).abs().max() > 0.01
     # Maps and excitations: scaling the map by the gate of the whole map is what the block itself does.
     seen = {}
-    subject.observe(x, lambda number, m: seen.setdefault(number, m))
-    for number, block in enumerate(subject.plan.blocks):
+    network.observe(x, lambda number, m: seen.setdefault(number, m))
+    for number, block in enumerate(network.se.blocks):
         assert tuple(seen[number].shape) == (1, block.channels, block.height, block.width)
-        gates = subject.excite(number, seen[number].mean((2, 3), keepdim=True).repeat(1, 1, 5, 1))
+        gates = network.excite(number, seen[number].mean((2, 3), keepdim=True).repeat(1, 1, 5, 1))
         assert gates.shape == (1, block.channels, 5, 1)
         assert torch.allclose(gates[:, :, 0], gates[:, :, 4])
         assert 0 <= float(gates.min()) <= float(gates.max()) <= 1

@@ -8,15 +8,15 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import functional, scale, squeeze, tiled_squeeze_excite
+from tiledse.op import formula, functional, scale, squeeze, tiled_squeeze_excite
 from tiledse.op import gradients as op_gradients
-from tiledse.op.functional import _scale, _squeeze, mean
+from tiledse.op.formula import mean
 
 
 def by_formula(x, excite, tile):
     """The formula that compilers trace: plain views and products, and torch's own gradients of them."""
     tile = ts.Tile.parse(tile)
-    return _scale(x, excite(_squeeze(x, tile, mean)), tile)
+    return formula.scale(x, excite(formula.squeeze(x, tile, mean)), tile)
 
 
 def block_of(tile, channels=5, **kwargs):

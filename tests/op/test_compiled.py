@@ -14,8 +14,8 @@ from torch import nn
 
 import tiledse as ts
 from tiledse.errors import TiledSEError
-from tiledse.op import compiled
-from tiledse.op.functional import _scale, _squeeze, mean
+from tiledse.op import compiled, formula
+from tiledse.op.formula import mean
 
 ACTS, GATES = (nn.ReLU, nn.SiLU, nn.Hardswish), (nn.Sigmoid, nn.Hardsigmoid)
 
@@ -49,7 +49,7 @@ def exactly(block, x, upstream):
     twin.load_state_dict(block.state_dict())
     twin.act, twin.gate = block.act, block.gate
     leaf = x.detach().double().requires_grad_()
-    y = _scale(leaf, twin.excite(_squeeze(leaf, twin.tile, mean)), twin.tile)
+    y = formula.scale(leaf, twin.excite(formula.squeeze(leaf, twin.tile, mean)), twin.tile)
     y.backward(upstream.double())
     return [y.detach(), leaf.grad, *(p.grad for p in twin.parameters())]
 

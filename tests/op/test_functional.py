@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import tiledse as ts
 from tests.reference import tiled_squeeze_excite as by_loops
 from tests.reference import two_layers
-from tiledse.op import scale, scaling, squeeze, tiled_squeeze_excite
-from tiledse.op.functional import _squeeze, mean
+from tiledse.op import formula, scale, scaling, squeeze, tiled_squeeze_excite
+from tiledse.op.formula import mean
 
 TILES = (
     "HxW",
@@ -311,7 +311,7 @@ def test_an_excitation_that_changes_the_grid():
 def test_long_sums_of_ragged_tiles_in_channels_last(tile):
     torch.manual_seed(0)
     x = torch.randn(1, 3, 23, 700).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(squeeze(x, tile), _squeeze(x, ts.Tile.parse(tile), mean))
+    torch.testing.assert_close(squeeze(x, tile), formula.squeeze(x, ts.Tile.parse(tile), mean))
 
 
 @pytest.mark.parametrize("tile", ["3xW", "Hx3", "2x3", "3xW:running", "HxW", "3xW:upper"])

@@ -68,8 +68,8 @@ def check_fused() -> int:
     import torch
 
     import tiledse as ts
-    from tiledse.op import fused, whole
-    from tiledse.op.functional import _scale, _squeeze, mean
+    from tiledse.op import formula, fused, whole
+    from tiledse.op.formula import mean
     from tiledse.op.two_layers import two_layers
 
     acts, gates = (torch.nn.ReLU, torch.nn.SiLU, torch.nn.Hardswish), (torch.nn.Sigmoid, torch.nn.Hardsigmoid)
@@ -94,7 +94,7 @@ def check_fused() -> int:
         fused.cut_of = lambda *_, cut=cut: cut
         fused.constants.cache_clear()
         leaf = x.clone().requires_grad_()
-        wanted = _scale(leaf, block.excite(_squeeze(leaf, block.tile, mean)), block.tile)
+        wanted = formula.scale(leaf, block.excite(formula.squeeze(leaf, block.tile, mean)), block.tile)
         wanted.backward(upstream)
         out, *saved = whole.forward_saving(x, layers, block.tile)
         torch.testing.assert_close(out, wanted.detach())
@@ -116,8 +116,8 @@ def check() -> int:
     import torch
 
     import tiledse as ts
-    from tiledse.op import functional, kernels
-    from tiledse.op.functional import _scale, _squeeze, mean
+    from tiledse.op import formula, functional, kernels
+    from tiledse.op.formula import mean
 
     torch.set_num_threads(1)
     functional.SMALL_BYTES = 0
@@ -140,10 +140,10 @@ def check() -> int:
         upstream = torch.randn_like(x)
         found = []
 
-        def formula(x, block=block):
-            return _scale(x, block.excite(_squeeze(x, block.tile, mean)), block.tile)
+        def plain(x, block=block):
+            return formula.scale(x, block.excite(formula.squeeze(x, block.tile, mean)), block.tile)
 
-        for way in (block, formula):
+        for way in (block, plain):
             block.zero_grad()
             leaf = x.clone().requires_grad_()
             launched.clear()
@@ -164,7 +164,7 @@ def check() -> int:
             half = x.half()
             torch.testing.assert_close(
                 ts.op.squeeze(half, tile),
-                _squeeze(half.double(), block.tile, mean).half(),
+                formula.squeeze(half.double(), block.tile, mean).half(),
                 rtol=2e-3,
                 atol=2e-3,
             )

@@ -10,8 +10,8 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import functional
-from tiledse.op.functional import _scale, _squeeze, mean
+from tiledse.op import formula, functional
+from tiledse.op.formula import mean
 from tiledse.op.two_layers import two_layers
 
 OP = torch.ops.tiledse.squeeze_excite
@@ -29,8 +29,8 @@ def arguments(dtype=torch.float64, channels_last=False, images=2, grad=True):
 
 def by_formula(x, w1, b1, w2, b2, tile, act, gate):
     tile = ts.Tile.parse(tile)
-    hidden = ACTS[act]()(torch.conv2d(_squeeze(x, tile, mean), w1[:, :, None, None], b1))
-    return _scale(x, GATES[gate]()(torch.conv2d(hidden, w2[:, :, None, None], b2)), tile)
+    hidden = ACTS[act]()(torch.conv2d(formula.squeeze(x, tile, mean), w1[:, :, None, None], b1))
+    return formula.scale(x, GATES[gate]()(torch.conv2d(hidden, w2[:, :, None, None], b2)), tile)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -47,7 +47,7 @@ def test_compiled_and_traced_it_gives_the_same(tile):
 
 
 def test_a_block_that_squeezes_a_maximum_has_no_sliding_mean():
-    from tiledse.op.functional import mean_and_max
+    from tiledse.op.formula import mean_and_max
 
     with pytest.raises(ts.TiledSEError, match="a window strip is a mean, but this block also squeezes a max"):
         squeeze(torch.zeros(1, 1, 9, 4), "1xW:window-2+2", mean_and_max)

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from ..documents import read_json, write_json
 from ..errors import TiledSEError
 from ..files import written_whole
+from ..network import Network
 from ..plan import Plan
-from .network import Network
 
 FORMAT = "tiledse.evaluation/1"
 

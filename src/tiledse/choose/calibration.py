@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..correction import Correction
 from ..errors import TiledSEError
-from ..plan import Plan
+from ..network import Network
+from ..opening import open as open_network
+from ..plan import Plan, SEBlock
 from ..tile import Tile
-from .network import Network, open_network
 
 if TYPE_CHECKING:
     from ..evaluate.tasks import Progress
-    from ..onnx import OnnxModel
 
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -36,7 +36,7 @@ class Fit(NamedTuple):
 
 
 def calibrate(
-    network: Network | nn.Module | OnnxModel,
+    model: Any,
     plan: Plan,
     images: Batches,
     *,
@@ -49,7 +49,7 @@ def calibrate(
     already; what is fitted is the mean of the whole of the very map that was cut into strips.
 
     Args:
-        network: The network, or the view of it from ``network_of``.
+        model: The network, or what ``tiledse.open`` takes.
         plan: The tiles, strips of rows or ``HxW``. With ``kxW`` a strip knows its own mean; with ``kxW:running``,
             ``1xW:running+6`` and windows that of the rows that wait for its gate, and that of all rows seen.
         images: Gives the images anew at each call, in batches (N, C, H, W); no labels. They are read once a block.
@@ -73,8 +73,7 @@ def calibrate(
         576
         >>> tse = ts.convert(model, calibrated)
     """
-    if not isinstance(network, Network):
-        network = open_network(network, plan.input_size)
+    network = open_network(model, plan.input_size)
     blocks = calibrated_blocks(network, plan)
     corrections: list[Correction | None] = [None] * len(plan)
     for done, block in enumerate(blocks):
@@ -94,7 +93,7 @@ def calibrate_alone(
     """Corrections of each block with each of some tiles while all other blocks keep plain SE; one pass over the images.
 
     Args:
-        network: From ``network_of``.
+        network: From ``tiledse.open``.
         options: For each block, its tiles.
         images: See ``calibrate``.
         prior: See ``calibrate``.
@@ -102,13 +101,13 @@ def calibrate_alone(
     Returns:
         For each block and tile a correction; None for ``HxW``, and for blocks that cannot be corrected.
     """
-    plan = network.plan
+    plan = network.se
     look = network.rows(plan, range(len(plan)))
     parts = [look(_of_size(batch, plan)) for batch in images()]
     found: list[list[Correction | None]] = []
     for number, (block, own_options) in enumerate(zip(plan.blocks, options, strict=True)):
         rows = np.concatenate([part[number] for part in parts])
-        _check_rows(rows, block.name)
+        _check_rows(rows, block)
         fits: list[Correction | None] = []
         for tile in own_options:
             small = tile.tiles(block.height, block.width) > 1 and network.refuses(number) is None
@@ -210,12 +209,13 @@ def _correction(network: Network, rows: np.ndarray, tile: Tile, prior: float) ->
 
 
 def _rows(network: Network, plan: Plan, block: int, images: Batches) -> np.ndarray:
-    """Row means of one block's maps over all images, (N, C, H)."""
+    """Row means of one block's maps over all images, (N * calls, C, H)."""
     look = network.rows(plan, [block])
     parts = [part for batch in images() for part in look(_of_size(batch, plan))]
-    _check_count(sum(map(len, parts)))
+    if not parts:
+        _check_count(0)
     rows = np.concatenate(parts)
-    _check_rows(rows, plan.blocks[block].name)
+    _check_rows(rows, plan.blocks[block])
     return rows
 
 
@@ -229,12 +229,12 @@ def _of_size(batch: Tensor, plan: Plan) -> Tensor:
     return batch
 
 
-def _check_rows(rows: np.ndarray, name: str) -> None:
-    _check_count(len(rows))
+def _check_rows(rows: np.ndarray, block: SEBlock) -> None:
+    _check_count(len(rows) // block.calls)
     finite = np.isfinite(rows).all((1, 2))
     if not finite.all():
         raise TiledSEError(
-            f"the map of block '{name}' is not finite on image {int(np.argmin(finite)) + 1} of {len(rows)}; check the "
+            f"the map of block '{block.name}' is not finite on {int((~finite).sum())} of {len(rows)} images; check the "
             "network's weights and the images"
         )
 

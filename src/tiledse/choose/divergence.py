@@ -14,7 +14,7 @@ from ..evaluate.tasks import Task
 _LEAST = 1e-6
 
 
-def divergence(task: Task[Any], se: Any, tse: Any) -> Tensor:
+def additive_divergence(task: Task[Any], se: Any, tse: Any) -> Tensor:
     """(N,): the divergence of each image.
 
     Where outputs are maps of probabilities (a detector's heat map, a mask), it is their Kullback-Leibler divergence,
@@ -24,9 +24,9 @@ def divergence(task: Task[Any], se: Any, tse: Any) -> Tensor:
     Example:
         >>> from tiledse.evaluate.classification import Comparison
         >>> half, most = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.9)
-        >>> divergence(Comparison(None), half, half).tolist()
+        >>> additive_divergence(Comparison(None), half, half).tolist()
         [0.0]
-        >>> round(float(divergence(Comparison(None), half, most)), 3)
+        >>> round(float(additive_divergence(Comparison(None), half, most)), 3)
         2.043
     """
     pairs = [

@@ -15,12 +15,12 @@ from ..correction import Correction
 from ..data.images import Batch, ListedImages, stack
 from ..errors import TiledSEError
 from ..evaluate.tasks import Paired, Progress, Task, check_finite
+from ..network import Network
 from ..numerals import real, whole
 from ..plan import Plan
 from .cache import Digest, Evaluations
 from .calibration import PRIOR, calibrate
-from .divergence import divergence
-from .network import Network
+from .divergence import additive_divergence
 
 # Plans that are run on a batch before the next one is read.
 _GROUP = 16
@@ -127,7 +127,7 @@ class Evaluator:
                     if number == 0:
                         first = output
                     else:
-                        apart[number - 1] += divergence(self.task, first, output).tolist()
+                        apart[number - 1] += additive_divergence(self.task, first, output).tolist()
         found: list[dict[str, Any]] = []
         for number, far in enumerate(apart, 1):
             if not far:
@@ -170,8 +170,8 @@ class Evaluator:
             digest = Digest()
             for batch in self._batches(few):
                 size = tuple(batch.inputs.shape[1:])
-                if size != self.network.plan.input_size:
-                    got, expected = ("x".join(map(str, s)) for s in (size, self.network.plan.input_size))
+                if size != self.network.se.input_size:
+                    got, expected = ("x".join(map(str, s)) for s in (size, self.network.se.input_size))
                     raise TiledSEError(f"the images are {got}, but the plan's input is {expected}")
                 digest.add([batch.inputs, batch.labels, list(batch.names)])
                 if self.task.metric:

@@ -193,7 +193,7 @@ def search(
             raise TiledSEError(
                 f"tile {tile}: a search chooses among strips of rows, such as 7xW or 1xW:running+6"
             )
-    plan = network.plan
+    plan = network.se
     given = options_of(plan, tiles)
     for tile in uniform:
         order.of(plan.with_tile(tile))  # what cannot be counted is refused before anything is measured

@@ -4,75 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from ..data.images import open_images
-from ..data.preprocessing import Kind, Preprocessing, torchvision_config
+from ..data.opening import open_images
+from ..data.preprocessing import Kind, Preprocessing
 from ..errors import TiledSEError
-from ..evaluate.processes import joined_processes, part, together
+from ..evaluate.processes import joined_processes, own_device, part, together
 from ..evaluate.tasks import Task
-from ..networks.subject import Subject, TorchSubject
+from ..network import Network
 from ..numerals import parse_reals
 from ..plan import Plan
 from .app import say
-from .arguments import check_blocks, load_model, parse_size, tell_random
-from .onnx import is_onnx, open_onnx, shown_name
+from .arguments import tell_random
+from .data import Data, Images
+from .model import Model
+from .progress import progress_bar
 
 T = TypeVar("T")
-TASKS = ("classify", "detect", "segment")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The options that say what is measured on what."""
-
-    data: str
-    task: str = "classify"
-    adapter: str | None = None
-    images_dir: Path | None = None
-    masks: Path | None = None
-    preprocess: str = "network"
-    class_map: Path | None = None
-    mean: str | None = None
-    std: str | None = None
-
-    @property
-    def files(self) -> tuple[str | Path | None, ...]:
-        """What is read of images and labels."""
-        return self.data, self.images_dir, self.masks, self.class_map
-
-    def check(self) -> None:
-        """Refuse options that do not go together.
-
-        Raises:
-            TiledSEError: which, and what to do.
-        """
-        if self.task not in TASKS:
-            raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
-        if self.task == "classify":
-            if self.adapter or self.images_dir or self.masks:
-                raise TiledSEError(
-                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
-                )
-        elif self.mean or self.std or self.class_map or self.preprocess != "network":
-            raise TiledSEError(
-                f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
-                "prepares the images"
-            )
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class Opened:
     """A network and what it is measured on."""
 
-    name: str  # MODEL, an ONNX file without its folder
-    subject: Subject
+    network: Network
     task: Task[Any]
-    random: bool
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -94,55 +54,40 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return found
 
 
-def open_subject(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, where: torch.device
-) -> tuple[Subject, nn.Module | None, bool]:
-    """MODEL to be measured, its module where it is one of torch, and whether its weights are random."""
-    if is_onnx(model):
-        source = open_onnx(model, weights, pretrained)
-        if where.type != "cpu":
-            raise TiledSEError(f"{model} runs in ONNX Runtime on the CPU; leave --device out")
-        from ..onnx.subject import OnnxSubject
-
-        return OnnxSubject(source, parse_size(size), torch.get_num_threads()), None, False
-    loaded = load_model(model, size, weights, pretrained)
-    loaded.model.to(where)
-    subject = TorchSubject(loaded.model, loaded.input_size)
-    return subject, loaded.model, loaded.random
-
-
-def open_measured(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, where: torch.device, setting: Setting,
-    labels: bool = True,
-) -> Opened:  # fmt: skip
+def open_measured(model: Model, where: torch.device, data: Images, labels: bool = True) -> Opened:
     """MODEL and the task that the options ask for.
 
     Args:
-        model: MODEL.
-        size: --input.
-        weights: --weights.
-        pretrained: --pretrained.
+        model: MODEL and its options.
         where: The device.
-        setting: The other options.
+        data: --data and its options.
         labels: Whether images without labels are refused.
 
     Raises:
         TiledSEError: wrong use of any of them.
     """
-    setting.check()
-    subject, module, random = open_subject(model, size, weights, pretrained, where)
-    check_blocks(subject.plan)
-    return Opened(shown_name(model), subject, _task(model, subject.plan, module, setting, labels), random)
+    data.check()
+    network = model.open(where)
+    network.plan.check_blocks()
+    return Opened(network, task_of(model.model, network, data, labels))
 
 
-def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, labels: bool) -> Task[Any]:
+def task_of(model: str, network: Network, setting: Images, labels: bool) -> Task[Any]:
+    """The task that --data and its options ask of a network.
+
+    Args:
+        model: MODEL.
+        network: What it opened as.
+        setting: --data and its options.
+        labels: Whether images without labels are refused.
+    """
     if setting.task == "detect":
-        return _detection(model, plan, module, setting)
+        return _detection(model, network, setting)
     if setting.task == "segment":
-        return _segmentation(model, plan, setting)
+        return _segmentation(model, network.plan.input_size, setting)
     from ..evaluate.classification import Classification, Comparison, open_unlabelled
 
-    prepare = preprocessing(model, plan, module, setting)
+    prepare = preprocessing(model, network, setting)
     try:
         return Classification(open_images(setting.data, prepare, class_map=setting.class_map))
     except TiledSEError as error:
@@ -151,34 +96,33 @@ def _task(model: str, plan: Plan, module: nn.Module | None, setting: Setting, la
     return Comparison(open_unlabelled(setting.data, prepare))
 
 
-def preprocessing(model: str, plan: Plan, module: nn.Module | None, setting: Setting) -> Preprocessing:
+def preprocessing(model: str, network: Network, setting: Images) -> Preprocessing:
     """How images become inputs of a classifier."""
     kind = cast(Kind, setting.preprocess)
     given = {"mean": numbers("--mean", setting.mean), "std": numbers("--std", setting.std)}
     said = {key: value for key, value in given.items() if value is not None}
-    if module is not None:
+    size = network.plan.input_size
+    if network.says_images:
         if said:
             raise TiledSEError("--mean and --std go with FILE.onnx; a PyTorch network says them itself")
-        source, _, name = model.partition(":")
-        config = torchvision_config(name) if source == "torchvision" else None
-        return Preprocessing.of(module, plan.input_size, kind, config)
+        return Preprocessing.of(nn.Identity(), size, kind, dict(network.config or {}))
     if len(said) < 2:
         say(
             f"{model} does not say how its images are normalised: taking ImageNet's mean and std; see --mean, --std"
         )
-    return Preprocessing.of(nn.Identity(), plan.input_size, kind, {**said, "input_size": plan.input_size})
+    return Preprocessing.of(nn.Identity(), size, kind, {**said, "input_size": size})
 
 
-def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Setting) -> Task[Any]:
+def _detection(model: str, network: Network, setting: Images) -> Task[Any]:
     from ..evaluate.adapters import Detector, effdet_detector, load_adapter
     from ..evaluate.detection import CocoImages, Detection
 
     if setting.masks:
         raise TiledSEError("--masks goes with --task segment; leave it out")
     if setting.adapter is not None:
-        detector = load_adapter(setting.adapter, Detector, plan.input_size)
-    elif model.startswith("effdet:") and module is not None:
-        detector = effdet_detector(module, plan.input_size)
+        detector = load_adapter(setting.adapter, Detector, network.plan.input_size)
+    elif model.startswith("effdet:"):
+        detector = effdet_detector(network.module("effdet's decoding"), network.plan.input_size)
     else:
         raise TiledSEError(
             f"{model} does not say how its outputs become boxes; give --adapter package.module:adapter, a function of "
@@ -187,7 +131,7 @@ def _detection(model: str, plan: Plan, module: nn.Module | None, setting: Settin
     return Detection(CocoImages(setting.data, detector, setting.images_dir), detector)
 
 
-def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
+def _segmentation(model: str, size: tuple[int, int, int], setting: Images) -> Task[Any]:
     from ..evaluate.adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
     from ..evaluate.segmentation import MaskedImages, Segmentation
     from ..networks.zoo.catalogue import find_entry
@@ -195,11 +139,11 @@ def _segmentation(model: str, plan: Plan, setting: Setting) -> Task[Any]:
     if setting.images_dir:
         raise TiledSEError("--images-dir goes with --task detect; leave it out")
     if setting.adapter is not None:
-        segmenter = load_adapter(setting.adapter, Segmenter, plan.input_size)
+        segmenter = load_adapter(setting.adapter, Segmenter, size)
     elif model.startswith("torchvision:"):
-        segmenter = semantic(VOC, plan.input_size)
+        segmenter = semantic(VOC, size)
     elif model.startswith("zoo:") and find_entry(model[4:]).task == "segment":
-        segmenter = zoo_segmenter(find_entry(model[4:]), plan.input_size)
+        segmenter = zoo_segmenter(find_entry(model[4:]), size)
     else:
         raise TiledSEError(
             f"{model} does not say what its outputs mean; give --adapter package.module:adapter, a function of the "
@@ -236,5 +180,50 @@ def in_processes(where: torch.device, work: Callable[[bool], T]) -> T | None:
 def opened_together(open_: Callable[[], Opened], speaks: bool) -> Opened:
     """Open network and task in every process, and say where weights are random."""
     opened = together(open_)
-    tell_random(opened.random and speaks)
+    tell_random(opened.network.random and speaks)
     return opened
+
+
+def measured(
+    model: Model,
+    data: Data,
+    check: Callable[[], None],
+    choose: Callable[[Plan], C],
+    measure: Callable[..., T],
+    labels: bool = False,
+) -> tuple[str, C, T] | None:
+    """One measurement of one network, by all processes that torchrun started.
+
+    Args:
+        model: MODEL and its options.
+        data: --data and its options.
+        check: Refuses wrong use before anything is opened.
+        choose: What is measured, from the plan of the network as it was found.
+        measure: Called with what was opened, what was chosen, and how: batch_size, workers, device, progress.
+        labels: Whether images without labels are refused.
+
+    Returns:
+        The name of the network, what was chosen and what was measured, in the process that speaks; else None.
+
+    Raises:
+        TiledSEError: wrong use of any option.
+    """
+    where = own_device(data.device)
+
+    def work(speaks: bool) -> tuple[str, C, T]:
+        check()
+        chosen: list[C] = []
+
+        def open_() -> Opened:
+            opened = open_measured(model, where, data, labels)
+            chosen.append(choose(opened.network.plan))
+            return opened
+
+        opened = opened_together(open_, speaks)
+        with progress_bar("images", shown=speaks) as progress:
+            found = measure(
+                opened, chosen[0], batch_size=data.batch_size, workers=data.workers, device=where, progress=progress
+            )  # fmt: skip
+        return opened.network.name, chosen[0], found
+
+    return in_processes(where, work)

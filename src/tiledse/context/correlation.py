@@ -18,7 +18,8 @@ from ..data.images import ImageSet
 from ..errors import TiledSEError
 from ..evaluate.processes import gather, part, together
 from ..evaluate.tasks import Progress, check_finite
-from ..networks.subject import Subject
+from ..network import Network
+from ..opening import open as open_network
 from ..plan import SEBlock
 from ..tile import Tile
 from .agreement import Agreement, BlockCorrelation, Correlation
@@ -57,7 +58,7 @@ class _Gathered:
 
 
 def correlate(
-    subject: Subject,
+    model: Any,
     images: ImageSet,
     tiles: Sequence[Sequence[Tile]],
     *,
@@ -73,7 +74,7 @@ def correlate(
     may differ.
 
     Args:
-        subject: The network.
+        model: The network, or what ``tiledse.open`` takes.
         images: The images; labels are not looked at.
         tiles: For each block, the tiles to look at.
         batch_size: Images in a batch.
@@ -85,24 +86,24 @@ def correlate(
         TiledSEError: an image cannot be read, outputs or maps are not finite (the image is named), there is no image.
 
     Example:
-        >>> import tempfile, timm
+        >>> import tempfile, tiledse, timm
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> from tiledse.evaluate.classification import open_unlabelled
-        >>> from tiledse.networks.subject import TorchSubject
         >>> folder = Path(tempfile.mkdtemp())
         >>> for seed in range(4):
         ...     noise = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)
         ...     Image.fromarray(noise).save(folder / f"{seed}.png")
         >>> as_tensor = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-        >>> subject = TorchSubject(timm.create_model("regnety_002").eval(), (3, 32, 32))
-        >>> tiles = [[Tile.parse("HxW")]] * len(subject.plan)
-        >>> found = correlate(subject, open_unlabelled(folder, as_tensor), tiles)
+        >>> network = tiledse.open(timm.create_model("regnety_002").eval(), (3, 32, 32))
+        >>> tiles = [[Tile.parse("HxW")]] * len(network.plan)
+        >>> found = correlate(network, open_unlabelled(folder, as_tensor), tiles)
         >>> found.n, found.blocks[0].squeeze.all, found.blocks[0].delta
         (4, 1.0, 0.0)
     """
-    if len(tiles) != len(subject.plan):
-        raise TiledSEError(f"expected tiles for {len(subject.plan)} blocks, got {len(tiles)}")
+    network = open_network(model)
+    if len(tiles) != len(network.plan):
+        raise TiledSEError(f"expected tiles for {len(network.plan)} blocks, got {len(tiles)}")
     device = torch.device(device)
 
     def own() -> tuple[int, dict[tuple[int, int], _Gathered], list[tuple[float, tuple[int, ...]]]]:
@@ -119,9 +120,9 @@ def correlate(
             def see(
                 number: int, x: Tensor, names: Any = batch.names, keys: Any = keys, chosen: Any = chosen
             ) -> None:
-                _look(subject, number, x, tiles[number], kept, names, keys, set(chosen))
+                _look(network, number, x, tiles[number], kept, names, keys, set(chosen))
 
-            output = subject.observe(batch.inputs.to(device), see)
+            output = network.observe(batch.inputs.to(device), see)
             check_finite(output, batch.names, "SE")
             done += len(batch.names)
             if progress is not None:
@@ -138,14 +139,14 @@ def correlate(
             whole.setdefault(key, _Gathered()).merge(gathered)
     winners = {key for key, _ in sorted(entry for _, _, drawn in parts for entry in drawn)[:IMAGES_DRAWN]}
     entries = []
-    for b, block in enumerate(subject.plan.blocks):
+    for b, block in enumerate(network.plan.blocks):
         for t, tile in enumerate(tiles[b]):
             entries.append(_entry(block, tile, whole[b, t], winners))
     return Correlation(number, tuple(entries))
 
 
 def _look(
-    subject: Subject,
+    network: Network,
     number: int,
     x: Tensor,
     tiles: Sequence[Tile],
@@ -158,13 +159,13 @@ def _look(
     x = x.float()
     check_finite(x, names, "SE")
     height, width = x.shape[2:]
-    whole = subject.squeeze(number, x, Tile.parse("HxW"))
-    gates = subject.excite(number, whole)
+    whole = network.squeeze(number, x, Tile.parse("HxW"))
+    gates = network.excite(number, whole)
     variance = x.double().var((2, 3), correction=0).cpu().numpy()
     first, first_gate = (_cells(value) for value in (whole, gates))
     for t, tile in enumerate(tiles):
-        descriptors = subject.squeeze(number, x, tile)
-        tiled, tiled_gate = _cells(descriptors), _cells(subject.excite(number, descriptors))
+        descriptors = network.squeeze(number, x, tile)
+        tiled, tiled_gate = _cells(descriptors), _cells(network.excite(number, descriptors))
         share = 1 / tile.elements(height, width).ravel() - 1 / (height * width)
         new = _Gathered()
         new.squeeze, new.excite = Moments.of(first, tiled), Moments.of(first_gate, tiled_gate)

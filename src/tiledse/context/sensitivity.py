@@ -14,7 +14,8 @@ import torch
 
 from ..errors import TiledSEError
 from ..evaluate.tasks import Paired, Progress, Task, run
-from ..networks.subject import Subject, first_tiled
+from ..network import first_tiled
+from ..opening import open as open_network
 from ..plan import Plan
 from ..tile import Tile
 
@@ -105,7 +106,7 @@ class Sensitivity:
         se: Metrics of the SE network, in percent.
         replacements: For each tile: blocks, stages, all.
         additivity: For each tile, of blocks and of stages; empty without labels.
-        whole: Blocks before which nothing could be shared (``SharedPrefix.whole``).
+        unshared: Blocks before which nothing could be shared (``SharedPrefix.unshared``).
     """
 
     task: str
@@ -115,7 +116,7 @@ class Sensitivity:
     se: dict[str, float]
     replacements: tuple[Replacement, ...]
     additivity: tuple[Additivity, ...]
-    whole: tuple[str, ...]
+    unshared: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -133,7 +134,7 @@ class Sensitivity:
             "stages": kinds["stage"],
             "all": kinds["all"],
             "additivity": [a.to_dict() for a in self.additivity],
-            "not_shared": list(self.whole),
+            "not_shared": list(self.unshared),
         }
 
 
@@ -163,7 +164,7 @@ def _only(plan: Plan, names: set[str], tile: Tile) -> Plan:
 
 
 def sensitivity(
-    subject: Subject,
+    model: Any,
     task: Task[Any],
     tiles: Sequence[Tile],
     *,
@@ -178,7 +179,7 @@ def sensitivity(
     maps is the SE network and does not run at all.
 
     Args:
-        subject: The network.
+        model: The network, or what ``tiledse.open`` takes.
         task: The images and what is measured on them; ``Comparison`` where there are no labels.
         tiles: The tiles.
         batch_size: Images in a batch.
@@ -189,14 +190,14 @@ def sensitivity(
     Raises:
         TiledSEError: no block, no tile, or see ``tasks.run``.
     """
-    if not len(subject.plan):
-        raise TiledSEError("the network has no squeeze-and-excite block; `tiledse find` gives the reasons")
+    network = open_network(model)
+    network.plan.check_blocks()
     if not tiles:
         raise TiledSEError("give at least one tile, such as 7xW")
-    wanted = candidates(subject.plan, list(dict.fromkeys(tiles)))
+    wanted = candidates(network.se, list(dict.fromkeys(tiles)))
     # A stage of one block is that block: each plan runs once.
     plans = list(dict.fromkeys(plan for _, _, _, plan in wanted))
-    branches = subject.branches(plans)
+    branches = network.branches(plans)
     names = {plan: f"{name} at {tile}" for _, name, tile, plan in reversed(wanted)}
     results = run(
         task,
@@ -230,7 +231,7 @@ def sensitivity(
         base,
         tuple(replacements),
         additivity,
-        branches.whole,
+        branches.unshared,
     )
 
 

@@ -12,7 +12,7 @@ from ..cost import cost
 from ..errors import TiledSEError
 from ..evaluate.processes import part
 from ..evaluate.tasks import Progress, Task, run
-from ..networks.subject import Subject, first_tiled
+from ..network import Network, first_tiled
 from ..tile import Tile
 from .sweep_file import SweepFile
 
@@ -27,7 +27,7 @@ class Entry:
     """
 
     labels: dict[str, str]
-    open: Callable[[], tuple[Subject, Task[Any]]]
+    open: Callable[[], tuple[Network, Task[Any]]]
 
 
 def sweep(
@@ -66,24 +66,23 @@ def sweep(
         missing = [tile for tile in dict.fromkeys(tiles) if not file.has({**entry.labels, "tile": tile})]
         if not missing:
             continue
-        subject, task = entry.open()
-        if not len(subject.plan):
-            raise TiledSEError(f"{entry.labels['model']} has no squeeze-and-excite block")
+        network, task = entry.open()
+        network.plan.check_blocks()
 
-        def measure(network: Any, who: str, task: Task[Any] = task) -> Sequence[Any]:
+        def measure(form: Any, who: str, task: Task[Any] = task) -> Sequence[Any]:
             def alone(inputs: torch.Tensor) -> Iterator[Any]:
-                yield network(inputs)
+                yield form(inputs)
 
             told = None if progress is None else progress(who)
             return run(
                 task, alone, [who], batch_size=batch_size, workers=workers, device=device, progress=told
             ).networks[0]
 
-        se = measure(subject.network(subject.plan), "SE")
+        se = measure(network.tiled(network.se), "SE")
         base = task.score(se)
         for tile in missing:
-            plan = subject.plan.with_tile(tile)
-            tse = se if first_tiled(plan) is None else measure(subject.network(plan), str(tile))
+            plan = network.se.with_tile(tile)
+            tse = se if first_tiled(plan) is None else measure(network.tiled(plan), str(tile))
             paired, counted = task.compare(se, tse), cost(plan)
             row = {
                 **entry.labels,

@@ -132,28 +132,6 @@ class Preprocessing:
         return self._transform(image.convert(_COLOURS[self.input_size[0]]))
 
 
-def torchvision_config(name: str) -> dict[str, Any]:
-    """How torchvision evaluates a classifier with its default weights, in timm's words.
-
-    Example:
-        >>> config = torchvision_config("mobilenet_v3_large")
-        >>> config["interpolation"], int(224 / config["crop_pct"])
-        ('bilinear', 232)
-    """
-    from torchvision import models
-
-    preset = models.get_model_weights(name).DEFAULT.transforms()
-    crop, resize = preset.crop_size[0], preset.resize_size[0]
-    return {
-        "input_size": (3, crop, crop),
-        "mean": tuple(preset.mean),
-        "std": tuple(preset.std),
-        "interpolation": preset.interpolation.value,
-        # timm resizes to the floor of input / crop_pct; the half keeps rounding away from the next number.
-        "crop_pct": crop / (resize + 0.5),
-    }
-
-
 def read_image(
     source: Path | BinaryIO, name: str, preprocess: Callable[[Image.Image], Tensor], scaled: bool = True
 ) -> Tensor:

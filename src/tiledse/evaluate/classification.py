@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..data.images import Batch, ImageSet, ListedImages, Preprocess
 from ..errors import TiledSEError
-from .accuracy import Evaluation, ImageResult, check_logits
+from .evaluation import Evaluation, ImageResult
+from .logits import check_logits
 from .tasks import Paired, Task, softmax_divergence
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
@@ -68,8 +69,15 @@ class Classification(Task[Guess]):
         """100 for an image that is right, 0 for one that is not."""
         return np.array([100.0 * (r.first == r.label) for r in results])
 
+    def check(self, output: Any, names: Sequence[str], who: str) -> None:
+        """Nothing: ``judge`` looks at the logits."""
+
     def divergence(self, se: Tensor, tse: Tensor) -> Tensor:
         """``softmax_divergence``."""
+        if se.shape[1] != tse.shape[1]:
+            raise TiledSEError(
+                f"SE gives {se.shape[1]} classes and TSE {tse.shape[1]}; expected two forms of one network"
+            )
         return softmax_divergence(se, tse)
 
 

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..networks.subject import Subject
+from ..data.images import ImageSet
+from ..network import Network
+from ..opening import open as open_network
 from ..plan import Plan
+from .accuracy import evaluation_of
+from .classification import Classification
+from .evaluation import Evaluation
 from .tasks import Paired, Progress, Task, run
 
 
@@ -70,43 +75,47 @@ def _plain(scores: dict[str, float]) -> dict[str, float | None]:
     return {key: value if np.isfinite(value) else None for key, value in scores.items()}
 
 
-def compare(
-    subject: Subject,
+def evaluate(
+    model: Any,
     plan: Plan,
-    task: Task[Any],
+    images: ImageSet | Task[Any],
     *,
     batch_size: int = 16,
     workers: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     amp: torch.dtype | None = None,
     progress: Progress | None = None,
-) -> TaskComparison:
-    """Measure SE and TSE on the same images.
+) -> Evaluation | TaskComparison:
+    """Measure SE and TSE on the same images, in one pass; what comes before the first tile runs once an image.
+
+    Under torchrun (``processes.joined_processes``) each process takes every n-th batch, or every n-th shard, and all
+    get the whole result.
 
     Args:
-        subject: The network.
+        model: The network, or what ``tiledse.open`` takes.
         plan: The tiles.
-        task: The images and what is measured.
+        images: Labelled images of a classifier (``tiledse.open_images``), or the task: what is measured on what.
         batch_size: Images in a batch.
         workers: Processes that read ahead; 0 reads in this one.
-        device: Where inputs go.
-        amp: Autocast to this dtype; None leaves the network's own.
+        device: Where inputs go; left out, where the network is.
+        amp: Autocast to this dtype, such as torch.bfloat16; None leaves the network's own.
         progress: Called with (images done, images in all or None) of this process.
 
+    Returns:
+        An ``Evaluation`` with top-1 and top-5 for a classifier, else a ``TaskComparison``.
+
     Raises:
-        TiledSEError: see ``tasks.run``.
+        TiledSEError: the plan is none of this network, or see ``tasks.run``.
     """
-    branches = subject.branches([plan])
+    network = open_network(model, None if isinstance(model, Network) else plan.input_size)
+    plan.check_network(network.plan)
+    task = images if isinstance(images, Task) else Classification(images)
     results = run(
-        task,
-        branches,
-        ["SE", "TSE"],
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        amp=amp,
-        progress=progress,
-    )
+        task, network.branches([plan]), ["SE", "TSE"], batch_size=batch_size, workers=workers,
+        device=network.device if device is None else device, amp=amp, progress=progress,
+    )  # fmt: skip
+    if isinstance(task, Classification):
+        return evaluation_of(results)
     se, tse = results.networks
     return TaskComparison(
         task.name,

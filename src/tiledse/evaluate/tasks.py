@@ -58,6 +58,14 @@ class Task(ABC, Generic[R]):
         """What ``judge`` needs to know of a batch, read once for all networks."""
         return None
 
+    def check(self, output: Any, names: Sequence[str], who: str) -> None:
+        """Check that an output can be judged.
+
+        Raises:
+            TiledSEError: it is not finite; the image is named.
+        """
+        check_finite(output, names, who)
+
     @abstractmethod
     def judge(self, batch: Batch, targets: Any, output: Any, who: str) -> list[R]:
         """One result for each image, small enough to be kept for all.
@@ -162,8 +170,8 @@ def run(
                 torch.no_grad(),
                 torch.autocast(device.type, amp, enabled=amp is not None, cache_enabled=False),
             ):
-                for name, output in zip(who, branches(inputs), strict=True):
-                    check_finite(output, batch.names, name)
+                for name, output in zip(who, _in_memory(branches(inputs), device, batch_size), strict=True):
+                    task.check(output, batch.names, name)
                     columns.append(task.judge(batch, targets, output, name))
                     if len(columns) == 1:
                         first = output
@@ -185,6 +193,15 @@ def run(
         tuple(zip(*(row[2] for row in rows))),
         tuple(zip(*(row[3] for row in rows))),
     )
+
+
+def _in_memory(outputs: Iterator[Any], device: torch.device, batch_size: int) -> Iterator[Any]:
+    try:
+        yield from outputs
+    except torch.OutOfMemoryError as error:
+        raise TiledSEError(
+            f"{device} has not enough memory for batches of {batch_size} images; take a smaller batch size"
+        ) from error
 
 
 def _nothing() -> Iterator[tuple[float, ...]]:

@@ -14,8 +14,9 @@ from ..tile import Tile
 from .dialects import Dialect, Layers
 from .finder import find_dialects
 from .inline_block import DIALECT as INLINE
-from .loading import load
 from .modes import in_train
+from .sources import build
+from .weights import check_numbers
 
 Size = tuple[int, int, int]
 
@@ -36,7 +37,8 @@ def build_classifier(model: str, classes: int, input_size: Size) -> nn.Module:
         10
     """
     source, _, name = model.partition(":")
-    network = load(model, input_size=input_size).model
+    network = build(model, size=input_size)[0]
+    check_numbers(network, model)
     if source in ("timm", "torchvision") and (classes != 1000 or input_size[0] != 3):
         try:
             network = _timm(name, classes, input_size[0]) if source == "timm" else _torchvision(name, classes)

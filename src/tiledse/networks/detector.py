@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import TiledSEError
-from .loading import load
 from .modes import in_train
+from .sources import build
 
 # The coarsest of the five levels has a stride of 2 ** 7.
 _STRIDE = 128
@@ -41,7 +41,7 @@ def build_detector(model: str, classes: int, input_size: tuple[int, int, int]) -
             f"{model} takes no image of {channels}x{height}x{width}; expected 3 channels, height and width multiples "
             f"of {_STRIDE}"
         )
-    network: Any = load(model, input_size=input_size).model
+    network: Any = build(model, size=input_size)[0]
     if classes != network.config.num_classes:
         network.reset_head(num_classes=classes)
     return in_train(network)

@@ -1,6 +1,6 @@
 """The table of SE classes: for each, how its excitation is called on descriptors alone.
 
-A class that is not in the table is recognised by its structure (structure.py). The table gives the known ones
+A class that is not in the table is recognised by what it computes (recognition.py). The table gives the known ones
 their names, and covers what cannot be seen by tracing.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..op.excitation import apply
-from ..op.functional import Reduce, mean, mean_and_max
+from ..op.formula import Reduce, mean, mean_and_max
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..correction import Correction
 from ..errors import TiledSEError
 from ..op.module import TiledSqueezeExcite
 from ..op.sliding import product_macs
-from ..plan import NearMiss, Network, Plan, SEBlock
+from ..plan import NearMiss, Plan, SEBlock, Totals
 from ..tile import Tile
 from .block import TiledBlock
 from .dialects import Dialect, Layers, class_name, known_dialect
@@ -89,7 +89,7 @@ def find_dialects(
         + (1 if correction is None else 2) * b.channels * product_macs(tile, b.height) * b.calls
         for b, tile, correction in zip(blocks, tiles, corrections, strict=True)
     )
-    network = Network(
+    network = Totals(
         sum(p.numel() for p in model.parameters()), reading.run.macs - tiled, reading.run.uncounted
     )
     plan = Plan(blocks, tiles, inputs.size, near, network, corrections)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..network import SharedPrefix, first_tiled
 from ..plan import Plan
 from .modes import evaluating
-from .subject import SharedPrefix, TorchSubject, first_tiled
 
 
 class _Diverged(Exception):
@@ -172,27 +172,29 @@ class Replayed(SharedPrefix):
     """``SharedPrefix`` of a PyTorch network.
 
     The first image is run both ways, for each place where a tiled form begins. Where the two differ in a single bit, or
-    where the network writes into tensors that the forms share, the forms that begin there are run whole; ``whole``
+    where the network writes into tensors that the forms share, the forms that begin there are run whole; ``unshared``
     names those blocks.
 
     Args:
-        subject: The network.
+        model: The network with plain SE.
         plans: Its forms.
+        networks: Each form, with the parameters of ``model``.
 
     Example:
         >>> import timm
-        >>> subject = TorchSubject(timm.create_model("regnety_002").eval(), (3, 64, 64))
-        >>> plan = subject.plan.with_tile("1xW", "s3.*")
-        >>> run, x = Replayed(subject, [plan]), torch.randn(2, 3, 64, 64)
+        >>> from tiledse.networks.network import TorchNetwork
+        >>> network = TorchNetwork(timm.create_model("regnety_002").eval(), (3, 64, 64))
+        >>> plan = network.se.with_tile("1xW", "s3.*")
+        >>> run, x = network.branches([plan]), torch.randn(2, 3, 64, 64)
         >>> se, tse = run(x)
-        >>> torch.equal(tse, subject.network(plan)(x)), run.whole
+        >>> torch.equal(tse, network.tiled(plan)(x)), run.unshared
         (True, ())
     """
 
-    def __init__(self, subject: TorchSubject, plans: Sequence[Plan]) -> None:
-        self.subject = subject
-        self.model = subject.model
-        self.networks: list[nn.Module] = [subject.network(plan) for plan in plans]
+    def __init__(self, model: nn.Module, plans: Sequence[Plan], networks: Sequence[nn.Module]) -> None:
+        self.model = model
+        self.networks = networks
+        self.names = [block.name for block in plans[0].blocks] if plans else []
         self.firsts = [first_tiled(plan) for plan in plans]
         self._trace: _Trace | None = None
         self._whole: set[int] = set()
@@ -209,12 +211,12 @@ class Replayed(SharedPrefix):
         tracer = _Tracer()
         trace = tracer.trace
         handles = []
-        for block in range(len(self.subject.plan)):
+        for block, name in enumerate(self.names):
 
             def start(*_: Any, block: int = block) -> None:
                 trace.starts.setdefault(block, len(trace.names))
 
-            handles.append(self.subject.module(block).register_forward_pre_hook(start))
+            handles.append(self.model.get_submodule(name).register_forward_pre_hook(start))
         try:
             with tracer:
                 output = self.model(image)
@@ -232,7 +234,7 @@ class Replayed(SharedPrefix):
         self._name_whole()
 
     def _name_whole(self) -> None:
-        self.whole = tuple(self.subject.plan.blocks[block].name for block in sorted(self._whole))
+        self.unshared = tuple(self.names[block] for block in sorted(self._whole))
 
     def _run(self, inputs: Tensor, trace: _Trace | None) -> Iterator[Any]:
         assert trace is not None

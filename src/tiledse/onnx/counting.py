@@ -11,7 +11,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from ..plan import Network
+from ..plan import Totals
 from .constants import Constants
 from .excitation import ExcitationReader
 from .model import OnnxModel
@@ -32,7 +32,7 @@ _PARAMETERS = {
 _VECTORS = {"Add", "Sub", "Mul", "Div", "Gather", "Concat"}
 
 
-def count(model: OnnxModel, shapes: Shapes, constants: Constants) -> Network:
+def count(model: OnnxModel, shapes: Shapes, constants: Constants) -> Totals:
     """Parameters and MACs of a network as it stands, for one image."""
     reader = ExcitationReader(constants, shapes)
     parameters: set[ir.Value] = set()
@@ -52,7 +52,7 @@ def count(model: OnnxModel, shapes: Shapes, constants: Constants) -> Network:
         elif node.op_type in _UNCOUNTED:
             uncounted[node.op_type] = None
     params = sum(prod(shapes.of(v) or _stored(v)) for v in parameters)
-    return Network(params, macs // shapes.image.batch, tuple(uncounted))
+    return Totals(params, macs // shapes.image.batch, tuple(uncounted))
 
 
 def _parameters(node: ir.Node, constants: Constants, shapes: Shapes) -> set[ir.Value]:

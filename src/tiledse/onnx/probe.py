@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from torch import Tensor, from_numpy, nn
 
 from ..correction import Correction
 from ..errors import TiledSEError, first_line
@@ -280,18 +279,3 @@ def _needed(values: Sequence[ir.Value], starts: Sequence[ir.Value] = ()) -> set[
                 seen.add(other)
                 waiting.append(other)
     return seen
-
-
-class ProbedModule(nn.Module):
-    """The network of a probe with the tiles of a plan, as a module."""
-
-    def __init__(self, probe: Probe, plan: Plan) -> None:
-        super().__init__()
-        self.probe, self.given = probe, probe.feeds(plan)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Images (N, C, H, W) to what the network gives."""
-        given = tuple(
-            from_numpy(out) for out in self.probe.run(x.cpu().numpy(), self.given, self.probe.outputs)
-        )
-        return given[0] if len(given) == 1 else given

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
-from . import functional, gradients, scaling, squeezing
+from . import formula, gradients, scaling, squeezing
 from .grids import is_batched, is_channels_last
 
 
@@ -54,7 +54,7 @@ class Squeeze(torch.autograd.Function):
         if grad_z is not None:
             # The squeeze is linear: its gradient depends on no number of the map.
             x = torch.zeros((), dtype=grad_z.dtype, device=grad_z.device).expand(ctx.shape).requires_grad_()
-            (given,) = _of_formula(lambda: functional._squeeze(x, ctx.tile, functional.mean), [x], grad_z)
+            (given,) = _of_formula(lambda: formula.squeeze(x, ctx.tile, formula.mean), [x], grad_z)
             grad = given if grad is None else grad + given
         return grad, None, None
 
@@ -80,7 +80,7 @@ class Scale(torch.autograd.Function):
             if not torch.is_grad_enabled():
                 x, gates = x.detach().requires_grad_(wanted[0]), gates.detach().requires_grad_(wanted[1])
             inputs = [value for value, asked in zip((x, gates), wanted) if asked]
-            given = iter(_of_formula(lambda: functional._scale(x, gates, tile), inputs, grad))
+            given = iter(_of_formula(lambda: formula.scale(x, gates, tile), inputs, grad))
             return next(given) if wanted[0] else None, next(given) if wanted[1] else None, None, None
         sums = gradients.dot(grad, x, tile) if wanted[1] else None
         if wanted[0]:
@@ -88,7 +88,7 @@ class Scale(torch.autograd.Function):
         return grad if wanted[0] else None, sums, None, None
 
 
-def _of_formula(formula: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+def _of_formula(value: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        return torch.autograd.grad(formula(), inputs, grad, create_graph=graph)
+        return torch.autograd.grad(value(), inputs, grad, create_graph=graph)

@@ -3,8 +3,8 @@
 Source: Vosco et al., "Tiled Squeeze-and-Excite", 2021, section 3.1 and figure A1. Where text and code differ, the
 code is followed: rows are repeated and cropped, so row i belongs to tile i // h.
 
-``_squeeze`` and ``_scale`` are the formula: plain operators on views, which compilers and exporters trace and fuse.
-The public functions take it, or the same numbers faster:
+The formula (formula.py) is plain operators on views, which compilers and exporters trace and fuse. The public
+functions take it, or the same numbers faster:
 
 ==========================================================  ====================================================
 the map and who asks                                        the way
@@ -28,7 +28,6 @@ autocast. TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -36,11 +35,11 @@ from torch import Tensor, fx
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import compiled, scaling, squeezing, whole
+from . import compiled, formula, scaling, squeezing, whole
 from . import library as library  # registers torch.ops.tiledse
 from .autograd import Link, Scale, Squeeze
-from .grids import Span, is_autocast, is_channels_last, is_dense, is_eager, layout, running, spans
-from .sliding import by_rows, seen
+from .formula import Reduce, mean
+from .grids import is_autocast, is_channels_last, is_dense, is_eager, layout
 from .two_layers import two_layers
 
 # Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
@@ -50,23 +49,6 @@ SMALL_BYTES = 1 << 19
 TINY_BYTES = 1 << 18
 
 Excite = Callable[[Tensor], Tensor]
-Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
-
-
-def _tiles(x: Tensor, rows: Span, cols: Span) -> Tensor:
-    """A view of one rectangle of equal tiles: (N, C, rows, h, cols, w)."""
-    x = x.narrow(2, rows.start, rows.number * rows.size).narrow(3, cols.start, cols.number * cols.size)
-    return x.unflatten(3, (cols.number, cols.size)).unflatten(2, (rows.number, rows.size))
-
-
-def mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The squeeze of the paper: the mean over a tile's own elements."""
-    return x.mean(dims)
-
-
-def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Half the mean and half the maximum: what timm's SE modules squeeze with ``add_maxpool=True``."""
-    return 0.5 * x.mean(dims) + 0.5 * x.amax(dims)
 
 
 def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
@@ -94,31 +76,7 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
         given = (x, str(tile)) if reduce is mean else (x, str(tile), reduce)
         return x.tracer.create_proxy("call_function", squeeze, given, {})
     _check_map(x)
-    return squeezing.squeeze(x, tile) if reduce is mean and is_eager(x) else _squeeze(x, tile, reduce)
-
-
-def _squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
-    height, width = _sides(x)
-    if tile.single:
-        first, stop = tile.rows(height)
-        return reduce(x.narrow(2, first, stop - first), (2, 3))[:, :, None, None]
-    if tile.whole:
-        return reduce(x, (2, 3))[:, :, None, None]
-    tall, wide = tile.size(height, width)
-    if tile.slides and reduce is not mean:
-        raise TiledSEError(
-            f"tile {tile}: a {tile.squeeze} strip is a mean, but this block also squeezes a maximum"
-        )
-    if by_rows(tile, height):
-        return seen(x.mean(3, keepdim=True), tile)
-    grid = torch.cat(
-        [
-            torch.cat([reduce(_tiles(x, rows, cols), (3, 5)) for cols in spans(width, wide)], 3)
-            for rows in spans(height, tall)
-        ],
-        2,
-    )
-    return running(grid, height, tall) if tile.squeeze == "running" else grid
+    return squeezing.squeeze(x, tile) if reduce is mean and is_eager(x) else formula.squeeze(x, tile, reduce)
 
 
 def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) -> Tensor:
@@ -150,29 +108,11 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
     _check_inplace(inplace and recorded)
     if is_eager(x) and (not recorded or scaling.fills_strips(tile, x)):
         return scaling.scale(x, gates, tile, inplace)
-    scaled = _scale(x, gates, tile)
+    scaled = formula.scale(x, gates, tile)
     if inplace:
         return x.copy_(scaled)
     # What is put together from ragged tiles may come out in the other layout.
     return scaled.contiguous(memory_format=layout(x)) if is_eager(x) and is_dense(x) else scaled
-
-
-def _scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
-    height, width = _sides(x)
-    if tile.grid(height, width) == (1, 1):
-        return x * gates
-    tall, wide = tile.scaled(height, width)
-    bands, row = [], 0
-    for rows in spans(height, tall):
-        parts, col = [], 0
-        for cols in spans(width, wide):
-            gate = gates.narrow(2, row, rows.number).narrow(3, col, cols.number)
-            scaled = _tiles(x, rows, cols) * gate[:, :, :, None, :, None]
-            parts.append(scaled.flatten(4, 5).flatten(2, 3))
-            col += cols.number
-        bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
-        row += rows.number
-    return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
 
 def tiled_squeeze_excite(
@@ -283,18 +223,8 @@ def library_is_on(x: Tensor) -> bool:
     return torch.is_grad_enabled() or is_channels_last(x) or compiled.asked(x)
 
 
-def _sides(x: Tensor) -> tuple[int, int]:
-    """Rows and columns of a map; in a trace by torch.jit, which holds for one size, the numbers that they are."""
-    if not torch.jit.is_tracing():
-        height, width = x.shape[2:]
-        return height, width
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return int(x.shape[2]), int(x.shape[3])
-
-
 def _check_map(x: Tensor) -> None:
-    if x.dim() != 4 or 0 in _sides(x):
+    if x.dim() != 4 or 0 in formula.sides(x):
         raise TiledSEError(
             f"expected a map of shape (N, C, H, W) with at least one row and one column, got {tuple(x.shape)}"
         )

@@ -77,7 +77,7 @@ def wins(geometry: Geometry) -> bool:
     """Whether the kernel is taken unasked: row strips, HxW among them, where the hidden layer is not too wide.
 
     7xW in float32, 32 images on an H100: forward 1.06 to 2.08 copies, PyTorch 1.9 to 9.0; a training step 2.7 to 6.7 of
-    them, PyTorch 6.7 to 16.6 (benchmarks/results/h100.txt; R up to 168). Columns and patches were checked there, and
+    them, PyTorch 6.7 to 16.6 (results/speed/h100.txt; R up to 168). Columns and patches were checked there, and
     not timed.
     """
     return geometry.wide == geometry.width and geometry.reduced <= 256

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
-from . import compiled, composed, fused
+from . import compiled, composed, formula, fused
 from .grids import is_batched
 from .triton_on import fused_is_on, kernels_are_on
 from .two_layers import ACTS, GATES, TwoLayers
@@ -111,16 +111,14 @@ def _of_formula(
     inputs: tuple[Tensor, ...], grad: Tensor, wanted: Sequence[bool], tile: Tile, act: str, gate: str
 ) -> list[Tensor | None]:
     """Gradients by torch's own, where a graph of them is asked for, or many at once."""
-    from .functional import _scale, _squeeze, mean
-
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
         if not graph:
             inputs = tuple(value.detach().requires_grad_(asked) for value, asked in zip(inputs, wanted))
         x, w1, b1, w2, b2 = inputs
-        z = _squeeze(x, tile, mean)
+        z = formula.squeeze(x, tile, formula.mean)
         h = ACTS[act](F.conv2d(z, w1[:, :, None, None], b1))
-        y = _scale(x, GATES[gate](F.conv2d(h, w2[:, :, None, None], b2)), tile)
+        y = formula.scale(x, GATES[gate](F.conv2d(h, w2[:, :, None, None], b2)), tile)
         asked = [value for value, want in zip(inputs, wanted) if want]
         given = iter(torch.autograd.grad(y, asked, grad, create_graph=graph))
     return [next(given) if want else None for want in wanted[:5]]

@@ -76,8 +76,8 @@ def sensitivity_tables(found: Sensitivity, model: str) -> list[Table | str]:
         caption.insert(
             0, f"drop: of {found.metric}, in percentage points, with its 95 % interval; lost, gained: images"
         )
-    if found.whole:
-        caption.append(f"run whole, nothing could be shared before: {', '.join(found.whole)}")
+    if found.unshared:
+        caption.append(f"run whole, nothing could be shared before: {', '.join(found.unshared)}")
     columns = ("replaced", "blocks", "drop", "95 % interval", "lost", "gained", "divergence")
     parts: list[Table | str] = []
     for tile in dict.fromkeys(r.tile for r in found.replacements):

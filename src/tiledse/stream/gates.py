@@ -13,7 +13,7 @@ from ..errors import TiledSEError
 from ..networks.counting import MacCounter
 from ..op.functional import squeeze as squeeze_tiles
 from ..tile import Tile
-from .building import Builder, Ref
+from .builder import Builder, Ref
 from .maps import FOREVER, SAME, Between, First, Repeat, Strips, Total
 from .marks import REDUCES, excitation
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
 from ..op.correction import correct
-from ..op.functional import mean, mean_and_max
+from ..op.formula import mean, mean_and_max
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite

@@ -16,7 +16,7 @@ from ..networks.duplicating import duplicate
 from ..networks.finder import find_dialects
 from ..networks.inline import outline_again
 from ..networks.verification import Candidate
-from ..op.functional import mean
+from ..op.formula import mean
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from .marks import REDUCES, Block, mark_block

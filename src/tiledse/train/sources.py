@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.images import SHARD_SUFFIXES, ListedImages, open_images
+from ..data.images import SHARD_SUFFIXES, ListedImages
+from ..data.opening import open_images
 from ..data.pixels import BROKEN, opened
 from ..data.shards import IMAGE_KEYS, ShardedImages
 from ..errors import TiledSEError, first_line

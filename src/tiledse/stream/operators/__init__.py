@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..building import Builder, Ref, whole_numbers
+from ..builder import Builder, Ref, whole_numbers
 from ..maps import First
 
 # Each module enters its operators into the table.
@@ -19,7 +19,7 @@ from .elementwise import elementwise
 from .table import TABLE, Fx
 
 
-def treat(b: Builder, fx: Fx, pick: Any = None) -> Ref:
+def treat(b: Builder, fx: Fx, pick: Any) -> Ref:
     """Add the node of one operator to the row graph; ``pick`` is which of several results is meant."""
     refs, _ = b.call(fx)
     namespace = str(fx.target).split(".")

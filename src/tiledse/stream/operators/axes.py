@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..building import Builder, Ref
+from ..builder import Builder, Ref
 from ..maps import Total
 from .table import Fx, argument, by_row, on, shape_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import TiledSEError
 from ...tile import Tile
-from ..building import Builder, Ref
+from ..builder import Builder, Ref
 from ..gates import excite, scale, squeeze, squeeze_corrected
 from .table import Fx, on
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..building import Builder, Ref, Slot
+from ..builder import Builder, Ref, Slot
 from ..maps import SAME, First
 from .table import Fx, by_row, on, shape_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..building import Builder, Ref
+from ..builder import Builder, Ref
 from ..maps import SAME, Table, Window
 from .table import Fx, argument, by_row, on, shape_of
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..building import Builder, Ref
+from ..builder import Builder, Ref, Treatment
 from ..maps import SAME
 
 Fx = torch.fx.Node
-Treatment = Callable[[Builder, Fx, Any], Ref]
 TABLE: dict[str, Treatment] = {}
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..building import Builder, Ref
+from ..builder import Builder, Ref
 from ..maps import SAME, Window
 from .table import Fx, argument, by_row, on, shape_of
 

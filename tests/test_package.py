@@ -1,0 +1,83 @@
+"""The wheel holds the package and nothing else, and its commands work where nothing but the wheel is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+NETWORK = "timm:mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """``make wheel-test`` names the wheel that ``make wheel`` made; otherwise one is made here."""
+    if made := os.environ.get("TILEDSE_WHEEL"):
+        return Path(made).resolve()
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+def run(program: Path, folder: Path, *arguments: str) -> str:
+    """What a program prints; PYTHONPATH would show it the tiledse of this clone."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def command(wheel, tmp_path_factory) -> Path:
+    """``tiledse`` in an environment that holds this wheel alone.
+
+    Its dependencies are gigabytes, so they are read from the environment of the tests. A line in a .pth file adds
+    that folder without the .pth files in it: the editable tiledse there stays out of reach.
+    """
+    folder = tmp_path_factory.mktemp("empty")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, folder, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
+    packages = run(python, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    (Path(packages) / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    return folder / "bin" / "tiledse"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_git_has_of_the_package(wheel):
+    tracked = subprocess.run(
+        ["git", "ls-files", "src/tiledse"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    expected = {path.removeprefix("src/") for path in tracked}
+    assert {"tiledse/py.typed", "tiledse/op/cpp/squeeze_excite.cpp"} <= expected
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        about = next(name for name in names if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
+        further = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
+        assert names == expected | {f"{about}/{name}" for name in further}
+        for name in names:
+            held = archive.read(name)
+            assert str(ROOT).encode() not in held, name
+            assert str(Path.home()).encode() + b"/" not in held, name
+
+
+@pytest.mark.slow
+def test_the_commands_run_from_the_wheel_alone(command, tmp_path):
+    python = command.with_name("python")
+    where = run(python, tmp_path, "-c", "import tiledse; print(tiledse.__file__)")
+    assert Path(where).is_relative_to(command.parent.parent)
+    assert "blocks.0.0.se" in run(command, tmp_path, "find", NETWORK)
+    assert "the network" in run(command, tmp_path, "cost", NETWORK, "--tile", "7xW")
+    assert "have tiles now" in run(command, tmp_path, "convert", NETWORK, "--tile", "7xW", "-o", "x.onnx")
+    assert (tmp_path / "x.onnx").stat().st_size > 1_000_000
+    assert "camvid" in run(command, tmp_path, "zoo")
