@@ -68,11 +68,19 @@ def open_measured(model: Model, where: torch.device, data: Images, labels: bool 
     """
     data.check()
     network = model.open(where)
-    network.check_blocks()
-    return Opened(network, _task(model.model, network, data, labels))
+    network.plan.check_blocks()
+    return Opened(network, task_of(model.model, network, data, labels))
 
 
-def _task(model: str, network: Network, setting: Images, labels: bool) -> Task[Any]:
+def task_of(model: str, network: Network, setting: Images, labels: bool) -> Task[Any]:
+    """The task that --data and its options ask of a network.
+
+    Args:
+        model: MODEL.
+        network: What it opened as.
+        setting: --data and its options.
+        labels: Whether images without labels are refused.
+    """
     if setting.task == "detect":
         return _detection(model, network, setting)
     if setting.task == "segment":
