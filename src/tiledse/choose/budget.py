@@ -48,9 +48,9 @@ def shares(plan: Plan, options: Sequence[Sequence[Tile]], order: Order) -> tuple
     """What each tile of each block holds, and what is held whatever the tiles are.
 
     In the smallest plan every block has its smallest tile. A tile's share is the gate buffer of its block in that plan,
-    plus what the whole plan holds more when this block gets the tile. Gate buffers are their own shares, and they add up. So do those of a
-    pipeline where each shortcut passes one block: what waits there waits for this block alone. Where a shortcut passes
-    several, their sum is more than is held.
+    plus what the whole plan holds more when this block gets the tile. Gate buffers are their own shares, and they add
+    up. Those of a pipeline add up too where each shortcut passes one block, for what waits there waits for that block
+    alone. Where a shortcut passes several blocks, their sum is more than is held.
 
     Returns:
         The rest, and for each block one number a tile.
