@@ -104,7 +104,7 @@ def searched(network, options, divergences, budgets):
     """The choice of least summed divergence under each budget."""
     plan = network.se
     table = [
-        [(t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
+        [(b.calls * t.buffer(b.channels, b.height, b.width), d) for t, d in zip(tiles, costs)]
         for b, tiles, costs in zip(plan.blocks, options, divergences)
     ]
     choices = best_choices(table)
@@ -335,7 +335,8 @@ def write(args, network, task, chosen, results, choice_divergence):
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / f"{args.network}.csv", lines)
     record = {
-        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o DIR --cache DIR",
+        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/accuracy/choose"
+        " --cache DIR",
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")
         },

@@ -29,6 +29,7 @@ from tiledse.choose.cache import Evaluations
 from tiledse.choose.calibration import calibrate
 from tiledse.choose.evaluation import Evaluator
 from tiledse.choose.search import default_tiles, only, options_of
+from tiledse.cost import cost
 from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
 from tiledse.evaluate.classification import Classification
@@ -101,8 +102,8 @@ def choose(name, network, fit_images, task, few, batch, tiles, cache, log):
     flat = iter(evaluator.divergences(plans, lambda done, total: log(f"alone: {done} of {total}")))
     divergences = [[next(flat) for _ in own] for own in options]
     budgets = {f"{k} rows": gate_buffer(plan.with_tile(f"{k}xW")) for k in ROWS[name]}
-    for budget, (found, cost) in searched(network, options, divergences, budgets).items():
-        log(f"searched, {budget}: {[str(t) for t in found.tiles]}, summed divergence {cost:.4g}")
+    for budget, (found, summed) in searched(network, options, divergences, budgets).items():
+        log(f"searched, {budget}: {[str(t) for t in found.tiles]}, summed divergence {summed:.4g}")
         forms[f"searched, {budget}"] = found
         if budget in SEARCHED_AND_CALIBRATED:
             forms[f"searched, {budget}, calibrated"] = calibrate(network, found, inputs)
@@ -238,7 +239,7 @@ def write(args, network, task, chosen, results, known):
 
 def row_sums(plan):
     """Sums of rows that the strips keep beside their buffer."""
-    return sum(b.channels * t.row_sums(b.height) for b, t in plan)
+    return cost(plan).tse.running_sums
 
 
 def draw(path: Path) -> None:

@@ -10,8 +10,8 @@ from tests.cli.running import assert_refused, tiledse
 
 
 def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
+    from tiledse.bench import timings as bench
     from tiledse.bench.operator import Shape
-    from tiledse.cli import bench
 
     monkeypatch.setattr(bench, "SHAPES", (Shape("small", 1, 8, 2, 14, 14),))
     monkeypatch.setattr(bench, "NETWORKS", (("mobilenetv3_small_100", (1, 3, 64, 64)),))
@@ -36,9 +36,9 @@ def test_bench_compiles(monkeypatch):
     """By a backend that runs the graph as it is: inductor takes minutes, and a C++ compiler."""
     from functools import partial
 
+    from tiledse.bench import timings as bench
     from tiledse.bench.compiled_operator import compare_compiled
     from tiledse.bench.operator import Shape
-    from tiledse.cli import bench
 
     monkeypatch.delenv("TILEDSE_LIBRARY", raising=False)
     monkeypatch.setattr(bench, "COMPILED_SHAPES", (Shape("small", 1, 8, 2, 14, 14),))

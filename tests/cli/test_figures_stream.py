@@ -93,7 +93,7 @@ def test_the_difference_is_that_of_what_was_written(tmp_path, monkeypatch):
     assert done["max_rel_error"] < 1e-5
 
     # A network that gives a hundredth more is 1/101 of its own largest output away; nan is no number to print.
-    import tiledse.cli.stream as verb
+    from tiledse.stream import comparison as verb
 
     plain = verb.convert_shared
 

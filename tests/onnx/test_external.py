@@ -77,11 +77,65 @@ def test_weights_by_a_symbolic_link(file):
     real.mkdir()
     (file.parent / "w.bin").rename(real / "w.bin")
     (file.parent / "w.bin").symlink_to(real / "w.bin")
-    assert_refused(tiledse("find", file), "symbolic link")
+    assert_refused(tiledse("find", file), "symbolic link that leads elsewhere", "cp -L net.onnx w.bin FOLDER")
     (file.parent / "w.bin").unlink()
     (file.parent / "d").symlink_to(real)
     moved(file, "d/w.bin")
-    assert_refused(tiledse("find", file), "symbolic link")
+    assert_refused(tiledse("find", file), "symbolic link that leads elsewhere")
+
+
+def cached(file, data="blobs"):
+    """The files as Hugging Face's cache keeps them: ``snapshots/REVISION/onnx/NAME`` are links into ``blobs``."""
+    root = file.parent.parent / "models--a--net"
+    snapshot = root / "snapshots" / "0123abcd" / "onnx"
+    for folder in (snapshot, root / "blobs", root / data):
+        folder.mkdir(parents=True, exist_ok=True)
+    file.rename(root / "blobs" / "5f1c")
+    (file.parent / "w.bin").rename(root / data / "9e07")
+    (snapshot / "net.onnx").symlink_to("../../../blobs/5f1c")
+    (snapshot / "w.bin").symlink_to(f"../../../{data}/9e07")
+    return snapshot / "net.onnx"
+
+
+def test_in_a_cache_whose_files_are_links(file, tmp_path):
+    whole = tmp_path / "whole.onnx"
+    onnx.save(se_net(), whole)
+    linked = cached(file)
+    model = load(linked)
+    assert find(model) == find(load(whole))
+    assert verify(load(whole), convert(model, find(model).with_tile("3xW")), find(model).with_tile("3xW"))
+    # The blobs are read, so they are not written over, under either name.
+    for name in (linked, linked.resolve(), linked.parent / "w.bin", (linked.parent / "w.bin").resolve()):
+        before = name.read_bytes()
+        done = tiledse(
+            "convert", linked, "--tile", "3xW", "--force", "-o", tmp_path / "o.onnx", "--alls", name
+        )
+        assert_refused(done, "would replace what is read")
+        assert name.read_bytes() == before
+
+
+def test_a_link_within_the_folder(file):
+    (file.parent / "w.bin").rename(file.parent / "v2.bin")
+    (file.parent / "w.bin").symlink_to("v2.bin")
+    assert len(find(load(file))) == 1
+
+
+def test_links_that_lead_elsewhere(file):
+    """Weights outside of the folder that the network lies in, behind all links."""
+    linked = cached(file, data="other")
+    assert_refused(tiledse("find", linked), "symbolic link that leads elsewhere", "cp -L")
+    # The network itself beside the links: then they lead elsewhere too.
+    blob = linked.resolve()
+    linked.unlink()
+    linked.write_bytes(blob.read_bytes())
+    assert_refused(tiledse("find", linked), "symbolic link that leads elsewhere")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "w.bin"])
+def test_links_that_lead_nowhere(file, target):
+    (file.parent / "w.bin").unlink()
+    (file.parent / "w.bin").symlink_to(target)
+    assert_refused(tiledse("find", file), "symbolic link that leads elsewhere")
 
 
 @pytest.mark.parametrize(

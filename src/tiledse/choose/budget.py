@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..plan import Plan
+from ..plan import Plan, SEBlock
 from ..tile import Tile
 from .exact import Choice
 
@@ -15,8 +15,13 @@ _MOST_CHANGES = 100
 
 
 def gate_buffer(plan: Plan) -> int:
-    """Sum of the gate buffers of a plan, in elements (the paper's, section 3.2)."""
-    return sum(tile.buffer(b.channels, b.height, b.width) for b, tile in plan)
+    """Sum of the gate buffers of a plan, in elements (the paper's, section 3.2): ``cost(plan).tse.buffer``."""
+    return sum(_held(block, tile) for block, tile in plan)
+
+
+def _held(block: SEBlock, tile: Tile) -> int:
+    """Each call of a block holds its own map."""
+    return block.calls * tile.buffer(block.channels, block.height, block.width)
 
 
 class Order(NamedTuple):
@@ -57,15 +62,12 @@ def shares(plan: Plan, options: Sequence[Sequence[Tile]], order: Order) -> tuple
         >>> shares(plan, [[Tile.parse("2xW"), Tile.parse("HxW")]], GATES)
         (0, [[160, 560]])
     """
-    smallest = [
-        min(own, key=lambda t: t.buffer(b.channels, b.height, b.width))
-        for b, own in zip(plan.blocks, options, strict=True)
-    ]
+    smallest = [min(own, key=lambda t: _held(b, t)) for b, own in zip(plan.blocks, options, strict=True)]
     least = with_tiles(plan, smallest)
     held, gates = order.of(least), gate_buffer(least)
     found = []
     for number, (block, own) in enumerate(zip(plan.blocks, options, strict=True)):
-        first = smallest[number].buffer(block.channels, block.height, block.width)
+        first = _held(block, smallest[number])
         row = []
         for tile in own:
             tiles = [*smallest[:number], tile, *smallest[number + 1 :]]

@@ -13,7 +13,7 @@ from ..correction import Correction
 from ..errors import TiledSEError
 from ..network import Network
 from ..opening import open as open_network
-from ..plan import Plan
+from ..plan import Plan, SEBlock
 from ..tile import Tile
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def calibrate_alone(
     found: list[list[Correction | None]] = []
     for number, (block, own_options) in enumerate(zip(plan.blocks, options, strict=True)):
         rows = np.concatenate([part[number] for part in parts])
-        _check_rows(rows, block.name)
+        _check_rows(rows, block)
         fits: list[Correction | None] = []
         for tile in own_options:
             small = tile.tiles(block.height, block.width) > 1 and network.refuses(number) is None
@@ -209,12 +209,13 @@ def _correction(network: Network, rows: np.ndarray, tile: Tile, prior: float) ->
 
 
 def _rows(network: Network, plan: Plan, block: int, images: Batches) -> np.ndarray:
-    """Row means of one block's maps over all images, (N, C, H)."""
+    """Row means of one block's maps over all images, (N * calls, C, H)."""
     look = network.rows(plan, [block])
     parts = [part for batch in images() for part in look(_of_size(batch, plan))]
-    _check_count(sum(map(len, parts)))
+    if not parts:
+        _check_count(0)
     rows = np.concatenate(parts)
-    _check_rows(rows, plan.blocks[block].name)
+    _check_rows(rows, plan.blocks[block])
     return rows
 
 
@@ -228,12 +229,12 @@ def _of_size(batch: Tensor, plan: Plan) -> Tensor:
     return batch
 
 
-def _check_rows(rows: np.ndarray, name: str) -> None:
-    _check_count(len(rows))
+def _check_rows(rows: np.ndarray, block: SEBlock) -> None:
+    _check_count(len(rows) // block.calls)
     finite = np.isfinite(rows).all((1, 2))
     if not finite.all():
         raise TiledSEError(
-            f"the map of block '{name}' is not finite on image {int(np.argmin(finite)) + 1} of {len(rows)}; check the "
+            f"the map of block '{block.name}' is not finite on {int((~finite).sum())} of {len(rows)} images; check the "
             "network's weights and the images"
         )
 

@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +20,7 @@ from ..errors import TiledSEError
 from ..names import harmless
 from ..report.terminal import Shown, needed_width
 from ..signals import raised, said
+from .completion import join_words
 from .verbs import Verbs
 
 # click's, which newer typer carries inside itself: named through what both export.
@@ -35,15 +37,25 @@ class Interrupted(Exception):
 app = typer.Typer(
     name="tiledse",
     cls=Verbs,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tiledse {version('tiledse')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _tiledse() -> None:
+def _tiledse(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Tiled squeeze-and-excite: turn trained SE networks into networks that stream."""
 
 
@@ -67,6 +79,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _refuse(
             "standard output is closed, so no result could be read; leave it open, or send it to a file"
         )
+    if os.environ.get("_TILEDSE_COMPLETE") == "complete_bash":
+        join_words(os.environ)
     command = typer.main.get_command(app)
     try:
         result = command.main(

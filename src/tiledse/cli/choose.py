@@ -2,264 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
-import torch
 import typer
-from torch import Tensor
 
-from ..data.images import ListedImages
 from ..errors import TiledSEError
-from ..plan import Plan
-from . import options
-from .app import app, print_json, print_text, say
-from .arguments import choose_plan, parse_tiles, tell_random
-from .measuring import Setting, open_measured
-from .onnx import is_onnx
-from .outputs import Output, check_folder, check_outputs, drawing
-from .progress import progress_bar
+from .app import say
+from .data import Images
+from .groups import verb
+from .model import Model, PlanOutput, Tiles
+from .outputs import Output, check_folder
+from .results import Figure, Files
 
 if TYPE_CHECKING:
+    from ..choose.budget import Order
     from ..network import Network
+    from .measuring import Opened
 
-_CPU = torch.device("cpu")
-Images = Annotated[
-    str,
+CalibratedOutput = Annotated[
+    Path,
     typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Images as for eval; labels are not looked at. Without labels: any folder of images.",
+        "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
     ),
+]
+MostImages = Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")]
+Prior = Annotated[
+    float, typer.Option("--prior", metavar="N", help="Ridge: the weight of changing nothing, in images.")
 ]
 
 
-@app.command()
+@verb("calibrate")
 def calibrate(
-    model: options.Model,
+    model: Model,
     data: Images,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
-        ),
-    ],
-    tile: options.TileText = None,
-    plan: options.PlanFile = None,
-    images: Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")] = 500,
-    prior: Annotated[
-        float, typer.Option("--prior", metavar="N", help="Ridge: the weight of changing nothing, in images.")
-    ] = 300.0,
-    task: options.TaskName = "classify",
-    adapter: options.AdapterText = None,
-    images_dir: options.ImagesDir = None,
-    masks: options.Masks = None,
-    preprocess: options.Preprocess = "network",
-    mean: options.Mean = None,
-    std: options.Std = None,
-    batch_size: options.BatchSize = 16,
-    input: options.Input = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = False,
-    force: options.Force = False,
-    json: options.Json = False,
+    tiles: Tiles,
+    result: Files,
+    output: CalibratedOutput,
+    images: MostImages = 500,
+    prior: Prior = 300.0,
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
-    from ..choose.calibration import calibrate as fit
-    from ..choose.divergence import additive_divergence
+    from ..choose.held_out import calibrate_held_out
+    from ..network import Form
+    from ..report.calibration import calibration_lines
+    from .arguments import tell_random
+    from .progress import progress_bar
 
-    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
-    check_outputs(
-        force,
-        [Output("-o", output, (".json", ".safetensors", ".onnx"))],
-        [model, weights, plan, *setting.files],
-    )
-    if output.suffix.lower() == (".safetensors" if is_onnx(model) else ".onnx"):
+    endings = (".json", ".safetensors", ".onnx")
+    result.check([Output("-o", output, endings)], [*model.files, tiles.plan, *data.files])
+    if not 0 < prior < inf or images < 1 or data.batch_size < 1:
         raise TiledSEError(
-            f"{model} does not go into {output}; write plan.json, then: tiledse convert {model} --plan plan.json -o ..."
+            f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and "
+            f"{data.batch_size}"
         )
-    if not 0 < prior < inf or images < 1 or batch_size < 1:
-        raise TiledSEError(
-            f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and {batch_size}"
-        )
-    opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=False)
+    opened = _open(model, data, labels=False)
     network = opened.network
-    chosen = choose_plan(network.se, tile, plan).uncalibrated
-    source = opened.task.images
-    if not isinstance(source, ListedImages):
-        raise TiledSEError(f"calibration takes single images, not shards: unpack {data} into a folder")
-    fitted, held = _split(source, images)
-
-    def batches(which: list[int] | range) -> Iterator[Tensor]:
-        for start in range(0, len(which), batch_size):
-            yield torch.stack([source.sample(i).input for i in which[start : start + batch_size]])
-
+    if output.suffix.lower() not in (".json", network.file_ending):
+        raise TiledSEError(
+            f"{model.model} does not go into {output}; write plan.json, then: tiledse convert {model.model} "
+            "--plan plan.json -o ..."
+        )
     with progress_bar("blocks") as progress:
-        calibrated = fit(network, chosen, lambda: batches(fitted), prior=prior, progress=progress)
-    se, before, after = (network.tiled(p) for p in (network.se, chosen, calibrated))
-    apart: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for batch in batches(held):
-            first = se(batch)
-            for far, other in zip(apart, (before, after), strict=True):
-                far += additive_divergence(opened.task, first, other(batch)).tolist()
-    was, now = (float(np.mean(far)) for far in apart)
-    _write(network, calibrated, output, force)
+        found = calibrate_held_out(
+            network, tiles.of(network.se), opened.task, images=images, prior=prior, batch_size=data.batch_size,
+            progress=progress,
+        )  # fmt: skip
+    if output.suffix.lower() == ".json":
+        found.plan.save(output)
+    else:
+        network.write(found.plan, output, Form(force=result.force))
     tell_random(network.random)
-    if now >= was:
+    if not found.helps:
         say(
             "calibration does not help here: on images that it was not fitted on, the plain strips are closer to SE"
         )
-    numbers = sum(0 if c is None else c.numbers for c in calibrated.corrections)
-    if json:
-        print_json(
-            {
-                "calibrated": sum(c is not None for c in calibrated.corrections),
-                "total": len(calibrated),
-                "numbers": numbers,
-                "fitted_on": len(fitted),
-                "held_out": {"n": len(held), "divergence_before": was, "divergence_after": now},
-                "output": str(output),
-            }
-        )
-    else:
-        print_text(
-            f"{sum(c is not None for c in calibrated.corrections)} of {len(calibrated)} SE blocks calibrated on "
-            f"{len(fitted)} images, {numbers} numbers: {output}",
-            f"divergence from SE on {len(held)} other images: {was:.4g} before, {now:.4g} after",
-        )
+    result.show(lambda: {**found.to_dict(), "output": str(output)}, lambda: calibration_lines(found, output))
 
 
-@app.command()
-def search(
-    model: options.Model,
-    data: Images,
-    output: options.PlanOutput,
+@dataclass(frozen=True)
+class Budget:
+    """What a search may spend, and what it may try for that."""
+
+    panel: ClassVar[str] = "Budget"
+
     max_buffer: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--max-buffer", metavar="N", help="Elements that may be held in all (see --buffer)."),
-    ] = None,
+    ] = None
     max_drop: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option("--max-drop", metavar="D", help="Percentage points that may be lost on the images."),
-    ] = None,
+    ] = None
     buffer: Annotated[
         Literal["gates", "pipeline"],
         typer.Option(
             help="What is held: by the gates (the paper's), or by all FIFOs of a row pipeline at their smallest."
         ),
-    ] = "gates",
-    tiles: options.Tiles = None,
+    ] = "gates"
+    tiles: Annotated[
+        str | None, typer.Option("--tiles", metavar="T,T,...", help="Tiles, such as 1xW,3xW,7xW.")
+    ] = None
     uniform: Annotated[
         str,
         typer.Option("--uniform", metavar="T,T", help="Tiles measured for all blocks at once, to compare."),
-    ] = "7xW,1xW:running+6",
+    ] = "7xW,1xW:running+6"
     calibrate_on: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--calibrate", metavar="DIR", help="Calibrate the measured plans on these other images."
         ),
-    ] = None,
+    ] = None
     few: Annotated[
         int, typer.Option("--few", metavar="N", help="Images on which each block is measured alone.")
-    ] = 128,
-    plot: options.Plot = None,
+    ] = 128
     cache: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
-    ] = None,
-    task: options.TaskName = "classify",
-    adapter: options.AdapterText = None,
-    images_dir: options.ImagesDir = None,
-    masks: options.Masks = None,
-    preprocess: options.Preprocess = "network",
-    mean: options.Mean = None,
-    std: options.Std = None,
-    batch_size: options.BatchSize = 16,
-    input: options.Input = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = False,
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
+    ] = None
+
+    def check(self, data: Images) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            TiledSEError: which, and what to do.
+        """
+        if self.cache is not None:
+            check_folder("--cache", self.cache)
+        if self.few < 1 or data.batch_size < 1:
+            raise TiledSEError(
+                f"expected --few and --batch-size of at least 1 image, got {self.few} and {data.batch_size}"
+            )
+        if self.max_drop is not None and not isfinite(self.max_drop):
+            raise TiledSEError(
+                f"--max-drop {self.max_drop}: expected a number of percentage points, such as 1.5"
+            )
+
+    def order(self, network: Network) -> Order:
+        """What the budget counts."""
+        from ..choose.budget import GATES, Order
+
+        if self.buffer == "gates":
+            return GATES
+        from ..stream.minimum import PipelineBuffer
+
+        return Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
+
+
+@verb("search")
+def search(model: Model, data: Images, budget: Budget, result: Figure, output: PlanOutput) -> None:
     """Choose a tile for each block under a budget: of buffer, or of accuracy."""
-    from ..choose.budget import GATES, Order
     from ..choose.cache import Evaluations, default_folder
     from ..choose.evaluation import Evaluator
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
+    from .arguments import parse_tiles, tell_random
+    from .measuring import task_of
+    from .progress import progress_bar
 
-    setting = Setting(data, task, adapter, images_dir, masks, preprocess, None, mean, std)
-    check_outputs(
-        force,
-        [Output("-o", output, (".json",)), drawing(plot)],
-        [model, weights, calibrate_on, *setting.files],
-    )
-    if cache is not None:
-        check_folder("--cache", cache)
-    if few < 1 or batch_size < 1:
-        raise TiledSEError(f"expected --few and --batch-size of at least 1 image, got {few} and {batch_size}")
-    if max_drop is not None and not isfinite(max_drop):
-        raise TiledSEError(f"--max-drop {max_drop}: expected a number of percentage points, such as 1.5")
-    if buffer == "pipeline" and is_onnx(model):
-        raise TiledSEError(
-            f"--buffer pipeline counts the rows of a PyTorch network, and {model} is an ONNX file; give the network it "
-            "was made from (timm:NAME --weights FILE), or --buffer gates"
-        )
-    opened = open_measured(model, input, weights, pretrained, _CPU, setting, labels=max_drop is not None)
+    result.check([Output("-o", output, (".json",))], [*model.files, budget.calibrate_on, *data.files])
+    budget.check(data)
+    opened = _open(model, data, labels=budget.max_drop is not None)
     network = opened.network
-    order = GATES
-    if buffer == "pipeline":
-        from ..stream.minimum import PipelineBuffer
-
-        order = Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
-    kept = Evaluations(cache or default_folder())
-    evaluator = Evaluator(network, opened.task, kept, few=few, batch_size=batch_size)
+    order, kept = budget.order(network), Evaluations(budget.cache or default_folder())
+    evaluator = Evaluator(network, opened.task, kept, few=budget.few, batch_size=data.batch_size)
     fitted_on = None
-    if calibrate_on is not None:
-        if Path(calibrate_on).resolve() == Path(data).resolve():
+    if budget.calibrate_on is not None:
+        if Path(budget.calibrate_on).resolve() == Path(data.data).resolve():
             raise TiledSEError(
                 "--calibrate and --data are the same images; calibrate on others, or leave it out"
             )
-        images = open_measured(
-            model, input, weights, pretrained, _CPU, replace(setting, data=calibrate_on), labels=False
-        ).task
-        fitted_on = Evaluator(network, images, kept, batch_size=batch_size)
+        others = task_of(model.model, network, replace(data, data=budget.calibrate_on), labels=False)
+        fitted_on = Evaluator(network, others, kept, batch_size=data.batch_size)
     found = choose(
         evaluator,
-        max_buffer=max_buffer,
-        max_drop=max_drop,
-        tiles=None if tiles is None else parse_tiles(tiles),
-        uniform=parse_tiles(uniform) if uniform else (),
+        max_buffer=budget.max_buffer,
+        max_drop=budget.max_drop,
+        tiles=None if budget.tiles is None else parse_tiles(budget.tiles),
+        uniform=parse_tiles(budget.uniform) if budget.uniform else (),
         fitted_on=fitted_on,
         order=order,
         titled=progress_bar,
     )
     found.chosen.plan.save(output)
-    if plot is not None:
-        draw_front(found, plot, Path(network.name).name)
-        say(f"wrote {plot}")
+    result.draw(lambda path: draw_front(found, path, Path(network.name).name))
     tell_random(network.random)
-    if json:
-        print_json(found.to_dict())
-    else:
-        print_text(*front_table(found, network.name))
+    result.show(found.to_dict, lambda: front_table(found, network.name))
+    if not result.json:
         say(f"wrote {output}")
 
 
-def _split(source: ListedImages, limit: int) -> tuple[list[int], list[int]]:
-    """Numbers of images to fit on and, a fifth, to check with; drawn with a fixed seed."""
-    drawn = np.random.default_rng(0).permutation(len(source.files))[:limit].tolist()
-    held = max(1, len(drawn) // 5)
-    return drawn[held:], drawn[:held]
+def _open(model: Model, data: Images, labels: bool) -> Opened:
+    import torch
 
+    from .measuring import open_measured
 
-def _write(network: Network, plan: Plan, output: Path, force: bool) -> None:
-    if output.suffix.lower() == ".json":
-        plan.save(output)
-    else:
-        network.write(plan, output, force=force)
+    return open_measured(model, torch.device("cpu"), data, labels)

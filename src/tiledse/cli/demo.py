@@ -7,23 +7,18 @@ from typing import Annotated
 
 import typer
 
-from . import options
-from .app import app, print_json, print_text, say
+from .app import say
+from .groups import verb
+from .results import Result
+
+Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the files go.")]
+Tile = Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")]
 
 
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the files go.")] = Path(
-        "demo"
-    ),
-    tile: Annotated[str, typer.Option("--tile", metavar="T", help="The tile of every block.")] = "7xW",
-    json: options.Json = False,
-) -> None:
+@verb("demo")
+def demo(result: Result, folder: Folder = Path("demo"), tile: Tile = "7xW") -> None:
     """Convert the text detector of the package rapidocr, and read drawn pages before and after."""
     from ..demo import run_demo
 
-    result = run_demo(folder, tile, progress=say)
-    if json:
-        print_json(result.to_dict())
-    else:
-        print_text(str(result))
+    found = run_demo(folder, tile, progress=say)
+    result.show(found.to_dict, lambda: [str(found)])

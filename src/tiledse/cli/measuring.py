@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,55 +12,19 @@ from torch import nn
 from ..data.opening import open_images
 from ..data.preprocessing import Kind, Preprocessing
 from ..errors import TiledSEError
-from ..evaluate.processes import joined_processes, part, together
+from ..evaluate.processes import joined_processes, own_device, part, together
 from ..evaluate.tasks import Task
 from ..network import Network
 from ..numerals import parse_reals
-from ..opening import open as open_network
+from ..plan import Plan
 from .app import say
-from .arguments import parse_size, tell_random
+from .arguments import tell_random
+from .data import Data, Images
+from .model import Model
+from .progress import progress_bar
 
 T = TypeVar("T")
-TASKS = ("classify", "detect", "segment")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The options that say what is measured on what."""
-
-    data: str
-    task: str = "classify"
-    adapter: str | None = None
-    images_dir: Path | None = None
-    masks: Path | None = None
-    preprocess: str = "network"
-    class_map: Path | None = None
-    mean: str | None = None
-    std: str | None = None
-
-    @property
-    def files(self) -> tuple[str | Path | None, ...]:
-        """What is read of images and labels."""
-        return self.data, self.images_dir, self.masks, self.class_map
-
-    def check(self) -> None:
-        """Refuse options that do not go together.
-
-        Raises:
-            TiledSEError: which, and what to do.
-        """
-        if self.task not in TASKS:
-            raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
-        if self.task == "classify":
-            if self.adapter or self.images_dir or self.masks:
-                raise TiledSEError(
-                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
-                )
-        elif self.mean or self.std or self.class_map or self.preprocess != "network":
-            raise TiledSEError(
-                f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
-                "prepares the images"
-            )
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -91,31 +54,33 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return found
 
 
-def open_measured(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, where: torch.device, setting: Setting,
-    labels: bool = True,
-) -> Opened:  # fmt: skip
+def open_measured(model: Model, where: torch.device, data: Images, labels: bool = True) -> Opened:
     """MODEL and the task that the options ask for.
 
     Args:
-        model: MODEL.
-        size: --input.
-        weights: --weights.
-        pretrained: --pretrained.
+        model: MODEL and its options.
         where: The device.
-        setting: The other options.
+        data: --data and its options.
         labels: Whether images without labels are refused.
 
     Raises:
         TiledSEError: wrong use of any of them.
     """
-    setting.check()
-    network = open_network(model, parse_size(size), weights=weights, pretrained=pretrained, device=str(where))
-    network.check_blocks()
-    return Opened(network, _task(model, network, setting, labels))
+    data.check()
+    network = model.open(where)
+    network.plan.check_blocks()
+    return Opened(network, task_of(model.model, network, data, labels))
 
 
-def _task(model: str, network: Network, setting: Setting, labels: bool) -> Task[Any]:
+def task_of(model: str, network: Network, setting: Images, labels: bool) -> Task[Any]:
+    """The task that --data and its options ask of a network.
+
+    Args:
+        model: MODEL.
+        network: What it opened as.
+        setting: --data and its options.
+        labels: Whether images without labels are refused.
+    """
     if setting.task == "detect":
         return _detection(model, network, setting)
     if setting.task == "segment":
@@ -131,7 +96,7 @@ def _task(model: str, network: Network, setting: Setting, labels: bool) -> Task[
     return Comparison(open_unlabelled(setting.data, prepare))
 
 
-def preprocessing(model: str, network: Network, setting: Setting) -> Preprocessing:
+def preprocessing(model: str, network: Network, setting: Images) -> Preprocessing:
     """How images become inputs of a classifier."""
     kind = cast(Kind, setting.preprocess)
     given = {"mean": numbers("--mean", setting.mean), "std": numbers("--std", setting.std)}
@@ -148,7 +113,7 @@ def preprocessing(model: str, network: Network, setting: Setting) -> Preprocessi
     return Preprocessing.of(nn.Identity(), size, kind, {**said, "input_size": size})
 
 
-def _detection(model: str, network: Network, setting: Setting) -> Task[Any]:
+def _detection(model: str, network: Network, setting: Images) -> Task[Any]:
     from ..evaluate.adapters import Detector, effdet_detector, load_adapter
     from ..evaluate.detection import CocoImages, Detection
 
@@ -166,7 +131,7 @@ def _detection(model: str, network: Network, setting: Setting) -> Task[Any]:
     return Detection(CocoImages(setting.data, detector, setting.images_dir), detector)
 
 
-def _segmentation(model: str, size: tuple[int, int, int], setting: Setting) -> Task[Any]:
+def _segmentation(model: str, size: tuple[int, int, int], setting: Images) -> Task[Any]:
     from ..evaluate.adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
     from ..evaluate.segmentation import MaskedImages, Segmentation
     from ..networks.zoo.catalogue import find_entry
@@ -217,3 +182,48 @@ def opened_together(open_: Callable[[], Opened], speaks: bool) -> Opened:
     opened = together(open_)
     tell_random(opened.network.random and speaks)
     return opened
+
+
+def measured(
+    model: Model,
+    data: Data,
+    check: Callable[[], None],
+    choose: Callable[[Plan], C],
+    measure: Callable[..., T],
+    labels: bool = False,
+) -> tuple[str, C, T] | None:
+    """One measurement of one network, by all processes that torchrun started.
+
+    Args:
+        model: MODEL and its options.
+        data: --data and its options.
+        check: Refuses wrong use before anything is opened.
+        choose: What is measured, from the plan of the network as it was found.
+        measure: Called with what was opened, what was chosen, and how: batch_size, workers, device, progress.
+        labels: Whether images without labels are refused.
+
+    Returns:
+        The name of the network, what was chosen and what was measured, in the process that speaks; else None.
+
+    Raises:
+        TiledSEError: wrong use of any option.
+    """
+    where = own_device(data.device)
+
+    def work(speaks: bool) -> tuple[str, C, T]:
+        check()
+        chosen: list[C] = []
+
+        def open_() -> Opened:
+            opened = open_measured(model, where, data, labels)
+            chosen.append(choose(opened.network.plan))
+            return opened
+
+        opened = opened_together(open_, speaks)
+        with progress_bar("images", shown=speaks) as progress:
+            found = measure(
+                opened, chosen[0], batch_size=data.batch_size, workers=data.workers, device=where, progress=progress
+            )  # fmt: skip
+        return opened.network.name, chosen[0], found
+
+    return in_processes(where, work)

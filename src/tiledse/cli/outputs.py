@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.images import SHARD_SUFFIXES
 from ..errors import TiledSEError
-from ..evaluate.classification import SUFFIXES
 
 DRAWINGS = (".png", ".pdf", ".svg")
 
@@ -110,6 +108,9 @@ def _same(a: Path, b: Path) -> bool:
 
 def _of_set(output: Path, folder: Path) -> bool:
     """Whether a file in a folder of images is one of the set; our own results may lie beside them."""
+    from ..data.images import SHARD_SUFFIXES
+    from ..evaluate.classification import SUFFIXES
+
     labels = folder / "labels.csv"
     if labels.is_file():
         name = output.resolve().relative_to(folder.resolve()).as_posix()
@@ -119,6 +120,8 @@ def _of_set(output: Path, folder: Path) -> bool:
 
 def _reads(given: str | Path, output: Path) -> bool:
     """Whether an output is a file that the verb reads."""
+    from ..data.images import SHARD_SUFFIXES
+
     path = Path(given)
     if path.is_dir():
         return output.exists() and output.resolve().is_relative_to(path.resolve()) and _of_set(output, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ class SweepFile:
     def has(self, row: dict[str, Any]) -> bool:
         """Whether there is a row of the same network, weights, data and tile."""
         return any(all(old[key] == str(row[key]) for key in _KEY) for old in self.rows)
+
+    def rows_of(self, labels: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """The rows of some networks; the file may hold those of other networks, weights and images besides.
+
+        Args:
+            labels: What the file says of each network, such as ``{"model": "timm:regnety_008", "task": "classify"}``.
+        """
+        return [row for row in self.rows if any(one.items() <= row.items() for one in labels)]
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row and write the file, whole or not at all; rows that another sweep has added meanwhile stay.

@@ -11,9 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import TiledSEError, first_line
+from ..forms import FORMS
 from .strangers import call_named, import_named
-
-FORMS = "timm:NAME, torchvision:NAME, effdet:NAME, zoo:NAME, package.module:factory or FILE.onnx"
 
 Size = tuple[int, int, int]
 Built = tuple[nn.Module, "Size | None"]

@@ -20,7 +20,8 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Ins
 def attach(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """Put mapped arrays in the place of all references to files beside an ONNX file. Nothing is read yet.
 
-    A reference leads nowhere but to a regular file in the folder of the ONNX file or below it. A file that has
+    A reference leads nowhere but to a regular file in the folder of the ONNX file or below it, and that is asked of the
+    files behind symbolic links: those of Hugging Face's cache, where both lie in ``blobs``, are read. A file that has
     several names (hard links), as stores that keep equal files once make them, is as good as any.
 
     Args:
@@ -105,14 +106,22 @@ def _located(tensor: ir.ExternalTensor, path: Path) -> Path:
         data = data / part
         if len(os.fsencode(part)) > 255:  # longer than names can be: asking for it would fail
             break
-        if data.is_symlink():
+        if data.is_symlink() and not _beside(data, path):
             raise TiledSEError(
-                f"{path} keeps its weights in {location}, and {data} is a symbolic link; give a copy in which the file "
-                "itself lies there"
+                f"{path} keeps its weights in {location}, and {data} is a symbolic link that leads elsewhere "
+                f"than {path} does; copy both as files, such as with: cp -L {path.name} {location} FOLDER"
             )
     if not is_file(data):
         raise TiledSEError(f"{path} keeps its weights in {data}, which is missing; put that file beside it")
     return data
+
+
+def _beside(link: Path, path: Path) -> bool:
+    """Whether a link leads into the folder that the ONNX file really lies in, or below: where a name may lead too."""
+    try:
+        return link.resolve(strict=True).is_relative_to(path.resolve(strict=True).parent)
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return False
 
 
 def _map(tensor: ir.ExternalTensor, data: Path, path: Path) -> ir.TensorProtocol:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.table import Table
 
 from ..plan import Plan
+
+
+def blocks_record(plan: Plan, model: str) -> dict[str, Any]:
+    """The blocks as JSON types, with the keys of ``find``."""
+    whole = plan.to_dict()
+    return {
+        "model": model,
+        "input": whole["input_size"],
+        "blocks": [{k: v for k, v in block.items() if k != "excite_macs"} for block in whole["blocks"]],
+        "near_misses": whole["near_misses"],
+    }
 
 
 def blocks_table(plan: Plan, model: str) -> Table:

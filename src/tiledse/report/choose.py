@@ -7,9 +7,8 @@ from typing import Any
 
 from ..choose.budget import gate_buffer
 from ..choose.search import Found, Point
-from ..errors import TiledSEError
-from ..files import written_whole
 from ..tile import Tile
+from .figures import as_drawn, figure
 
 
 def front_table(found: Found, name: str) -> list[Any]:
@@ -63,20 +62,15 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
         name: Of the network, for the title.
 
     Raises:
-        TiledSEError: matplotlib is not installed, or the file cannot be written.
+        TiledSEError: another ending, matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    except ImportError as error:
-        raise TiledSEError(
-            "--plot needs the package matplotlib; install it with: pip install matplotlib"
-        ) from error
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise TiledSEError(f"cannot draw {path}: expected a name that ends in .png, .svg or .pdf")
-    figure = Figure(figsize=(7.5, 4.8), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    with figure(path, 7.5, 4.8, {"savefig.dpi": 120}) as made:
+        _draw(made.subplots(), found, name)
+
+
+def _draw(axes: Any, found: Found, name: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     labelled = bool(found.metric)
 
     def level(point: Point) -> float:
@@ -113,13 +107,13 @@ def draw_front(found: Found, path: str | Path, name: str = "") -> None:
         axes.set_ylim(bottom=-small / 4)
     axes.set_xlabel(f"{'pipeline' if found.order == 'pipeline' else 'gate'} buffer, elements")
     axes.set_ylabel(
-        f"drop of {found.metric}, percentage points (bands: 95 %)" if labelled else "divergence from SE"
+        f"drop of {as_drawn(found.metric)}, percentage points (bands: 95 %)"
+        if labelled
+        else "divergence from SE"
     )
-    axes.set_title(f"{name}{', ' if name else ''}{found.n} images", fontsize=10)
+    axes.set_title(f"{as_drawn(name)}{', ' if name else ''}{found.n} images", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with written_whole(path) as part:
-        figure.savefig(part)
 
 
 def _short(elements: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -19,6 +19,11 @@ UNITS = (
     "=: the printed number is ours, =r rounded only, =t truncated only; [n]: it is that of rule n, which "
     "is not the definition; ?: not explained; top1, mAP, mIoU: as printed, not measured here",
 )
+
+
+def paper_record(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The cells and their sums as JSON types, with the keys of ``paper``."""
+    return {"cells": [cell.to_dict() for cell in cells], **summarise(cells)}
 
 
 def paper_tables(cells: Iterable[Cell]) -> list[Any]:

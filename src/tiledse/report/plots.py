@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from ..context.agreement import BlockCorrelation, Correlation
 from ..context.sensitivity import Replacement, Sensitivity
 from ..errors import TiledSEError
-from ..files import written_whole
 from ..tile import Tile
+from .figures import as_drawn, figure
 
 _STYLE = {
     "font.size": 8,
@@ -26,10 +25,8 @@ _STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 200,
     "image.cmap": "Greys",
-    "svg.hashsalt": "tiledse",
 }
 _SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-_ENDINGS = (".png", ".pdf", ".svg")
 _KINDS = {
     "rows, kxW": ("o", "-", "black"),
     "columns, Hxk": ("^", "--", "black"),
@@ -38,27 +35,6 @@ _KINDS = {
     "sliding rows": ("v", "-", "0.5"),
     "windows of rows": ("x", ":", "0.5"),
 }
-
-
-@contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """A figure of this size in inches, written when the body is done."""
-    if path.suffix.lower() not in _ENDINGS:
-        raise TiledSEError(f"cannot draw {path}: expected a name that ends in .png, .pdf or .svg")
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TiledSEError(
-            "figures need the package matplotlib; install it with: pip install 'tiledse[plot]'"
-        ) from error
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        with written_whole(path) as part:
-            figure.savefig(part)
 
 
 def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
@@ -82,8 +58,8 @@ def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
     deep = [name for name in varied if open_tiles(name) >= min(most, 2)][-1]
     names = list(dict.fromkeys([varied[0], deep]))
     columns = min(5, max(len(entries[name]) for name in names))
-    with _figure(Path(path), 1.5 * columns + 0.6, 1.55 * 2 * len(names) + 0.5) as figure:
-        axes = figure.subplots(2 * len(names), columns, squeeze=False)
+    with figure(path, 1.5 * columns + 0.6, 1.55 * 2 * len(names) + 0.5, _STYLE) as made:
+        axes = made.subplots(2 * len(names), columns, squeeze=False)
         for at, name in enumerate(names):
             for column in range(columns):
                 for row, what in enumerate(("squeeze", "excite")):
@@ -93,9 +69,9 @@ def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
                         continue
                     _scatter(axis, entries[name][column], row, what)
                     if column == 0:
-                        axis.set_ylabel(f"{name}\n{what}: tile", fontsize=7)
-        figure.suptitle(
-            f"{title}, {found.n} images; x: whole map; black: centre half of the tiles", fontsize=8
+                        axis.set_ylabel(f"{as_drawn(name)}\n{what}: tile", fontsize=7)
+        made.suptitle(
+            f"{as_drawn(title)}, {found.n} images; x: whole map; black: centre half of the tiles", fontsize=8
         )
 
 
@@ -127,8 +103,8 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
     labels = list(dict.fromkeys((r.kind, r.name) for r in found.replacements))
     panels = 2 if found.metric else 1
     high = max(2.0, 0.16 * len(labels) * len(tiles) + 0.12 * len(labels) + 0.9)
-    with _figure(Path(path), 3.6 * panels + 0.8, high) as figure:
-        axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    with figure(path, 3.6 * panels + 0.8, high, _STYLE) as made:
+        axes = list(made.subplots(1, panels, sharey=True, squeeze=False)[0])
         place = {label: number for number, label in enumerate(labels)}
         step = 0.8 / len(tiles)
         for number, tile in enumerate(tiles):
@@ -145,15 +121,15 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
                 _drops(axes[0], y, own, fill)
         if found.metric:
             axes[0].axvline(0, color="black", lw=0.6)
-            axes[0].set_xlabel(f"drop of {found.metric}, percentage points, 95 % interval")
+            axes[0].set_xlabel(f"drop of {as_drawn(found.metric)}, percentage points, 95 % interval")
         far = [r.divergence for r in found.replacements if r.divergence > 0]
         axes[-1].set_xscale("log")
         axes[-1].xaxis.set_minor_formatter("")
         if far:
             axes[-1].set_xlim(max(min(far) / 10, max(far) * 1e-6), max(far) * 2)
-        axes[-1].set_xlabel("divergence: " + textwrap.fill(found.divergence_name, 48))
+        axes[-1].set_xlabel("divergence: " + textwrap.fill(as_drawn(found.divergence_name), 48))
         axes[0].set_yticks(
-            range(len(labels)), [f"stage {n}" if k == "stage" else n for k, n in labels], fontsize=6.5
+            range(len(labels)), ["stage " * (k == "stage") + as_drawn(n) for k, n in labels], fontsize=6.5
         )
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
         for kind in ("stage", "all"):
@@ -161,7 +137,7 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
             for axis in axes if first else ():
                 axis.axhline(first - 0.5, color="0.6", lw=0.5)  # type: ignore[operator]
         axes[0].legend(fontsize=7, loc="best")
-        figure.suptitle(f"{title}, {found.n} images", fontsize=8)
+        made.suptitle(f"{as_drawn(title)}, {found.n} images", fontsize=8)
 
 
 def _drops(axis: Any, y: np.ndarray, own: Sequence[Replacement], fill: dict[str, Any]) -> None:
@@ -198,14 +174,14 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
     if not rows:
         raise TiledSEError("there is no result to draw")
     models = list(dict.fromkeys((row["model"], row["data"], row["metric"]) for row in rows))
-    with _figure(Path(path), 7.0, 2.7 * len(models) + 0.2) as figure:
-        axes = figure.subplots(len(models), 2, squeeze=False)
+    with figure(path, 7.0, 2.7 * len(models) + 0.2, _STYLE) as made:
+        axes = made.subplots(len(models), 2, squeeze=False)
         for (by_k, by_buffer), (model, data, metric) in zip(axes, models):
             own = [row for row in rows if (row["model"], row["data"], row["metric"]) == (model, data, metric)]
             se = float(own[0]["se"])
             for axis in (by_k, by_buffer):
                 axis.axhline(se, color="0.5", lw=0.8, dashes=(6, 2))
-                axis.set_ylabel(f"{metric}, %")
+                axis.set_ylabel(f"{as_drawn(metric)}, %")
             by_k.annotate(
                 "SE", (0.01, se), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7
             )
@@ -232,7 +208,9 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
                 by_buffer.plot(100 * share, tse, **style)
             by_k.set_xlabel("k; of sliding rows and windows: rows held")
             by_k.set_xticks(sorted({k[1] for row in own if (k := _kind(Tile.parse(row["tile"])))}))
-            by_k.set_title(f"{model}, {own[0]['n']} images, weights as they are", fontsize=7.5, loc="left")
+            by_k.set_title(
+                f"{as_drawn(model)}, {own[0]['n']} images, weights as they are", fontsize=7.5, loc="left"
+            )
             by_buffer.set_xscale("log")
             by_buffer.set_xticks(_SHARES, [f"{share:g}" for share in _SHARES])
             by_buffer.minorticks_off()

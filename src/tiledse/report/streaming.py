@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.table import Table
 
+from ..cost import cost
+from ..plan import Plan
+from ..stream.comparison import Streamed
 from ..stream.flow import Held
 from ..stream.simulator import Simulation
 from .text import digits
@@ -37,6 +42,65 @@ def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
         table.add_row(words, "", "", digits(sum(item.elements for item in held if item.kind == kind)))
     table.add_row("all", "", "", digits(sum(item.elements for item in held)), style="bold")
     return table
+
+
+def streamed_parts(found: Streamed, model: str) -> list[Any]:
+    """What streaming an image gave: what layers hold, memory, and the difference from the whole image."""
+    size = "x".join(map(str, found.input_size))
+    memory = (
+        f"rows alive at once, {found.rows} at a time: {found.peak_live_bytes / 1e6:.1f} MB; resident memory grew by "
+        f"{_megabytes(found.rss_delta_bytes)}"
+    )
+    parts: list[Any] = [
+        held_table(found.held, found.whole, f"{model} at {size}: what layers hold"),
+        f"gates hold {found.gate_buffer:,} elements by the closed form of `tiledse cost` (row order)",
+    ]
+    if found.max_rel_error is None:
+        return [*parts, memory]
+    return [
+        *parts,
+        f"{memory}, with the whole image by {_megabytes(found.full_rss_delta_bytes)}",
+        f"largest difference from the whole image: {found.max_rel_error:.1e} of the largest output (float32)",
+    ]
+
+
+def _megabytes(count: int | None) -> str:
+    return "an amount that this system does not tell" if count is None else f"{count / 1e6:.0f} MB"
+
+
+def simulation_record(se: Simulation, tse: Simulation, plan: Plan, sized: Plan, fifos: str) -> dict[str, Any]:
+    """The pipeline with SE and with tiles, as JSON types.
+
+    Args:
+        se: With plain SE.
+        tse: With tiles.
+        plan: The tiles.
+        sized: The same at the size of the image.
+        fifos: Which FIFOs were simulated.
+    """
+    plain = {stage.block: stage for stage in se.stages if stage.block is not None}
+    tiled = {stage.block: stage for stage in tse.stages if stage.block is not None}
+    blocks = [
+        {
+            "name": block.name,
+            "tile": block.tile,
+            "buffer_row_order": block.buffer_row_order,
+            "se_peak": plain[block.name].peak,
+            "peak": tiled[block.name].peak,
+            "fifo_rows": tiled[block.name].fifo_rows,
+        }
+        for block in cost(sized).blocks
+        if block.name in tiled
+    ]
+    return {
+        "input": list(plan.input_size),
+        "fifos": fifos,
+        "multipliers": tse.multipliers,
+        "se": se.to_dict(),
+        "tse": tse.to_dict(),
+        "blocks": blocks,
+        "stages": [dict(vars(stage)) for stage in tse.stages],
+    }
 
 
 def simulation_table(se: Simulation, tse: Simulation, title: str) -> Table:

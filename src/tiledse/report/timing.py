@@ -9,9 +9,23 @@ from rich.table import Table
 
 from ..bench.compiled_operator import CompiledComparison
 from ..bench.operator import Comparison
+from ..bench.timings import Timings
 from ..bench.whole_networks import NetworkComparison
 
 _WAYS = ("se", "paper", "tse")
+
+
+def timing_parts(found: Timings) -> list[Table | str]:
+    """All timings of a run: a table a part, the machine, and the targets."""
+    parts: list[Table | str] = []
+    if found.operator:
+        parts += [operator_table(found.operator, training=training) for training in (False, True)]
+    if found.networks:
+        parts.append(networks_table(found.networks))
+    if found.compiled:
+        parts.append(compiled_table(found.compiled))
+    facts = ", ".join(f"{key} {value}" for key, value in found.machine.items() if value is not None)
+    return [*parts, facts, "", *map(str, found.verdicts)]
 
 
 def operator_table(comparisons: Sequence[Comparison], training: bool) -> Table:

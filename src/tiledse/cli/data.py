@@ -1,0 +1,118 @@
+"""What is measured on what: --data and the options that say how its images are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from ..errors import TiledSEError
+
+TASKS = ("classify", "detect", "segment")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, the task that they are for, and how they become inputs."""
+
+    panel: ClassVar[str] = "Images"
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Images as for eval; labels are not looked at. Without labels: any folder of images.",
+        ),
+    ]
+    task: Annotated[
+        str, typer.Option("--task", metavar="classify|detect|segment", help="What the network does.")
+    ] = "classify"
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="package.module:adapter",
+            help="detect, segment: a function of the input size that gives the network's pre- and post-processing.",
+        ),
+    ] = None
+    images_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--images-dir", metavar="DIR", help="detect: the annotated images; else beside the annotations."
+        ),
+    ] = None
+    masks: Annotated[
+        Path | None,
+        typer.Option("--masks", metavar="DIR", help="segment: PNG masks named as the images in --data."),
+    ] = None
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            "--preprocess",
+            metavar="network|crop",
+            help="network: as it was evaluated by its makers. crop: the middle of images that are scaled already.",
+        ),
+    ] = "network"
+    mean: Annotated[
+        str | None,
+        typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
+    ] = None
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")] = 16
+    class_map: Path | None = None
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read of images and labels."""
+        return self.data, self.images_dir, self.masks, self.class_map
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            TiledSEError: which, and what to do.
+        """
+        if self.task not in TASKS:
+            raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
+        if self.task == "classify":
+            if self.adapter or self.images_dir or self.masks:
+                raise TiledSEError(
+                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
+                )
+        elif self.mean or self.std or self.class_map or self.preprocess != "network":
+            raise TiledSEError(
+                f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
+                "prepares the images"
+            )
+
+
+@dataclass(frozen=True)
+class Data(Images):
+    """Images with labels, the processes that read them, and the device that looks at them."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="classify: class folders, a folder with labels.csv (file,label), or tar shards, also as a pattern "
+            "such as 'val-{0000..0009}.tar'. detect: COCO's annotations.json. segment: a folder with images and "
+            "masks, or a CSV file with file,mask.",
+        ),
+    ]
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-map",
+            metavar="FILE",
+            help="For class folders: one folder a line, in the order of labels.",
+        ),
+    ] = None
+    workers: Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")] = 0
+    device: Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")] = "cpu"
