@@ -335,7 +335,8 @@ def write(args, network, task, chosen, results, choice_divergence):
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / f"{args.network}.csv", lines)
     record = {
-        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/accuracy/choose --cache DIR",
+        "command": f"python benchmarks/choose.py {args.network} --shared ../shared -o results/accuracy/choose"
+        " --cache DIR",
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy", "pycocotools")
         },

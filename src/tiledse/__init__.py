@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 from .errors import TiledSEError, TiledSEWarning
 
 if TYPE_CHECKING:
-    from .cost import Cost, SECost, TSECost, cost
-    from .network import Network
-    from .networks import Dialect, Layers, TiledBlock, convert, find, register_dialect
+    from .cost import Cost, SECost, TSECost
+    from .network import Form, Network
+    from .networks import Dialect, Layers, TiledBlock, register_dialect
     from .op import TiledSqueezeExcite, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
     from .stream import Hardware, Simulation, Stream, simulate, stream
     from .tile import Tile
+    from .verbs import convert, cost, find, search, verify
+    from .writing import write
 
 __all__ = [
     "Cost",
     "Dialect",
+    "Form",
     "Hardware",
     "Layers",
     "NearMiss",
@@ -53,22 +56,26 @@ __all__ = [
     "open",
     "open_images",
     "register_dialect",
+    "search",
     "sensitivity",
     "simulate",
     "stream",
     "sweep",
     "tiled_squeeze_excite",
+    "verify",
+    "write",
 ]
 
 # Where each name lives. A room is loaded when a name of it is first asked for, so that the command line
 # prints its help without loading torch.
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
-    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "convert", "find", "register_dialect"), ".networks"),
+    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
-    "Network": ".network",
+    **dict.fromkeys(("convert", "find", "search", "verify"), ".verbs"),
+    **dict.fromkeys(("Form", "Network"), ".network"),
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
@@ -76,6 +83,7 @@ _HOMES = {
     "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",
     "sweep": ".context.sweep",
+    "write": ".writing",
 }
 
 
@@ -107,6 +115,6 @@ def _verb(name: str, home: str) -> property:
     return property(function, keep)
 
 
-for _name, _home in {"cost": ".cost", "evaluate": ".evaluate.comparison", "stream": ".stream"}.items():
+for _name, _home in {"cost": ".verbs", "evaluate": ".evaluate.comparison", "stream": ".stream"}.items():
     setattr(_Package, _name, _verb(_name, _home))
 sys.modules[__name__].__class__ = _Package

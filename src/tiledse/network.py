@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import TiledSEError
-from .plan import Plan
+from .plan import NearMiss, Plan
 from .tile import Tile
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Given:
         device: Where it runs, as torch writes it.
         threads: Threads of a runtime of its own; None takes torch's.
         name: What tables call it.
+        runs: Whether it is to be run; one that is only looked at may be without numbers.
     """
 
     input_size: Sequence[int] | None = None
@@ -47,6 +48,7 @@ class Given:
     device: str | None = None
     threads: int | None = None
     name: str | None = None
+    runs: bool = True
 
 
 class Network(ABC):
@@ -55,38 +57,37 @@ class Network(ABC):
     Attributes:
         kind: What it is: ``PyTorch``, ``ONNX``.
         name: What tables and messages call it.
+        given: What it was opened from: a module, an ``OnnxModel``.
         plan: Its SE blocks, each with the tile that it has now; found once.
         random: Whether its weights are random, because none were asked for.
         config: What it says of the images that it takes, in the keys of timm's ``pretrained_cfg``; None where it says
             nothing.
         file_ending: How a file of this kind ends.
+        exports: Whether networks of this kind can be written as another one.
+        casts: Whether autocast changes the numbers that it runs in.
         says_images: Whether networks of this kind say it; of others the user does.
     """
 
     kind: ClassVar[str]
     name: str
+    given: Any
     plan: Plan
     random: bool = False
     config: Mapping[str, Any] | None = None
     says_images: ClassVar[bool] = False
     file_ending: ClassVar[str]
+    exports: ClassVar[bool] = False
+    casts: ClassVar[bool] = False
 
     @cached_property
     def se(self) -> Plan:
         """The plan in which every block is plain SE."""
         return self.plan.with_tile("HxW") if len(self.plan) else self.plan
 
-    def check_blocks(self) -> None:
-        """Check that there is something to tile.
-
-        Raises:
-            TiledSEError: the network has no SE block.
-        """
-        if not len(self.plan):
-            near = len(self.plan.near_misses)
-            raise TiledSEError(
-                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-            )
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it lies in, which nothing may be written over."""
+        return ()
 
     @property
     @abstractmethod
@@ -114,11 +115,19 @@ class Network(ABC):
         """A network of the same kind, with the tiles of a plan; see ``tiledse.convert``."""
 
     @abstractmethod
-    def write(self, plan: Plan, path: Path, *, force: bool = False) -> None:
+    def verify(self, plan: Plan) -> Verdict:
+        """Try what ``convert`` would make, and give the figures.
+
+        Raises:
+            TiledSEError: see ``convert``.
+        """
+
+    @abstractmethod
+    def write(self, plan: Plan, path: Path, form: Form) -> Written:
         """Write the network with the tiles, and corrections, of a plan; the file ends in ``file_ending``.
 
         Raises:
-            TiledSEError: the file is there and ``force`` is not, or cannot be written.
+            TiledSEError: a form that the kind does not have, see ``convert``, or the file cannot be written.
         """
 
     @abstractmethod
@@ -170,6 +179,98 @@ class Network(ABC):
     def refuses(self, block: int) -> str | None:
         """Why a block's descriptors cannot be corrected, or None."""
         return None
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a converted network is to be written.
+
+    Args:
+        divisor_tiles: ONNX: tiles that divide their maps, at a fixed size.
+        batch: ONNX: a fixed batch, at a fixed size; None leaves it as it is.
+        ir_version: ONNX: the version of the file format; None leaves it as it is.
+        alls: ONNX: where the line for a Hailo model script goes.
+        verify: Whether to try what was made.
+        force: Whether files that exist may be replaced.
+    """
+
+    divisor_tiles: bool = False
+    batch: int | None = None
+    ir_version: int | None = None
+    alls: Path | None = None
+    verify: bool = True
+    force: bool = False
+
+    def check_plain(self, path: Path) -> None:
+        """Refuse what goes with ONNX only.
+
+        Raises:
+            TiledSEError: the first such option.
+        """
+        given = {
+            "--divisor-tiles": self.divisor_tiles,
+            "--alls": self.alls,
+            "--batch": self.batch,
+            "--ir-version": self.ir_version,
+        }
+        for option in (name for name, value in given.items() if value):
+            raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {path}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What trying a converted network gave.
+
+    Args:
+        plan: What it really has: blocks that were refused keep the tile that they had.
+        refused: Those, with the reason.
+        difference: With one tile over each map, the largest difference of the outputs from those of the network as it
+            was; None where no block has changed.
+        seconds: What it took.
+    """
+
+    plan: Plan
+    refused: tuple[NearMiss, ...]
+    difference: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A converted network on disk, and what its verification gave.
+
+    Args:
+        plan: What it really has: blocks that were refused keep the tile that they had.
+        refused: Those, with the reason.
+        seconds: What verifying took; None where nothing was verified.
+        path: The file.
+    """
+
+    plan: Plan
+    refused: tuple[NearMiss, ...]
+    seconds: float | None
+    path: Path
+
+    @property
+    def converted(self) -> int:
+        """Blocks that have tiles."""
+        return sum(not tile.whole for tile in self.plan.tiles)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with the keys of ``convert``."""
+        return {
+            "converted": self.converted,
+            "total": len(self.plan),
+            "refused": [{"name": miss.name, "reason": miss.reason} for miss in self.refused],
+            "near_misses": self.plan.to_dict()["near_misses"],
+        }
+
+    def lines(self) -> list[str]:
+        """As text."""
+        return [
+            f"{self.converted} of {len(self.plan)} SE blocks have tiles now: {self.path}",
+            *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in self.refused),
+        ]
 
 
 class SharedPrefix(ABC):

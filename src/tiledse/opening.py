@@ -5,6 +5,7 @@ The kinds are listed here and nowhere else: a further kind is one room and one l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,10 @@ KINDS = {
 }
 
 
+# What needs no package beyond those of tiledse itself.
+_PLAIN = {KINDS[""]}
+
+
 def kind_of(name: str | Path) -> str:
     """The kind of a MODEL text or of a file, a key of ``KINDS``.
 
@@ -34,6 +39,16 @@ def kind_of(name: str | Path) -> str:
     """
     text = str(name).lower()
     return next((ending for ending in KINDS if ending and text.endswith(ending)), "")
+
+
+def shown_name(name: str) -> str:
+    """MODEL as it is printed: a file without its folder.
+
+    Example:
+        >>> shown_name("nets/a.onnx"), shown_name("timm:regnety_008")
+        ('a.onnx', 'timm:regnety_008')
+    """
+    return Path(name).name if kind_of(name) else name
 
 
 def open(
@@ -47,6 +62,7 @@ def open(
     device: str | None = None,
     threads: int | None = None,
     name: str | None = None,
+    runs: bool = True,
 ) -> Network:
     """Open a network, and find its SE blocks.
 
@@ -62,6 +78,7 @@ def open(
         device: Where a network of PyTorch runs, such as ``cuda``; left out, where it is.
         threads: Threads of ONNX Runtime; 0 leaves them to it, None takes torch's.
         name: What tables and messages call it; left out, its own name.
+        runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.
 
     Returns:
         The network. Every verb takes it in place of what was given here.
@@ -76,7 +93,7 @@ def open(
         >>> network.kind, len(network.plan), open(network) is network
         ('PyTorch', 13, True)
     """
-    given = Given(input_size, weights, pretrained, image, example_inputs, device, threads, name)
+    given = Given(input_size, weights, pretrained, image, example_inputs, device, threads, name, runs)
     if isinstance(source, Network):
         if given != Given() and not (
             given == Given(input_size) and tuple(input_size or ()) == source.plan.input_size
@@ -87,17 +104,41 @@ def open(
             )
         return source
     if isinstance(source, (str, Path)):
-        return _room(KINDS[kind_of(source)]).open_named(str(source), given)
+        try:
+            room = _room(KINDS[kind_of(source)])
+        except ImportError as error:
+            raise TiledSEError(
+                f"{source} needs the package {error.name}; install it with: pip install 'tiledse[onnx]'"
+            ) from error
+        opened: Network = room.open_named(str(source), given)
+        return opened
     if weights is not None or pretrained:
         raise TiledSEError("weights and pretrained go with a network that is named; this one has its weights")
-    for room in KINDS.values():
-        opened = _room(room).open_object(source, given)
-        if opened is not None:
-            return opened
+    for kind in KINDS.values():
+        if (
+            kind in _PLAIN or f"{__package__}{kind.rpartition('.')[0]}" in sys.modules
+        ):  # else nobody has one of it
+            found: Network | None = _room(kind).open_object(source, given)
+            if found is not None:
+                return found
     raise TiledSEError(
         f"expected a network: a name such as 'timm:regnety_008', a file, or a torch.nn.Module; got "
         f"{type(source).__name__}"
     )
+
+
+def module_of(source: Any, input_size: Sequence[int], purpose: str) -> nn.Module:
+    """The module of PyTorch of a network, or of what ``open`` takes: what rooms need that read its operators.
+
+    Raises:
+        TiledSEError: a network of another kind, or see ``open``.
+    """
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        return source
+    network = source if isinstance(source, Network) else open(source, input_size)
+    return network.module(purpose)
 
 
 def _room(name: str) -> Any:

@@ -191,6 +191,31 @@ class Plan:
         tile = Tile.parse(tile)
         return replace(self, tiles=(tile,) * count + self.tiles[count:], corrections=())
 
+    @staticmethod
+    def check(plan: object) -> None:
+        """Check that a plan is one.
+
+        Raises:
+            TiledSEError: it is something else.
+        """
+        if not isinstance(plan, Plan):
+            raise TiledSEError(
+                f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
+                "find(model, input_size).with_tile('7xW') makes one"
+            )
+
+    def check_blocks(self) -> None:
+        """Check that there is something to tile.
+
+        Raises:
+            TiledSEError: the network has no SE block.
+        """
+        if not len(self):
+            near = len(self.near_misses)
+            raise TiledSEError(
+                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
+            )
+
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
 

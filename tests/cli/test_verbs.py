@@ -52,7 +52,7 @@ def test_the_verb_stream_stays_where_a_room_has_its_name():
     import tiledse.stream.engine  # the import system would put the room in the verb's place
 
     assert callable(tiledse.stream)
-    assert tiledse.networks.find is tiledse.find
+    assert tiledse.networks.TiledBlock is tiledse.TiledBlock
     assert {"find", "stream", "cost"} <= {*dir(tiledse)}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tiledse.nothing

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import TiledSEError
-from ..networks import find as find_blocks
-from ..networks.loading import Loaded, load
 from ..numerals import parse_whole, quoted
 from ..plan import Plan
 from ..tile import Tile
@@ -42,57 +40,10 @@ def parse_tiles(text: str | None) -> list[Tile]:
     return list(dict.fromkeys(tiles))
 
 
-def load_model(
-    model: str, size: str | None, weights: Path | None, pretrained: bool, runs: bool = True
-) -> Loaded:
-    """The network of MODEL, and the size of image it is looked at with.
-
-    Raises:
-        TiledSEError: see ``networks.loading.load``; also when no size is known.
-    """
-    loaded = load(model, weights=weights, pretrained=pretrained, input_size=parse_size(size), runs=runs)
-    if loaded.input_size is None:
-        raise TiledSEError(
-            f"{model} does not say which image it takes; give it with --input, such as 3x224x224"
-        )
-    return loaded
-
-
-def load_planned(
-    model: str,
-    size: str | None,
-    weights: Path | None,
-    pretrained: bool,
-    tile: str | None,
-    plan: Path | None,
-    runs: bool = True,
-) -> tuple[Loaded, Plan]:
-    """The network of MODEL, and the plan that --tile or --plan asks for.
-
-    Raises:
-        TiledSEError: see ``load_model`` and ``choose_plan``.
-    """
-    loaded = load_model(model, size, weights, pretrained, runs)
-    return loaded, choose_plan(find_blocks(loaded.model, loaded.input_size), tile, plan)
-
-
 def tell_random(random: bool) -> None:
     """Say that weights are random, where they are."""
     if random:
         say("the weights are random: give --weights FILE or --pretrained for real ones")
-
-
-def check_blocks(found: Plan) -> None:
-    """Check that a network has SE blocks.
-
-    Raises:
-        TiledSEError: it has none.
-    """
-    if not len(found):
-        near = len(found.near_misses)
-        raise TiledSEError(
-            f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-        )
 
 
 def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
@@ -103,7 +54,7 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """
     if (tile is None) == (plan is None):
         raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
-    check_blocks(found)
+    found.check_blocks()
     if tile is not None:
         return found.with_tile(tile)
     assert plan is not None

@@ -46,17 +46,13 @@ def calibrate(
 ) -> None:
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.held_out import calibrate_held_out
+    from ..network import Form
     from ..report.calibration import calibration_lines
     from .arguments import tell_random
     from .progress import progress_bar
 
     endings = (".json", ".safetensors", ".onnx")
     result.check([Output("-o", output, endings)], [*model.files, tiles.plan, *data.files])
-    if output.suffix.lower() == (".safetensors" if model.is_onnx else ".onnx"):
-        raise TiledSEError(
-            f"{model.model} does not go into {output}; write plan.json, then: tiledse convert {model.model} "
-            "--plan plan.json -o ..."
-        )
     if not 0 < prior < inf or images < 1 or data.batch_size < 1:
         raise TiledSEError(
             f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and "
@@ -64,6 +60,11 @@ def calibrate(
         )
     opened = _open(model, data, labels=False)
     network = opened.network
+    if output.suffix.lower() not in (".json", network.file_ending):
+        raise TiledSEError(
+            f"{model.model} does not go into {output}; write plan.json, then: tiledse convert {model.model} "
+            "--plan plan.json -o ..."
+        )
     with progress_bar("blocks") as progress:
         found = calibrate_held_out(
             network, tiles.of(network.se), opened.task, images=images, prior=prior, batch_size=data.batch_size,
@@ -72,7 +73,7 @@ def calibrate(
     if output.suffix.lower() == ".json":
         found.plan.save(output)
     else:
-        network.write(found.plan, output, force=result.force)
+        network.write(found.plan, output, Form(force=result.force))
     tell_random(network.random)
     if not found.helps:
         say(
@@ -122,7 +123,7 @@ class Budget:
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
     ] = None
 
-    def check(self, model: Model, data: Images) -> None:
+    def check(self, data: Images) -> None:
         """Refuse options that do not go together.
 
         Raises:
@@ -137,11 +138,6 @@ class Budget:
         if self.max_drop is not None and not isfinite(self.max_drop):
             raise TiledSEError(
                 f"--max-drop {self.max_drop}: expected a number of percentage points, such as 1.5"
-            )
-        if self.buffer == "pipeline" and model.is_onnx:
-            raise TiledSEError(
-                f"--buffer pipeline counts the rows of a PyTorch network, and {model.model} is an ONNX file; give the "
-                "network it was made from (timm:NAME --weights FILE), or --buffer gates"
             )
 
     def order(self, network: Network) -> Order:
@@ -163,10 +159,11 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
     from ..choose.search import search as choose
     from ..report.choose import draw_front, front_table
     from .arguments import parse_tiles, tell_random
+    from .measuring import task_of
     from .progress import progress_bar
 
     result.check([Output("-o", output, (".json",))], [*model.files, budget.calibrate_on, *data.files])
-    budget.check(model, data)
+    budget.check(data)
     opened = _open(model, data, labels=budget.max_drop is not None)
     network = opened.network
     order, kept = budget.order(network), Evaluations(budget.cache or default_folder())
@@ -177,8 +174,8 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
             raise TiledSEError(
                 "--calibrate and --data are the same images; calibrate on others, or leave it out"
             )
-        others = _open(model, replace(data, data=budget.calibrate_on), labels=False)
-        fitted_on = Evaluator(network, others.task, kept, batch_size=data.batch_size)
+        others = task_of(model.model, network, replace(data, data=budget.calibrate_on), labels=False)
+        fitted_on = Evaluator(network, others, kept, batch_size=data.batch_size)
     found = choose(
         evaluator,
         max_buffer=budget.max_buffer,

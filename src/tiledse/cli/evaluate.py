@@ -46,13 +46,17 @@ def evaluate(
 
     def check() -> None:
         data.source()
-        _check_amp(amp, model)
+        _check_amp(amp)
         if images is not None:
             if data.task != "classify":
                 raise TiledSEError("--images goes with --task classify; leave it out")
             result.check([Output("--images", images)], [*model.files, tiles.plan, *data.files])
 
     def measure(opened: Opened, plan: Plan, **how: Any) -> Evaluation | TaskComparison:
+        if amp is not None and not opened.network.casts:
+            raise TiledSEError(
+                f"{model.model} runs in its own numbers ({opened.network.kind}); leave --amp out"
+            )
         kind = None if amp is None else getattr(torch, amp)
         return measure_both(opened.network, plan, opened.task, amp=kind, **how)
 
@@ -66,8 +70,6 @@ def evaluate(
     result.show(evaluation.to_dict, lambda: (f"{model.model}, {plan}", str(evaluation)))
 
 
-def _check_amp(amp: str | None, model: Model) -> None:
+def _check_amp(amp: str | None) -> None:
     if amp not in (None, "bfloat16", "float16"):
         raise TiledSEError(f"--amp {amp}: expected bfloat16 or float16")
-    if amp is not None and model.is_onnx:
-        raise TiledSEError(f"{model.model} runs in ONNX Runtime in its own numbers; leave --amp out")

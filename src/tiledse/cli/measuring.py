@@ -45,7 +45,7 @@ def open_measured(model: Model, where: torch.device, data: Images, labels: bool 
     """
     data.source()
     network = model.open(where)
-    network.check_blocks()
+    network.plan.check_blocks()
     return Opened(network, task_of(model.model, network, data, labels))
 
 

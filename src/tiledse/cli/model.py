@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..network import Network
-    from ..networks.loading import Loaded
-    from ..onnx import OnnxModel
     from ..plan import Plan
 
 InputSize = Annotated[
@@ -80,16 +78,9 @@ class Model:
         return self.model, self.weights
 
     @property
-    def is_onnx(self) -> bool:
-        """Whether it is an ONNX file."""
-        from .onnx import is_onnx
-
-        return is_onnx(self.model)
-
-    @property
     def name(self) -> str:
-        """MODEL as it is printed: an ONNX file without its folder."""
-        from .onnx import shown_name
+        """MODEL as it is printed: a file without its folder."""
+        from ..opening import shown_name
 
         return shown_name(self.model)
 
@@ -100,47 +91,19 @@ class Model:
 
         return parse_size(self.input)
 
-    def read_onnx(self) -> OnnxModel:
-        """The ONNX file."""
-        from .onnx import open_onnx
-
-        return open_onnx(self.model, self.weights, self.pretrained, self.image)
-
-    def find(self) -> tuple[str, Plan]:
-        """The name and the SE blocks of a network of any kind."""
-        from .onnx import find_any
-
-        return find_any(self.model, self.input, self.weights, self.pretrained, self.image)
-
-    def open(self, where: torch.device | None = None) -> Network:
+    def open(self, where: torch.device | None = None, runs: bool = True) -> Network:
         """The network.
 
         Args:
             where: The device that it runs on; left out, where it is.
+            runs: Whether it is to be run; else its weights may be without numbers.
         """
         from ..opening import open as open_network
 
         return open_network(
-            self.model,
-            self.size,
-            weights=self.weights,
-            pretrained=self.pretrained,
-            image=self.image,
-            device=None if where is None else str(where),
-        )
-
-    def planned(self, tiles: Tiles, runs: bool = True) -> tuple[Loaded, Plan]:
-        """The network, of PyTorch, and the plan that is asked for.
-
-        Args:
-            tiles: --tile and --plan.
-            runs: Whether it is to be run; else its weights may be without numbers.
-        """
-        from .arguments import load_planned
-
-        return load_planned(
-            self.model, self.input, self.weights, self.pretrained, tiles.tile, tiles.plan, runs
-        )
+            self.model, self.size, weights=self.weights, pretrained=self.pretrained, image=self.image,
+            device=None if where is None else str(where), runs=runs,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from .outputs import Output
 from .results import Figure
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from ..network import Network
     from ..plan import Plan
     from ..stream.comparison import Rows
 
@@ -58,7 +59,7 @@ def stream(
 ) -> None:
     """Run the network row by row, compare with the whole image, and count what each layer holds.
 
-    Rows of integers are scaled by their largest value and then by the mean and deviation that timm gives the network.
+    Rows of integers are scaled by their largest value, then by the mean and deviation that the network's library says.
     """
     from ..report.pipeline_plots import draw_held
     from ..report.streaming import streamed_parts
@@ -67,13 +68,14 @@ def stream(
 
     read = [*model.files, tiles.plan, image]
     result.check([Output("-o", output)], read)
-    loaded, plan = model.planned(tiles)
-    source = _rows(image, loaded.model, plan)
-    s = make_stream(loaded.model, plan, height=source.height, width=source.width, rows=rows)
+    network = model.open()
+    module, plan = network.module("stream"), tiles.of(network.plan)
+    source = _rows(image, network, plan)
+    s = make_stream(module, plan, height=source.height, width=source.width, rows=rows)
     files = [] if output is None else output_files(output, s)
     if len(files) > 1:
         result.check([Output("-o", file) for file in files], read)
-    whole = None if alone else (loaded.model, plan)
+    whole = None if alone else (module, plan)
     found = stream_image(s, source, whole=whole, outputs=files, name=model.model, watched=_watched)
     title = f"{model.model} at {'x'.join(map(str, found.input_size))}"
     result.draw(lambda path: draw_held(found.held, path, title))
@@ -82,14 +84,14 @@ def stream(
         say(f"wrote {', '.join(map(str, files))}")
 
 
-def _rows(image: Path | None, model: nn.Module, plan: Plan) -> Rows:
-    """The image, normalised as timm says for the network; a random one where none is given."""
+def _rows(image: Path | None, network: Network, plan: Plan) -> Rows:
+    """The image, normalised as the network's library says; a random one where none is given."""
     from ..stream.comparison import RandomRows
     from ..stream.sources import ImageRows
 
     if image is None:
         return RandomRows(*plan.input_size)
-    config = getattr(model, "pretrained_cfg", None) or {}
+    config = network.config or {}
     source = ImageRows(image, config.get("mean"), config.get("std"))
     if source.channels != plan.input_size[0]:
         raise TiledSEError(f"{image} has {source.channels} channels, the network takes {plan.input_size[0]}")
@@ -124,8 +126,9 @@ def simulate(
 
     result.check([Output("--trace", trace)], [*model.files, tiles.plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    loaded, plan = model.planned(tiles, runs=False)
-    se, tse, sized = compare(loaded.model, plan, hardware=chip, fifos=fifos)
+    network = model.open(runs=False)
+    plan = tiles.of(network.plan)
+    se, tse, sized = compare(network.module("simulate"), plan, hardware=chip, fifos=fifos)
     title = f"{model.model} at {'x'.join(map(str, plan.input_size))}"
     result.draw(lambda path: draw_pipeline({"SE": se, "TSE": tse}, path, title))
     if trace is not None:

@@ -191,7 +191,7 @@ def sensitivity(
         TiledSEError: no block, no tile, or see ``tasks.run``.
     """
     network = open_network(model)
-    network.check_blocks()
+    network.plan.check_blocks()
     if not tiles:
         raise TiledSEError("give at least one tile, such as 7xW")
     wanted = candidates(network.se, list(dict.fromkeys(tiles)))

@@ -67,7 +67,7 @@ def sweep(
         if not missing:
             continue
         network, task = entry.open()
-        network.check_blocks()
+        network.plan.check_blocks()
 
         def measure(form: Any, who: str, task: Task[Any] = task) -> Sequence[Any]:
             def alone(inputs: torch.Tensor) -> Iterator[Any]:

@@ -95,45 +95,52 @@ class Converted:
 
 
 def convert_verified(
-    model: nn.Module, plan: Plan, *, verify: bool = True, example_inputs: Any = None
+    model: nn.Module,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    example_inputs: Any = None,
+    found: Found | None = None,
 ) -> Converted:
     """``convert``, with what was found out on the way.
+
+    ``found`` is what ``find_dialects`` gave on this very network, for callers that have it.
 
     Raises:
         TiledSEError: see ``convert``.
     """
     twin = duplicate(model)
-    wanted, candidates = _changes(twin, plan, None, example_inputs)
+    wanted, candidates = _changes(twin, plan, found, example_inputs)
     if not verify:
         _apply(twin, plan, wanted, {})
         settle(twin)
         return Converted(twin, plan)
     start = time.perf_counter()
     inputs = None if example_inputs is None else inputs_for(model, plan.input_size, example_inputs)
-    found = verify_blocks(model, twin, candidates, plan.input_size, inputs) if candidates else Verified()
+    tried = verify_blocks(model, twin, candidates, plan.input_size, inputs) if candidates else Verified()
     seconds = time.perf_counter() - start
-    if found.refused and not found.ways:
-        name, reason = next(iter(found.refused.items()))
+    if tried.refused and not tried.ways:
+        name, reason = next(iter(tried.refused.items()))
         raise TiledSEError(
             f"no block could be converted: '{name}': {reason}"
-            + _others(len(found.refused))
+            + _others(len(tried.refused))
             + "; leave verifying out "
             "with verify=False (--no-verify) to have them as they are read"
         )
-    if found.refused and plan.calibrated:
-        name, reason = next(iter(found.refused.items()))
+    if tried.refused and plan.calibrated:
+        name, reason = next(iter(tried.refused.items()))
         raise TiledSEError(
             f"block '{name}' cannot be converted: {reason}; later blocks are calibrated for its tiles: calibrate again "
             "a plan in which it has HxW"
         )
     tiles = tuple(
-        now if b.name in found.refused else tile for (b, tile), (_, _, now) in zip(plan, wanted, strict=True)
+        now if b.name in tried.refused else tile for (b, tile), (_, _, now) in zip(plan, wanted, strict=True)
     )
     given = replace(plan, tiles=tiles)
-    _apply(twin, given, wanted, found.ways, found.refused)
+    _apply(twin, given, wanted, tried.ways, tried.refused)
     settle(twin)
-    refused = tuple(NearMiss(name, reason) for name, reason in found.refused.items())
-    return Converted(twin, given, refused, found.difference, found.largest, seconds)
+    refused = tuple(NearMiss(name, reason) for name, reason in tried.refused.items())
+    return Converted(twin, given, refused, tried.difference, tried.largest, seconds)
 
 
 def _others(count: int) -> str:
@@ -224,11 +231,7 @@ def _changes(
     Raises:
         TiledSEError: the plan is none of this network.
     """
-    if not isinstance(plan, Plan):
-        raise TiledSEError(
-            f"expected a plan, got {type(plan).__name__} {plan!r:.60}; "
-            "find(model, input_size).with_tile('7xW') makes one"
-        )
+    Plan.check(plan)
     if not len(plan):
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..network import Network, SharedPrefix
+from ..errors import TiledSEWarning
+from ..network import Form, Network, SharedPrefix, Verdict, Written
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from ..tile import Tile
-from .converter import convert, convert_shared, correctable, fingerprint
+from .converter import Converted, Found, convert_shared, convert_verified, correctable, fingerprint
 from .finder import find_dialects
 from .modes import evaluating, in_eval
 from .replay import Replayed
-from .saving import save
+from .writing import write
 
 if TYPE_CHECKING:
     from ..network import Rows, See
@@ -37,6 +40,7 @@ class TorchNetwork(Network):
         random: Whether its weights are random.
         config: What it says of its images; its ``pretrained_cfg``, where it is left out.
         example_inputs: See ``find``.
+        found: What ``find_dialects`` gave on this very network, for those who have it.
 
     Raises:
         TiledSEError: the network refuses the input.
@@ -53,6 +57,8 @@ class TorchNetwork(Network):
     kind: ClassVar[str] = "PyTorch"
     says_images: ClassVar[bool] = True
     file_ending: ClassVar[str] = ".safetensors"
+    exports: ClassVar[bool] = True
+    casts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -63,13 +69,14 @@ class TorchNetwork(Network):
         random: bool = False,
         config: Mapping[str, Any] | None = None,
         example_inputs: Any = None,
+        found: Found | None = None,
     ) -> None:
-        self.plan, self.dialects = find_dialects(model, input_size, example_inputs)
-        self.given = model
+        self.plan, self.dialects = found or find_dialects(model, input_size, example_inputs)
+        self.given: nn.Module = model
         self.name = name if name is not None else type(model).__name__
         self.random = random
         self.config = config if config is not None else getattr(model, "pretrained_cfg", None)
-        self._example_inputs = example_inputs
+        self.example_inputs = example_inputs
 
     @cached_property
     def model(self) -> nn.Module:
@@ -94,19 +101,38 @@ class TorchNetwork(Network):
 
     def convert(self, plan: Plan, *, verify: bool = True) -> TorchNetwork:
         """See Network."""
-        made = convert(self.given, plan, verify=verify, example_inputs=self._example_inputs)
+        made = self.converted(plan, verify)
+        for miss in made.refused:
+            warnings.warn(
+                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
+            )
         return TorchNetwork(
-            made, plan.input_size, name=self.name, random=self.random, config=self.config,
-            example_inputs=self._example_inputs,
+            made.model, plan.input_size, name=self.name, random=self.random, config=self.config,
+            example_inputs=self.example_inputs, found=(replace(made.plan, network=self.plan.network), self.dialects),
         )  # fmt: skip
+
+    def verify(self, plan: Plan) -> Verdict:
+        """See Network."""
+        made = self.converted(plan, True)
+        return Verdict(made.plan, made.refused, made.difference, made.seconds)
+
+    def converted(self, plan: Plan, verify: bool) -> Converted:
+        """``converter.convert_verified``, without another look for blocks."""
+        return convert_verified(
+            self.given,
+            plan,
+            verify=verify,
+            example_inputs=self.example_inputs,
+            found=(self.plan, self.dialects),
+        )
+
+    def write(self, plan: Plan, path: Path, form: Form) -> Written:
+        """See Network; ``writing.write``."""
+        return write(self, plan, path, form)
 
     def tiled(self, plan: Plan) -> nn.Module:
         """See Network; parameters and buffers are those of the model given."""
         return in_eval(convert_shared(self.model, plan, (self.se, self.dialects)))
-
-    def write(self, plan: Plan, path: Path, *, force: bool = False) -> None:
-        """See Network: a state dict, with the plan in its header."""
-        save(self.tiled(plan), plan, path, self.name)
 
     def block(self, number: int) -> nn.Module:
         """The module of an SE block, in the network with plain SE."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import TiledSEError
 from ..network import Given
 from .finder import check_kind
@@ -18,8 +20,14 @@ def open_named(name: str, given: Given) -> TorchNetwork:
     """
     if given.image is not None:
         raise TiledSEError(f"--image goes with FILE.onnx, got {name}; leave it out")
-    size = None if given.input_size is None else (*given.input_size,)
-    loaded = load(name, weights=given.weights, pretrained=given.pretrained, input_size=size)  # type: ignore[arg-type]
+    size: Any = None if given.input_size is None else (*given.input_size,)
+    loaded = load(
+        name,
+        weights=given.weights,
+        pretrained=given.pretrained,
+        input_size=size,
+        runs=given.runs,
+    )
     if loaded.input_size is None and given.example_inputs is None:
         raise TiledSEError(
             f"{name} does not say which image it takes; give it with --input, such as 3x224x224"

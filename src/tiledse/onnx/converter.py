@@ -97,9 +97,11 @@ class Converted:
 
 def convert_verified(
     model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
-    ir_version: int | None = None, verify: bool = True,
+    ir_version: int | None = None, verify: bool = True, found: Finding | None = None,
 ) -> Converted:  # fmt: skip
     """``convert``, with what was found out on the way.
+
+    ``found`` is what ``locate`` gave on this very network at the plan's size, for callers that have it.
 
     Raises:
         TiledSEError: see ``convert``.
@@ -108,7 +110,7 @@ def convert_verified(
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
         )
-    found = locate(model, plan.input_size)
+    found = found or locate(model, plan.input_size)
     plan.check_network(found.plan)
     if model.opset < OLDEST_OPSET:
         older, model = model, upgraded(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEError
-from ..network import Network, SharedPrefix
+from ..errors import TiledSEError, TiledSEWarning
+from ..network import Form, Network, SharedPrefix, Verdict, Written
 from ..op.functional import squeeze
 from ..plan import Plan
 from ..tile import Tile
 from .branches import Cut, Probed
-from .converter import convert
+from .converter import convert, convert_verified
 from .excitations import excitation
-from .finder import fingerprint, locate
+from .finder import Finding, fingerprint, locate
 from .graph import Graph, with_outputs
-from .model import OnnxModel, save
+from .model import OnnxModel
 from .runner import OnnxModule
+from .writing import write
 
 if TYPE_CHECKING:
     from ..network import Rows, See
@@ -37,6 +40,7 @@ class OnnxNetwork(Network):
         input_size: (C, H, W) of its images; needed where the file leaves height or width free.
         name: What tables call it; its file's name, where it is left out.
         threads: Threads of ONNX Runtime; 0 leaves it to it. Left out, they are torch's.
+        found: Its plan and the fingerprint of its weights, for those who have them.
 
     Raises:
         TiledSEError: the network has no image input, or ONNX Runtime does not take it.
@@ -52,10 +56,14 @@ class OnnxNetwork(Network):
         *,
         name: str | None = None,
         threads: int | None = None,
+        found: tuple[Plan, str] | None = None,
     ) -> None:
-        self._found = locate(model, input_size)
-        self.plan = self._found.plan
-        self.given = model
+        if found is None:
+            self._found = locate(model, input_size)
+            self.plan = self._found.plan
+        else:
+            self.plan, self.weights = found
+        self.given: OnnxModel = model
         self.name = name if name is not None else model.path.name if model.path is not None else model.name
         self.threads = torch.get_num_threads() if threads is None else threads
         self._tried: set[object] = set()
@@ -65,6 +73,16 @@ class OnnxNetwork(Network):
     def model(self) -> OnnxModel:
         """The network with plain SE."""
         return convert(self.given, self.se) if any(not t.whole for t in self.plan.tiles) else self.given
+
+    @cached_property
+    def _found(self) -> Finding:
+        """What was found in the network as it was given."""
+        return locate(self.given, self.plan.input_size)
+
+    @cached_property
+    def _located(self) -> Finding:
+        """What is found in the network with plain SE."""
+        return self._found if self.model is self.given else locate(self.model, self.plan.input_size)
 
     @cached_property
     def weights(self) -> str:
@@ -87,12 +105,28 @@ class OnnxNetwork(Network):
 
     def convert(self, plan: Plan, *, verify: bool = True) -> OnnxNetwork:
         """See Network."""
-        made = convert(self.given, plan, verify=verify)
-        return OnnxNetwork(made, plan.input_size, name=self.name, threads=self.threads)
+        made = convert_verified(self.given, plan, verify=verify, found=self._found)
+        for miss in made.refused:
+            warnings.warn(
+                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
+            )
+        found = replace(made.plan, near_misses=self.plan.near_misses, network=self.plan.network), self.weights
+        return OnnxNetwork(made.model, plan.input_size, name=self.name, threads=self.threads, found=found)
 
-    def write(self, plan: Plan, path: Path, *, force: bool = False) -> None:
+    def verify(self, plan: Plan) -> Verdict:
         """See Network."""
-        save(convert(self.given, plan), path, force=force)
+        made = convert_verified(self.given, plan, found=self._found)
+        proof = made.proof
+        return Verdict(made.plan, made.refused, None if proof is None else proof.difference, made.seconds)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See Network."""
+        return self.given.data_files
+
+    def write(self, plan: Plan, path: Path, form: Form) -> Written:
+        """See Network; ``writing.write``."""
+        return write(self.given, plan, path, form, self._found)
 
     def form(self, plan: Plan) -> OnnxModel:
         """The network with the tiles of a plan. A block's tile is tried once, however many plans have it."""
@@ -100,9 +134,15 @@ class OnnxNetwork(Network):
             (block, tile, id(correction))
             for (block, tile), correction in zip(plan, plan.corrections, strict=True)
         }
-        made = convert(self.model, plan, verify=not wanted <= self._tried)
+        verify = not wanted <= self._tried
+        made = convert_verified(self.model, plan, verify=verify, found=self._located)
+        if made.refused:
+            miss = made.refused[0]
+            raise TiledSEError(
+                f"block '{miss.name}' cannot be converted: {miss.reason}; give it the tile HxW"
+            )
         self._tried |= wanted
-        return made
+        return made.model
 
     def tiled(self, plan: Plan) -> nn.Module:
         """See Network."""
@@ -116,21 +156,17 @@ class OnnxNetwork(Network):
 
     def observe(self, inputs: Tensor, see: See) -> Any:
         """See Network; the maps of all blocks are held for one batch."""
-        sources = [place.squeeze.source.name or "" for place in self._places]
+        sources = [place.squeeze.source.name or "" for place in self._located.places]
         outputs = self._observer.outputs[: -len(sources)] if sources else self._observer.outputs
         got = self._observer.run({self._observer.inputs[0]: inputs.cpu().numpy()})
-        for number, (place, source) in enumerate(zip(self._places, sources)):
+        for number, (place, source) in enumerate(zip(self._located.places, sources)):
             see(number, torch.from_numpy(got[source]).permute(0, *place.squeeze.axes))
         results = tuple(torch.from_numpy(got[name]) for name in outputs)
         return results[0] if len(results) == 1 else results
 
     @cached_property
-    def _places(self) -> Any:
-        return locate(self.model, self.plan.input_size).places
-
-    @cached_property
     def _observer(self) -> Graph:
-        sources = [place.squeeze.source.name or "" for place in self._places]
+        sources = [place.squeeze.source.name or "" for place in self._located.places]
         return Graph(with_outputs(self.model.to_proto(), sources), self.threads)
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:

@@ -8,6 +8,9 @@ from ..errors import TiledSEError
 from ..network import Given
 from .model import OnnxModel, load
 from .network import OnnxNetwork
+from .writing import write_exported
+
+__all__ = ["open_named", "open_object", "write_exported"]
 
 
 def open_named(name: str, given: Given) -> OnnxNetwork:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..opening import module_of
 from ..plan import Plan
 from .builder import Builder
 from .graph import Node, RowGraph
@@ -15,12 +17,13 @@ from .tracing import mark, trace
 
 
 def build_graph(
-    model: nn.Module, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None, known: bool = True
+    model: Any, plan: Plan, batch: int = 1, size: tuple[int, int] | None = None, known: bool = True
 ) -> RowGraph:
     """The row graph of a network with the tiles of a plan.
 
     Args:
-        model: The network, SE or converted; it is left as it was and its weights are shared.
+        model: The network of PyTorch, SE or converted, or what ``tiledse.open`` takes; it is left as it was and its
+            weights are shared.
         plan: From ``find`` on it.
         batch: Images at once.
         size: (H, W) of the images; the plan's if left out.
@@ -30,7 +33,7 @@ def build_graph(
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked, blocks = mark(model, plan, known)
+    marked, blocks = mark(module_of(model, plan.input_size, "a stream"), plan, known)
     program = trace(marked, (batch, plan.input_size[0], height, width))
     return _used(Builder(program, blocks, treat).graph)
 
