@@ -17,6 +17,7 @@ import tiledse as ts
 from tests.networks.test_strangers_convert import SIZE, Gate, assert_tiled, converted, net
 from tests.reference import by_crops, tiled_squeeze_excite
 from tiledse.networks.converter import convert_shared, convert_verified
+from tiledse.networks.makes import make
 from tiledse.networks.tilewise import by_tiles
 from tiledse.tile import Tile
 
@@ -346,3 +347,61 @@ def test_other_types(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert converted(model, "3xW")[1].f[0].weight.dtype == dtype
+
+
+class SingleMean(Gate):
+    """A network in float64 that takes its means in float32."""
+
+    def forward(self, x):
+        return x * self.f(x.float().mean((2, 3), keepdim=True).to(x.dtype))
+
+
+def test_rounding_is_that_of_the_lowest_precision_in_the_block():
+    torch.manual_seed(0)
+    model = net(SingleMean()).double()
+    tse = converted(model, "3xW")
+    x = torch.randn(2, 8, 12, 10, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(tse[1](x), by_crops(model[1], x, "3xW"), rtol=1e-5, atol=1e-6)
+    # What is off by as much in a block that is float64 throughout is no rounding.
+    exact = net(OffByABit()).double()
+    plan = ts.find(exact, SIZE).with_tile("3xW")
+    with pytest.raises(ts.TiledSEError, match=r"in training it gives other numbers .*e-0[67] of the largest"):
+        ts.convert(exact, plan)
+
+
+class OffByABit(Gate):
+    def forward(self, x):
+        gates = self.f(x.mean((2, 3), keepdim=True))
+        return x * (gates + 1e-6 * x.amax((2, 3), keepdim=True) if self.training else gates)
+
+
+class WithFunction(Gate):
+    """One class; what it does in training is a function that it is given."""
+
+    def __init__(self, squeeze):
+        super().__init__()
+        self.squeeze = squeeze
+
+    def forward(self, x):
+        return x * self.f(self.squeeze(x, self.training))
+
+
+def honest(x, training):
+    return x.mean((2, 3), keepdim=True)
+
+
+def maximum_in_training(x, training):
+    return x.amax((2, 3), keepdim=True) if training else x.mean((2, 3), keepdim=True)
+
+
+def test_training_is_tried_for_each_make_of_block():
+    torch.manual_seed(0)
+    squeezes = [honest, honest, maximum_in_training, honest]
+    blocks = [WithFunction(squeeze) for squeeze in squeezes]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.Conv2d(8, 4, 1)).eval()
+    assert make(blocks[0]) == make(blocks[1]) != make(blocks[2])
+    made = convert_verified(model, ts.find(model, SIZE).with_tile("3xW"))
+    assert [miss.name for miss in made.refused] == ["3"]
+    assert make(nn.Sequential(nn.ReLU())) != make(nn.Sequential(nn.ReLU(inplace=True)))
+    assert make(nn.Linear(2, 3)) != make(nn.Linear(3, 2))

@@ -19,13 +19,15 @@ from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Plan
 from ..tile import Tile
 from .block import Way, set_tile
+from .block_trial import Unproven
 from .dialects import Dialect
 from .duplicating import duplicate
 from .finder import find_dialects
 from .inline import outline_again
 from .inline_host import settle
 from .inputs import inputs_for
-from .proof import Unproven, looks, prove
+from .makes import looks
+from .proof import prove
 from .verification import Candidate, Verified
 from .verification import verify as verify_blocks
 

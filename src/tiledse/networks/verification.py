@@ -18,10 +18,13 @@ from ..errors import TiledSEError, first_line
 from ..plan import SEBlock
 from ..tile import Tile
 from .block import TiledBlock, Way, set_tile, untile
+from .block_trial import Spread, Unproven, seeded
 from .dialects import Dialect
 from .duplicating import duplicate
 from .inputs import Inputs
-from .proof import ONE_TILE, ROUNDING, Kinds, Spread, Unproven, prove, relative, seeded
+from .proof import Makes, prove
+from .proof_evaluation import ONE_TILE
+from .rounding import ROUNDING, lowest_precision, relative
 
 # The shorter side of a small image, and what sides are a multiple of: strides of most networks.
 _SHORT, _STEP = 64, 32
@@ -75,7 +78,7 @@ def verify(
     """
     found = Verified()
     run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size, example)
-    kinds: Kinds = {}
+    makes = Makes()
     names = [c.block.name for c in candidates]
     spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect.nhwc for c in candidates})
     for c in candidates:
@@ -83,7 +86,7 @@ def verify(
         try:
             size = (b.channels, b.height, b.width)
             module = made.get_submodule(b.name)
-            found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), kinds)
+            found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), makes)
         except Unproven as reason:
             found.refused[b.name] = str(reason)
     if run is not None:
@@ -193,12 +196,13 @@ class _Run:
         if figure <= allowed or figure == float("inf"):
             return allowed
         generator = torch.Generator().manual_seed(2)
+        lowest = lowest_precision(lambda: _outputs(throwaway(self.model), self.inputs, ()))
 
         def nudge(x: Tensor) -> Tensor:
             if not x.is_floating_point():
                 return x
             noise = torch.randn(x.shape, generator=generator).to(x)
-            return x * (1 + 4 * torch.finfo(x.dtype).eps * noise)
+            return x * (1 + 4 * max(torch.finfo(x.dtype).eps, torch.finfo(lowest).eps) * noise)
 
         outputs, _ = _outputs(throwaway(self.model), self.inputs.map(nudge), ())
         moved = max((relative(a, b) for a, b in zip(outputs, self.outputs)), default=0.0)
