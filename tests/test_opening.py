@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import tiledse as ts
 from tests.choose.networks import SIZE, images, small
+from tests.cli.running import assert_refused, tiledse
 from tiledse import onnx as room
+from tiledse import opening
 from tiledse.data.images import Batch
 from tiledse.errors import TiledSEError
 from tiledse.evaluate.classification import Classification
@@ -141,3 +147,23 @@ def test_a_verb_looks_for_blocks_once(monkeypatch, tmp_path):
     ts.verify(network, plan)
     ts.write(network, plan, tmp_path / "a.safetensors")
     assert len(looks) == 1
+
+
+def test_a_further_kind_is_a_room_and_a_line(monkeypatch, tmp_path):
+    """What no verb knows of opens by its ending, in Python and on the command line."""
+    monkeypatch.setitem(opening.KINDS, ".toy", "tests.toy_kind")
+    path, data = tmp_path / "net.toy", tmp_path / "images"
+    save_file(small().state_dict(), path)
+    assert ts.open(path).kind == "toy"
+    assert ts.find(path) == ts.find(small(), SIZE)
+    found = json.loads(tiledse("cost", path, "--tile", "2xW", "--json").out)
+    assert found["tse"]["buffer"] == ts.cost(ts.find(small(), SIZE).with_tile("2xW")).tse.buffer
+    data.mkdir()
+    for number in range(4):
+        Image.new("RGB", (24, 44), (60 * number, 0, 0)).save(data / f"{number}.png")
+    (data / "labels.csv").write_text("file,label\n" + "".join(f"{n}.png,{n}\n" for n in range(4)))
+    done = tiledse("eval", path, "--tile", "2xW", "--data", data, "--json")
+    assert json.loads(done.out)["n"] == 4, done.err
+    assert_refused(
+        tiledse("convert", path, "--tile", "2xW", "-o", tmp_path / "a.onnx"), "is of toy", "ends in .toy"
+    )

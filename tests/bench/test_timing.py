@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tests.reference import two_layers
 from tiledse.bench.interleave import Ratio, Timing, interleave
 from tiledse.bench.operator import PaperBlock, Shape, compare, peak_bytes, saved_bytes
 from tiledse.bench.targets import verdicts
+from tiledse.bench.whole_networks import _share
 
 
 def test_cases_take_turns_and_the_first_turn_does_not_count():
@@ -109,3 +112,19 @@ def test_the_table_of_compiled_code_has_both_times():
         console.print(compiled_table([found]))
     assert "2.0 / 3.5" in printed.get()
     assert found.to_dict()["training"] == {"se": [3.5, 3.5, 3.5]}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_share_of_blocks_counts_what_other_threads_compute(monkeypatch, threads):
+    """A block that waits for others: nothing of the calling thread's time, and most of the clock's."""
+
+    class Waits(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.05)
+            return x
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), Waits())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with torch.no_grad():
+        share = _share(model, ["1"], torch.zeros(8, 3, 64, 64))
+    assert share > 0.5 if threads == 2 else share < 0.5

@@ -48,6 +48,26 @@ def test_parameters_of_table_b1(tile, kernel, ratio, printed):
     assert math.floor(params / 1e6 * 10**digits) / 10**digits == printed
 
 
+class Own(torch.nn.Module):
+    """SE whose forward spells its activation and gate: SiLU and hard sigmoid, no layers that could be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        z = torch.nn.functional.silu(self.down(x.mean((2, 3), keepdim=True)))
+        return x * torch.nn.functional.hardsigmoid(self.up(z))
+
+
+def test_excitation_in_place_of_a_block_that_does_not_say_its_functions():
+    """ReLU and sigmoid would be other functions than the network's own."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), Own())
+    message = r"a block of .*\.Own \(traced\) computes its gates in its own forward, .*; register a dialect"
+    with pytest.raises(ts.TiledSEError, match=message):
+        with_excitation(model, "3xW", (3, 12, 12))
+
+
 def test_excitation_of_one_kernel_is_the_networks_own():
     """Kernel 1x1 and ratio 4 with the weights of the SE blocks: the function of the converted network."""
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,8 @@ class NetworkComparison:
         layout: ``NCHW`` or ``channels_last``.
         tile: The tile of all blocks.
         timings: ``se`` and ``tse``.
-        share: Of the thread's time, spent in the blocks: ``se`` and ``tse``.
+        share: Of the time, spent in the blocks: ``se`` and ``tse``. Time as in ``Timing.ratio``: the calling thread's,
+            or the clock's where several threads run.
     """
 
     network: str
@@ -76,29 +76,24 @@ def compare_network(
 
 
 def _share(model: nn.Module, names: list[str], x: Tensor, repeats: int = 3) -> float:
-    """The median share of the thread's time that the named modules take."""
+    """The median share of the time that the named modules take."""
+    # What other threads compute for a block is nowhere in the calling thread's time.
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     spent: list[float] = []
     started: list[float] = []
     handles = []
     for name in names:
         block = model.get_submodule(name)
-        handles.append(block.register_forward_pre_hook(lambda *_: started.append(time.thread_time())))
-        handles.append(
-            block.register_forward_hook(lambda *_: spent.append(time.thread_time() - started.pop()))
-        )
+        handles.append(block.register_forward_pre_hook(lambda *_: started.append(now())))
+        handles.append(block.register_forward_hook(lambda *_: spent.append(now() - started.pop())))
     shares = []
     try:
         for _ in range(repeats):
             spent.clear()
-            whole = _timed(lambda: model(x))
-            shares.append(sum(spent) / whole)
+            start = now()
+            model(x)
+            shares.append(sum(spent) / (now() - start))
     finally:
         for handle in handles:
             handle.remove()
     return sorted(shares)[repeats // 2]
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start

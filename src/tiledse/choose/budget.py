@@ -47,10 +47,10 @@ def with_tiles(plan: Plan, tiles: Sequence[Tile]) -> Plan:
 def shares(plan: Plan, options: Sequence[Sequence[Tile]], order: Order) -> tuple[int, list[list[int]]]:
     """What each tile of each block holds, and what is held whatever the tiles are.
 
-    A tile's share is the gate buffer of the block's smallest tile, and what the plan then holds more with this tile,
-    the other blocks having their smallest ones. Gate buffers are their own shares, and they add up. So do those of a
-    pipeline where each shortcut passes one block: what waits there waits for this block alone. Where a shortcut passes
-    several, their sum is more than is held.
+    In the smallest plan every block has its smallest tile. A tile's share is the gate buffer of its block in that plan,
+    plus what the whole plan holds more when this block gets the tile. Gate buffers are their own shares, and they add
+    up. Those of a pipeline add up too where each shortcut passes one block, for what waits there waits for that block
+    alone. Where a shortcut passes several blocks, their sum is more than is held.
 
     Returns:
         The rest, and for each block one number a tile.

@@ -101,7 +101,7 @@ def with_excitation(
         ratio: The paper's R, relative to 4 of the network's own blocks; None keeps their widths.
 
     Raises:
-        TiledSEError: no SE block, or one of an unknown make.
+        TiledSEError: no SE block, or one that does not say its activation and its gate function.
 
     Example:
         >>> import timm
@@ -140,7 +140,10 @@ def _check_modules(plan: Plan) -> None:
 def _functions(block: nn.Module, dialect: Dialect) -> tuple[nn.Module, nn.Module]:
     """The activation and the gate function of a block: what follows its two layers with weights."""
     if not isinstance(dialect.excite, Layers):
-        return nn.ReLU(), nn.Sigmoid()
+        raise TiledSEError(
+            f"a block of {dialect.cls} ({dialect.name}) computes its gates in its own forward, which does not say what "
+            "its activation and its gate function are; register a dialect whose excitation is Layers(...)"
+        )
     layers = [getattr(block, name) for name in dialect.excite.names]
     plain = [layer for layer in layers if isinstance(layer, nn.Module) and not list(layer.parameters())]
     plain = [layer for layer in plain if not isinstance(layer, nn.Identity)]

@@ -88,9 +88,10 @@ class Cut(SharedPrefix):
 
 
 def _cut(form: onnx.ModelProto, own: set[bytes], image: str) -> tuple[onnx.ModelProto, list[str]]:
-    """The part of a tiled form that is not in the SE network or follows such a part, and what it takes from before.
+    """Cut a tiled form where it leaves the SE network.
 
-    Constants are no part of what is taken: they come along.
+    The part that is kept has the nodes that the SE network has not, and all nodes behind them. Constants come along
+    with it. The second result names the values that the part takes from the SE network.
     """
     graph = form.graph
     weights = {tensor.name for tensor in graph.initializer}

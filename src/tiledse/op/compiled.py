@@ -34,7 +34,7 @@ _FLAGS = ("-O3", "-march=native", "-std=c++14", "-shared", "-fPIC", "-fopenmp-si
 # Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
 # layer that comes next.
 _PAST_CACHE_BYTES = 8 << 20
-# For a thread of its own: one takes 10 us to start, and this much 100 us to be scaled.
+# A thread is worth starting for this many bytes: it takes 10 us to start, and these take 100 us to scale.
 _BYTES_OF_A_THREAD = 1 << 20
 
 _ACTS = {"relu": 0, "silu": 1, "hardswish": 2}

@@ -97,7 +97,10 @@ def is_eager(x: Tensor) -> bool:
 
 
 def is_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x; some, such as meta, have none, and torch does not say False then."""
+    """Whether autocast is on for the device of x.
+
+    Devices without autocast, such as meta, make torch raise an error when it is asked; the answer for them is False.
+    """
     device = x.device.type
     return (
         device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)

@@ -57,7 +57,10 @@ def scale(x: Tensor, gates: Tensor, tile: Tile, inplace: bool = False) -> Tensor
 
 
 def shaped(product: Tensor, x: Tensor) -> Tensor:
-    """A product in the shape of x, and no view: torch lets none that was made under no_grad be added to in place."""
+    """A product in the shape of x.
+
+    It is not a view: torch refuses to change a view in place when the view was made under no_grad.
+    """
     return torch.ops.aten._unsafe_view(product, x.shape)
 
 

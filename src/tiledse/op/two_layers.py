@@ -130,7 +130,7 @@ class _Known:
         w1, b1, w2, b2 = self._parameters
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return TwoLayers(w1.view(w1.shape[:2]), b1, w2.view(w2.shape[:2]), b2, *self._names)
-        # Other numbers, and as many of the same as .data may be cut to.
+        # The views are made again when a weight has other memory, or when `.data` gave it another shape.
         memory = w1.data_ptr(), w2.data_ptr(), w1.shape, w2.shape, w1.stride(), w2.stride()
         if memory != self._memory:
             self._memory = memory

@@ -81,7 +81,7 @@ def run_all(
     seeds: Sequence[int] = (), networks: Sequence[str] = (), restart: bool = False, notes: dict[str, Any] | None = None,
     say: Say = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Train every run that is asked for and not done yet; write results.csv and results.json as they come.
+    """Train every run that is asked for and not done yet; write its result.json when it ends, and results.csv of all.
 
     Args:
         recipe: The recipe.
@@ -96,7 +96,7 @@ def run_all(
         say: Takes lines.
 
     Returns:
-        One dictionary a run, as in results.json.
+        One dictionary for each run, as in its result.json.
 
     Raises:
         TiledSEError: an unknown variant or network, and all that a run refuses.
