@@ -434,4 +434,4 @@ def test_gate_and_bias_are_refused_with_the_reason():
     assert not len(plan)
     (miss,) = plan.near_misses
     assert miss.name == "1"
-    assert "a tile has a gate, and no place for a bias" in miss.reason
+    assert "what it computes for the gate (chunk) is used by 'getitem_2' as well" in miss.reason
