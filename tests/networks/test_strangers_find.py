@@ -241,7 +241,7 @@ def test_attributes_are_read_at_each_call():
 
 def test_torch_fx_says_what_it_cannot_follow():
     tse = converted(net(Gate()))
-    with pytest.raises(ts.TiledSEError, match=r"torch.fx cannot follow the own forward.*use torch.export"):
+    with pytest.raises(ts.TiledSEError, match=r"^torch.fx cannot trace the own forward.*use torch.export"):
         torch.fx.symbolic_trace(tse)
 
 
@@ -417,3 +417,21 @@ def test_einops():
     torch.manual_seed(0)
     block, x = Einops(), torch.randn(2, C, 10, 9)
     torch.testing.assert_close(converted(net(block))[1](x), by_crops(block, x, "3xW"), rtol=1e-5, atol=1e-6)
+
+
+def test_gate_and_bias_are_refused_with_the_reason():
+    class GateAndBias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(8, 16)
+
+        def forward(self, x):
+            gate, bias = self.f(x.mean((2, 3)))[:, :, None, None].chunk(2, 1)
+            return x * gate.sigmoid() + bias
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), GateAndBias())
+    plan = ts.find(model, (3, 12, 10))
+    assert not len(plan)
+    (miss,) = plan.near_misses
+    assert miss.name == "1"
+    assert "what it computes for the gate (chunk) is used by 'getitem_2' as well" in miss.reason

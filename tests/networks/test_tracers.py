@@ -78,3 +78,47 @@ def test_a_forward_that_fx_cannot_take_apart_says_so():
         x = torch.randn(1, *SIZE)
         torch.testing.assert_close(graph(x), tse(x))
     assert "torch.fx cannot trace" in reason
+
+
+def test_a_forward_with_inline_se_says_so():
+    """Not that it "cannot be rewritten as it is called here"."""
+
+    class Inline(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.down, self.up = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+    torch.manual_seed(0)
+    model = Inline().eval()
+    tse = ts.convert(model, ts.find(model, SIZE).with_tile("4xW"))
+    with pytest.raises(
+        ts.TiledSEError, match=r"^torch.fx cannot trace the forward of 'Inline', which has SE inline"
+    ):
+        torch.fx.symbolic_trace(tse)
+    x = torch.randn(1, *SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        torch.testing.assert_close(torch.jit.trace(tse, x)(x), tse(x))
+    torch.testing.assert_close(torch.export.export(tse, (x,)).module()(x), tse(x))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_feature_extractor(mode):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    model = create_feature_extractor(
+        torchvision.models.mobilenet_v3_small(width_mult=0.25).train(mode), {"features.6": "map"}
+    )
+    plan = ts.find(model, (3, 64, 64))
+    assert len(plan) == 4
+    tse = ts.convert(model, plan.with_tile("2xW"))
+    assert {m.training for m in tse.modules()} == {mode} == {m.training for m in model.modules()}
+    assert ts.find(tse, (3, 64, 64)) == plan.with_tile("2xW")
+    same = ts.convert(model, plan.with_tile("64xW")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(same(x)["map"], model.eval()(x)["map"])

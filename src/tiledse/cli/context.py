@@ -119,7 +119,7 @@ def sweep(models: Models, data: Data, result: Figure, output: SweepOutput, tiles
 
     where = own_device(data.device)
     wanted = parse_tiles(tiles)
-    data.check()
+    data.source()
     result.check([Output("-o", output, grows=True)], [*models.files, *data.files])
     each, file = models.each(), SweepFile(output)
     labels = _labels(each, data)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from ..errors import TiledSEError
+from ..numerals import parse_reals
 
-TASKS = ("classify", "detect", "segment")
+if TYPE_CHECKING:
+    from ..evaluate.opening import TaskImages
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,25 @@ class Images:
         """What is read of images and labels."""
         return self.data, self.images_dir, self.masks, self.class_map
 
-    def check(self) -> None:
-        """Refuse options that do not go together.
+    def source(self) -> TaskImages:
+        """What the options say, checked.
 
         Raises:
-            TiledSEError: which, and what to do.
+            TiledSEError: options that do not go together, or numbers that are none.
         """
-        if self.task not in TASKS:
-            raise TiledSEError(f"--task {self.task}: expected classify, detect or segment")
-        if self.task == "classify":
-            if self.adapter or self.images_dir or self.masks:
-                raise TiledSEError(
-                    "--adapter, --images-dir and --masks go with --task detect or segment; leave them out"
-                )
-        elif self.mean or self.std or self.class_map or self.preprocess != "network":
-            raise TiledSEError(
-                f"--mean, --std, --class-map and --preprocess go with --task classify; for {self.task} an --adapter "
-                "prepares the images"
-            )
+        from ..evaluate.opening import TaskImages
+
+        return TaskImages(
+            self.data,
+            self.task,
+            self.adapter,
+            self.images_dir,
+            self.masks,
+            self.preprocess,
+            self.class_map,
+            _numbers("--mean", self.mean),
+            _numbers("--std", self.std),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,22 @@ class Data(Images):
     ] = None
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")] = 0
     device: Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")] = "cpu"
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """``0.5,0.5,0.5`` as numbers.
+
+    Raises:
+        TiledSEError: they are none.
+    """
+    if text is None:
+        return None
+    try:
+        found = parse_reals(text, "each")
+        if option == "--std" and min(found) <= 0:
+            raise ValueError("expected each to be above 0")
+    except ValueError as error:
+        raise TiledSEError(
+            f"no numbers: {option} '{text}': {error}; expected one a channel, such as 0.5,0.5,0.5"
+        ) from None
+    return found

@@ -45,7 +45,7 @@ def evaluate(
     from .measuring import measured
 
     def check() -> None:
-        data.check()
+        data.source()
         _check_amp(amp)
         if images is not None:
             if data.task != "classify":

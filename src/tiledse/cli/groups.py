@@ -72,11 +72,11 @@ def expanded(function: Callable[..., None], defaults: dict[str, Any]) -> Callabl
         >>> call(width=1, depth=3)
         Size(width=1, depth=3)
     """
-    hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
     parameters: dict[str, Parameter] = {}
-    for parameter in signature(function).parameters.values():
-        kind = hints[parameter.name]
+    # Not get_type_hints: Python 3.10 hides what is Annotated in an Optional where the default is None.
+    for parameter in signature(function, eval_str=True).parameters.values():
+        kind = parameter.annotation
         if is_dataclass(kind):
             assert isinstance(kind, type)
             groups[parameter.name] = kind

@@ -318,6 +318,8 @@ def _traced(excite: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, des
     """
     try:
         return excite(block, descriptors)
+    except TiledSEError:  # which says so itself
+        raise
     except Exception as error:
         raise TiledSEError(
             f"torch.fx cannot trace the excitation of this block apart from its forward ({first_line(error, 60)}); use "

@@ -53,6 +53,11 @@ def _subclass(source: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(source.forward)
     def forward(self: InlineHost, *args: Any, **kwargs: Any) -> Any:
         call = Call(args, kwargs)
+        if any(isinstance(tensor, fx.Proxy) for tensor in call.tensors):
+            raise TiledSEError(
+                f"torch.fx cannot trace the forward of '{source.__name__}', which has SE inline and is itself traced "
+                "for each way of calling it; use torch.export or torch.jit.trace"
+            )
         key = signature(self, self._tiledse_opened, call)
         run = self._tiledse_traces.get(key)
         if run is None:

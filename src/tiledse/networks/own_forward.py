@@ -50,8 +50,8 @@ class OwnForward:
         """
         if isinstance(descriptors, fx.Proxy):
             raise TiledSEError(
-                "torch.fx cannot follow the own forward of an SE block whose class is not registered; register a "
-                "dialect for it (ts.register_dialect), or use torch.export or torch.compile"
+                "torch.fx cannot trace the own forward of an SE block whose class is not registered; register a "
+                "dialect for it (ts.register_dialect), or use torch.export or torch.jit.trace"
             )
         n, channels, rows, cols = descriptors.shape
         pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, 1, 1, channels)
@@ -68,7 +68,9 @@ class OwnForward:
         if form is None or not isinstance(form.factor, Tensor):
             raise NotItsMap("what it gives back is not its map times a gate")
         if form.offset is not None:
-            raise NotItsMap("it adds something to its map, beside the gate")
+            raise NotItsMap(
+                "it adds something to its map, beside the gate; a tile has a gate, and no place for a bias"
+            )
         return form.factor
 
 
