@@ -49,7 +49,7 @@ def stopped(arguments: list[str], folder: Path, kind: int, path: str = SOURCE) -
                 assert time.monotonic() < started + 60
                 time.sleep(0.01)
             process.send_signal(kind)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=180)
         finally:
             process.kill()
     return process.returncode, err

@@ -18,6 +18,7 @@ from .results import Files
 if TYPE_CHECKING:
     from ..evaluate.comparison import TaskComparison
     from ..evaluate.evaluation import Evaluation
+    from ..network import Network
     from ..plan import Plan
     from .measuring import Opened
 
@@ -52,6 +53,10 @@ def evaluate(
                 raise TiledSEError("--images goes with --task classify; leave it out")
             result.check([Output("--images", images)], [*model.files, tiles.plan, *data.files])
 
+    def admit(network: Network) -> None:
+        if amp is not None and not network.casts:
+            raise TiledSEError(f"{model.model} runs in its own numbers ({network.kind}); leave --amp out")
+
     def measure(opened: Opened, plan: Plan, **how: Any) -> Evaluation | TaskComparison:
         if amp is not None and not opened.network.casts:
             raise TiledSEError(
@@ -60,7 +65,7 @@ def evaluate(
         kind = None if amp is None else getattr(torch, amp)
         return measure_both(opened.network, plan, opened.task, amp=kind, **how)
 
-    done = measured(model, data, check, tiles.of, measure, labels=True)
+    done = measured(model, data, check, tiles.of, measure, labels=True, admit=admit)
     if done is None:
         return
     _, plan, evaluation = done

@@ -31,7 +31,13 @@ class Opened:
     task: Task[Any]
 
 
-def open_measured(model: Model, where: torch.device, data: Images, labels: bool = True) -> Opened:
+def open_measured(
+    model: Model,
+    where: torch.device,
+    data: Images,
+    labels: bool = True,
+    admit: Callable[[Network], None] = lambda network: None,
+) -> Opened:
     """MODEL and the task that the options ask for.
 
     Args:
@@ -39,12 +45,14 @@ def open_measured(model: Model, where: torch.device, data: Images, labels: bool 
         where: The device.
         data: --data and its options.
         labels: Whether images without labels are refused.
+        admit: Refuses a network before its images are looked at.
 
     Raises:
         TiledSEError: wrong use of any of them.
     """
     data.source()
     network = model.open(where)
+    admit(network)
     network.plan.check_blocks()
     return Opened(network, task_of(model.model, network, data, labels))
 
@@ -100,6 +108,7 @@ def measured(
     choose: Callable[[Plan], C],
     measure: Callable[..., T],
     labels: bool = False,
+    admit: Callable[[Network], None] = lambda network: None,
 ) -> tuple[str, C, T] | None:
     """One measurement of one network, by all processes that torchrun started.
 
@@ -110,6 +119,7 @@ def measured(
         choose: What is measured, from the plan of the network as it was found.
         measure: Called with what was opened, what was chosen, and how: batch_size, workers, device, progress.
         labels: Whether images without labels are refused.
+        admit: Refuses a network before its images are looked at.
 
     Returns:
         The name of the network, what was chosen and what was measured, in the process that speaks; else None.
@@ -124,7 +134,7 @@ def measured(
         chosen: list[C] = []
 
         def open_() -> Opened:
-            opened = open_measured(model, where, data, labels)
+            opened = open_measured(model, where, data, labels, admit)
             chosen.append(choose(opened.network.plan))
             return opened
 

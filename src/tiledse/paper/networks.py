@@ -138,9 +138,9 @@ def _network(model: str, method: Method) -> nn.Module:
     assert method.tile is not None
     assert method.ratio in (None, 4), (model, method)
     if model.startswith("EfficientNet"):
-        return load(f"timm:efficientnet_{model[-2:].lower()}").model
+        return load(f"timm:efficientnet_{model[-2:].lower()}", runs=False).model
     if model.startswith("EfficientDet"):
-        return load(f"effdet:{_effdet(model)}").model
+        return load(f"effdet:{_effdet(model)}", runs=False).model
     return segmentation_network(_features(model, 8))
 
 
