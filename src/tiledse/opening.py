@@ -106,7 +106,9 @@ def open(
     if isinstance(source, (str, Path)):
         try:
             room = _room(KINDS[kind_of(source)])
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if not kind_of(source):
+                raise
             raise TiledSEError(
                 f"{source} needs the package {error.name}; install it with: pip install 'tiledse[onnx]'"
             ) from error

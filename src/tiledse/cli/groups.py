@@ -6,11 +6,13 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from ..signals import quitting
 from .verbs import LOADED
 
 Function = TypeVar("Function", bound=Callable[..., None])
@@ -92,6 +94,9 @@ def expanded(function: Callable[..., None], defaults: dict[str, Any]) -> Callabl
 
     @wraps(function)
     def call(**given: Any) -> None:
+        # Every verb needs torch. An import may swallow the exception that Ctrl-C raises, so it is done in quitting.
+        with quitting():
+            import_module("torch")
         values = {
             name: kind(**{field.name: given.pop(field.name) for field in _options(kind)})
             for name, kind in groups.items()
