@@ -129,6 +129,7 @@ def test_two_processes_share_shards(arguments, photos, tmp_path):
     assert both.stdout == alone.out
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_one_process_is_said_once(arguments, photos, tmp_path):
     lines = (photos / "labels.csv").read_text().splitlines()
     (tmp_path / "bad.jpg").write_text("no picture")

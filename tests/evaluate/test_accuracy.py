@@ -220,6 +220,7 @@ def test_real_images_against_a_reference(shared, mobilenet, plan):
     assert 0 < result.lost + result.gained < result.n
 
 
+@pytest.mark.slow
 def test_the_stated_baselines(shared, mobilenet, plan):
     """models/README.md: SE 75.38 / 91.54 (980 of 1300), 7xW 74.46 / 91.62."""
     # Batches of 10 stay in the cache: half the time of batches of 50.

@@ -192,6 +192,7 @@ def test_who_saved_a_map_that_is_written_in_place_learns_of_it(kernels):
     assert kernels == ["forward", "forward"]
 
 
+@pytest.mark.slow
 def test_the_compiler_may_be_a_command_and_stand_in_a_folder_with_spaces(cache, monkeypatch, tmp_path):
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
     folder = tmp_path / "with spaces"

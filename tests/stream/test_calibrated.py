@@ -48,7 +48,9 @@ def test_sliding_strips(tile):
     assert ts.stream(model, calibrated).held() == ts.stream(model, plan).held()
 
 
-@pytest.mark.parametrize("name", ["timm:regnety_002", "timm:tf_mobilenetv3_small_075"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("timm:regnety_002", marks=pytest.mark.slow), "timm:tf_mobilenetv3_small_075"]
+)
 def test_streamed_is_the_whole_image(name):
     pytest.importorskip("timm")
     size = (131, 96)

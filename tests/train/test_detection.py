@@ -180,6 +180,7 @@ def test_layouts_and_numbers(few, network, tmp_path):
     assert list(categories_by_label(a, 80).values()) == sorted(a.categories)
 
 
+@pytest.mark.slow
 def test_a_run_on_real_images(few, tmp_path):
     recipe = tmp_path / "d.toml"
     recipe.write_text(RECIPE)

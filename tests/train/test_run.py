@@ -260,6 +260,7 @@ def test_no_number(recipe, folders, tmp_path):
     assert (tmp_path / RUN / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_are_two_accumulated_steps(recipe, folders, tmp_path):
     """Normalisation sees a micro-batch in both, so the gradients are the same; its running statistics are not."""
     given = ["train", recipe, "--data", folders, *SE, "--set", "optimizer.lr=0.005"]
