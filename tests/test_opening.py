@@ -98,6 +98,18 @@ def test_convert_gives_the_kind_that_it_got(file, tmp_path):
     assert ts.write(made, other, tmp_path / "b.onnx").to_dict()["refused"] == []
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx"])
+def test_a_file_that_is_there_is_kept(tmp_path, name):
+    network, path = ts.open(small(), SIZE), tmp_path / name
+    path.write_text("mine")
+    plan = network.se.with_tile("2xW")
+    with pytest.raises(TiledSEError, match=f"{name} exists"):
+        ts.write(network, plan, path)
+    assert path.read_text() == "mine"
+    ts.write(network, plan, path, ts.Form(force=True))
+    assert path.stat().st_size > 1000
+
+
 def test_names_of_timm_open():
     network = ts.open("timm:lcnet_050")
     assert network.random
@@ -115,6 +127,7 @@ def test_names_of_timm_open():
         (lambda file: ts.open(str(file), SIZE, device="cuda"), "runs in ONNX Runtime on the CPU"),
         (lambda file: ts.open("timm:lcnet_050", image="x"), "--image goes with FILE.onnx"),
         (lambda file: ts.open(small(), SIZE, pretrained=True), "go with a network that is named"),
+        (lambda file: ts.open(small(), SIZE, device="meta"), "device goes with a network that is named"),
         (lambda file: ts.open(ts.open(small(), SIZE), (3, 64, 64)), "is open already"),
         (lambda file: ts.open("timm:resnet10t").plan.check_blocks(), "no squeeze-and-excite block"),
         (lambda file: ts.stream(str(file), ts.find(str(file), SIZE)), "takes a network of PyTorch"),

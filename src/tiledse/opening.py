@@ -75,7 +75,7 @@ def open(
         pretrained: Take the library's own weights, from its hub.
         image: Which input of FILE.onnx takes the image, where several could.
         example_inputs: For a module that takes more or other than one image; see ``find``.
-        device: Where a network of PyTorch runs, such as ``cuda``; left out, where it is.
+        device: Where a network of PyTorch that is named runs, such as ``cuda``. A module stays where it is.
         threads: Threads of ONNX Runtime; 0 leaves them to it, None takes torch's.
         name: What tables and messages call it; left out, its own name.
         runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.

@@ -51,5 +51,6 @@ def open_object(source: object, given: Given) -> TorchNetwork | None:
     if given.image is not None:
         raise TiledSEError("image goes with ONNX files; leave it out")
     if given.device is not None:
-        source.to(given.device)
+        # It would be moved, though it is to be left as it was.
+        raise TiledSEError("device goes with a network that is named; move the module there yourself")
     return TorchNetwork(source, given.input_size, name=given.name, example_inputs=given.example_inputs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import TiledSEError
 from ..network import Form, Written
 from ..plan import Plan
 from .saving import save
@@ -54,9 +55,11 @@ def write(network: TorchNetwork, plan: Plan, path: Path, form: Form) -> TorchWri
     """Write the state dict of a converted network as safetensors, with the plan in its header.
 
     Raises:
-        TiledSEError: see ``convert`` and ``saving.save``.
+        TiledSEError: the file exists and the form does not say ``force``; see also ``convert`` and ``saving.save``.
     """
     form.check_plain(path)
+    if path.exists() and not form.force:
+        raise TiledSEError(f"{path} exists; give another name, or --force to replace it")
     made = network.converted(plan, form.verify)
     save(made.model, made.plan, path, network.name)
     return TorchWritten(made.plan, made.refused, made.seconds, path, made.difference, made.largest)
