@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -16,21 +17,26 @@ from ..correction import Correction
 from ..documents import write_json
 from ..errors import TiledSEError, TiledSEWarning
 from ..plan import NearMiss, Plan
+from ..targets import DEFAULT, Target
+from ..targets import load as load_target
 from ..tile import Tile
 from .constants import Constants
 from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect, fingerprint, locate
-from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
+from .fit import Fit, fitted
+from .metadata import METADATA_KEY, TARGET_KEY, WEIGHTS_KEY, Stated, stated_tiles
 from .model import OLDEST_OPSET, OnnxModel, upgraded
 from .nodes import integer
 from .proof import Proof, check_upgrade, prove
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
+from .squeeze import WHOLE
+from .target_writer import TargetWriter, takes_whole
 
 
 def convert(
     model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
-    ir_version: int | None = None, verify: bool = True,
+    ir_version: int | None = None, verify: bool = True, target: Target | str | Path = DEFAULT,
 ) -> OnnxModel:  # fmt: skip
     """Give an ONNX network the tiles of a plan; ``HxW`` gives plain SE back.
 
@@ -50,6 +56,9 @@ def convert(
         batch: Fix the batch, and with it height and width: no size within is left symbolic.
         ir_version: The version of the file format to write, for tools that take no newer one.
         verify: Whether to try what was made.
+        target: What the form is for: a ``Target``, the name of one, or a file (``tiledse.targets.load``). One that
+            wants another form than ONNX Runtime's fixes height and width, and its batch. What is converted for it is
+            handed out only if it is what the target takes.
 
     Returns:
         A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan, but for blocks
@@ -70,6 +79,7 @@ def convert(
         batch=batch,
         ir_version=ir_version,
         verify=verify,
+        target=load_target(target),
     )
     for miss in made.refused:
         warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=2)
@@ -86,6 +96,7 @@ class Converted:
         refused: Blocks of the plan asked for that were left as they were, with the reason.
         proof: What was measured; None where nothing was verified.
         seconds: What verifying took.
+        fit: What the target takes of it; None without a target.
     """
 
     model: OnnxModel
@@ -93,11 +104,13 @@ class Converted:
     refused: tuple[NearMiss, ...] = ()
     proof: Proof | None = None
     seconds: float | None = None
+    fit: Fit | None = None
 
 
 def convert_verified(
     model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
     ir_version: int | None = None, verify: bool = True, found: Finding | None = None,
+    target: Target | None = None,
 ) -> Converted:  # fmt: skip
     """``convert``, with what was found out on the way.
 
@@ -122,6 +135,9 @@ def convert_verified(
         plan.check_weights(fingerprint(found, model))
     if divisor_tiles:
         plan = divisor_plan(plan)
+    if target is not None and batch is None:
+        batch = target.batch
+    fix_size = fix_size or (target is not None and target.static)
     if divisor_tiles or fix_size or batch is not None or plan.calibrated:
         model = model.clone()
         _fix(model, found.shapes.image, batch)
@@ -130,9 +146,9 @@ def convert_verified(
     changed = [
         block.name
         for (block, tile), was, learnt, before in zip(plan, now.tiles, plan.corrections, now.corrections)
-        if (tile, learnt) != (was, before) and not tile.whole
+        if (tile, learnt) != (was, before) and tile != WHOLE or not _plain(target)
     ]
-    result = _with_tiles(model, plan, found.shapes)
+    result = _with_tiles(model, plan, found.shapes, target=target)
     proof, refused = None, tuple[NearMiss, ...]()
     seconds = 0.0 if verify else None
     if verify and changed:
@@ -151,11 +167,21 @@ def convert_verified(
         refused = tuple(NearMiss(name, reason) for name, reason in proof.refused.items())
         if refused:
             plan = _without(plan, now, refused, len(changed))
-            result = _with_tiles(model, plan, found.shapes)
+            left = frozenset(miss.name for miss in refused)
+            result = _with_tiles(model, plan, found.shapes, target=target, left=left)
+    fit = None
+    if target is not None:
+        result, fit = fitted(result, _with_tiles(model, plan, found.shapes), plan, target, verify)
+        ir_version = ir_version or fit.ir_version
     if ir_version is not None:
         result.ir.ir_version = _checked_version(ir_version, result)
     checked(result, model)
-    return Converted(result, plan, refused, proof, seconds)
+    return Converted(result, plan, refused, proof, seconds, fit)
+
+
+def _plain(target: Target | None) -> bool:
+    """Whether the form is that for ONNX Runtime."""
+    return target is None or target.plain
 
 
 def _named(plan: Plan, names: Sequence[str], tile: Tile) -> Plan:
@@ -186,11 +212,14 @@ def _without(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> 
     return replace(plan, tiles=tiles)
 
 
-def _with_tiles(model: OnnxModel, plan: Plan, shapes: Shapes, forced: bool = False) -> OnnxModel:
+def _with_tiles(
+    model: OnnxModel, plan: Plan, shapes: Shapes, forced: bool = False, target: Target | None = None,
+    left: frozenset[str] = frozenset(),
+) -> OnnxModel:  # fmt: skip
     """A clone of a network with the tiles of a plan for it; ``shapes`` are those of the network."""
     result = model.clone()
     found = locate(result, plan.input_size, shapes)
-    TilePass(plan, found, forced)(result.ir)
+    TilePass(plan, found, forced, target, left)(result.ir)
     _forget_stale(result, found.shapes)
     return result
 
@@ -293,10 +322,17 @@ class TilePass(ir.passes.InPlacePass):
         plan: The plan.
         found: Where its blocks stand in this very graph.
         forced: Take all maps for free in size, so that a tile larger than the map is tiled as well.
+        target: What the form is for; None for ONNX Runtime.
+        left: Blocks that stay as they are, whatever the target wants.
     """
 
-    def __init__(self, plan: Plan, found: Finding, forced: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, found: Finding, forced: bool = False, target: Target | None = None,
+        left: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.left = left
+        self.target = None if _plain(target) else target
         self.plan = plan
         self.found = found
         self.forced = forced
@@ -313,7 +349,8 @@ class TilePass(ir.passes.InPlacePass):
         ):
             pool = stated[block.name].pool if block.name in stated else place.squeeze.node.op_type
             entries[block.name] = Stated(tile, pool)
-            if learnt != before or (tile != now and not self.same(place, tile, now)):
+            changes = learnt != before or (tile != now and not self.same(place, tile, now))
+            if changes or (block.name not in self.left and self.reforms(place, tile)):
                 self.rewrite(model, place, block.name, tile, pool, learnt)
                 changed = True
         model.metadata_props.pop(METADATA_KEY, None)
@@ -322,7 +359,10 @@ class TilePass(ir.passes.InPlacePass):
             model.metadata_props[WEIGHTS_KEY] = next(
                 c.weights for c in self.plan.corrections if c is not None
             )
-        tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if not tile.whole}
+        tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if tile != WHOLE}
+        model.metadata_props.pop(TARGET_KEY, None)
+        if self.target is not None:
+            model.metadata_props[TARGET_KEY] = self.target.name
         if tiled:
             model.metadata_props[METADATA_KEY] = write_json(tiled)
         return ir.passes.PassResult(model, changed or bool(tiled))
@@ -330,9 +370,29 @@ class TilePass(ir.passes.InPlacePass):
     def same(self, place: Place, a: Tile, b: Tile) -> bool:
         """Whether two tiles do the same to the map of a block, at every size that it can have."""
         fixed = sizes = self.fixed(place)
+        if (a.squeeze == "two-step") != (b.squeeze == "two-step"):
+            return False  # the same numbers in another form
         if covers(a, fixed) and covers(b, fixed):
             return True
         return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
+
+    def reforms(self, place: Place, tile: Tile) -> bool:
+        """Whether the target wants a block written in another way than it stands there, whatever its tile."""
+        if self.target is None:
+            return False
+        height, width = self.fixed(place)
+        assert height is not None
+        assert width is not None
+        return not covers(tile, (height, width)) or not takes_whole(self.target, height, width)
+
+    def writer(self, model: ir.Model, before: ir.Node, name: str, dtype: ir.DataType, place: Place) -> Writer:
+        """What writes the nodes of a block before one node."""
+        if self.target is None:
+            return Writer(model, before, name, dtype, self.taken)
+        shape = self.found.shapes.of(place.squeeze.source)
+        assert shape is not None
+        channels = shape[place.squeeze.axes[0]]
+        return TargetWriter(model, before, name, dtype, self.taken, self.target, channels)
 
     def fixed(self, place: Place) -> Sides:
         """Rows and columns of a block's map; None where they are free."""
@@ -355,12 +415,12 @@ class TilePass(ir.passes.InPlacePass):
         producer = old.producer()
         assert producer is not None
         doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]
-        writer = Writer(model, producer, name, dtype, self.taken)
+        writer = self.writer(model, producer, name, dtype, place)
         x = squeeze.source
         if shapes.type(x) != dtype:
             x = writer.node("Cast", [x], to=int(dtype))
         descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
-        writer = Writer(model, place.product, name, shapes.type(excitation.gate), self.taken)
+        writer = self.writer(model, place.product, name, shapes.type(excitation.gate), place)
         if excitation.in_place:
             old.replace_all_uses_with(descriptors)
             gates = excitation.gate
@@ -370,9 +430,17 @@ class TilePass(ir.passes.InPlacePass):
             doomed = [n for n in doomed if n not in excitation.nodes]
         else:
             gates = _rebuild(writer, descriptors, excitation, shapes, self.found.constants)
-        repeated = writer.repeat(gates, squeeze.source, squeeze.axes, tile, fixed, place.layout)
-        place.product.replace_input_with(place.slot, repeated)
-        _remove(model.graph, [n for n in doomed if n is not place.product])
+        if isinstance(writer, TargetWriter) and writer.slices(tile, fixed):
+            other = place.product.inputs[1 - place.slot]
+            assert other is not None
+            made = writer.gated(gates, other, tile, fixed, place.layout, place.slot)
+            _take_over(model.graph, place.product.outputs[0], made)
+            doomed.append(place.product)
+        else:
+            repeated = writer.repeat(gates, squeeze.source, squeeze.axes, tile, fixed, place.layout)
+            place.product.replace_input_with(place.slot, repeated)
+            doomed = [n for n in doomed if n is not place.product]
+        _remove(model.graph, doomed)
         if old.producer() is None or old.producer().graph is None:  # type: ignore[union-attr]
             descriptors.name = old.name
         named.name = name
@@ -384,6 +452,14 @@ class TilePass(ir.passes.InPlacePass):
             nodes.append(node)
             node = next(iter(node.outputs[0].uses())).node
         return nodes
+
+
+def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Put a value in the place of another, under its name."""
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.shape, new.dtype = old.shape, old.dtype
+    old.name, new.name = f"{name}/before", name
 
 
 def _rebuild(
