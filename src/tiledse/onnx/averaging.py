@@ -27,7 +27,8 @@ class Side(NamedTuple):
         axis: 2 for rows, 3 for columns.
         factors: Sides of the pools, one after the other; empty where no pool does it.
         cut: For tiles that do not divide the side: elements in complete tiles, in the rest, and factors of the rest.
-        shares: Where no pool does it: (tiles, length), the share of each element in the mean of each tile.
+        shares: What no pool does: (tiles, elements), the share of each element, or of each mean of those that were cut,
+            in the mean of each tile.
         reduced: Whether ReduceMean takes the whole side.
     """
 
@@ -50,7 +51,7 @@ def factors(side: int, target: Target) -> tuple[int, ...] | None:
         >>> factors(112, Target("npu", window=15, static=True)), factors(34, Target("npu", window=15, static=True))
         ((14, 8), None)
     """
-    most = min(n for n in (target.window, target.stride, side) if n is not None)
+    most = _most(side, target)
     found = []
     while side > most:
         part = next((d for d in range(most, 1, -1) if side % d == 0), None)
@@ -75,7 +76,19 @@ def side_of(axis: int, tile: int, length: int, target: Target) -> Side:
         return Side(axis, own, cut=(length - rest, rest, last))
     if whole and target.mean == "ReduceMean":
         return Side(axis, reduced=True)
+    if whole:
+        # Means of windows as large as may be, the last of them smaller, and then their weighted mean.
+        most = _most(length, target)
+        ends = np.minimum(np.arange(1, -(-length // most) + 1) * most, length)
+        rest = length % most
+        last = (rest,) if rest > 1 else ()
+        return Side(axis, (most,), (length - rest, rest, last), np.diff(ends, prepend=0)[None] / length)
     return Side(axis, shares=_shares(min(tile, length), length))
+
+
+def _most(side: int, target: Target) -> int:
+    """The largest side of a pool."""
+    return min(n for n in (target.window, target.stride, side) if n is not None)
 
 
 def _shares(tile: int, length: int) -> np.ndarray:
@@ -90,11 +103,12 @@ def average(writer: Writer, x: ir.Value, sides: list[Side], target: Target) -> t
     for kernel, reduced in _steps([side for side in sides if not side.late], target):
         out = writer.mean(out, *reduced) if reduced else pool(writer, out, kernel)
         first = first or out.producer()
-    for side in sides:
+    # What is cut comes before what is only weighted: a product is to meet few elements.
+    for side in sorted((side for side in sides if side.late), key=lambda side: side.cut is None):
         if side.cut is not None:
             out, made = _cut(writer, out, side)
             first = first or made
-        elif side.shares is not None:
+        if side.shares is not None:
             out = product(writer, out, side.axis, side.shares, target)
             first = first or out.producer()
     if first is None:  # a side of one element: nothing to average, and a block needs a node of its name

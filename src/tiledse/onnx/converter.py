@@ -341,13 +341,13 @@ class TilePass(ir.passes.InPlacePass):
         """Rewrite the blocks whose tile changes."""
         self.taken = set(ir.convenience.create_value_mapping(model.graph))
         self.taken.update(node.name for node in model.graph.all_nodes() if node.name)
-        stated = stated_tiles(model)
+        before_this = stated_tiles(model)
         changed, entries = False, dict[str, Stated]()
         given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
         for ((block, tile), learnt, before), now, place in zip(
             given, self.found.plan.tiles, self.found.places
         ):
-            pool = stated[block.name].pool if block.name in stated else place.squeeze.node.op_type
+            pool = before_this[block.name].pool if block.name in before_this else place.squeeze.node.op_type
             entries[block.name] = Stated(tile, pool)
             changes = learnt != before or (tile != now and not self.same(place, tile, now))
             if changes or (block.name not in self.left and self.reforms(place, tile)):
@@ -359,7 +359,9 @@ class TilePass(ir.passes.InPlacePass):
             model.metadata_props[WEIGHTS_KEY] = next(
                 c.weights for c in self.plan.corrections if c is not None
             )
-        tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if tile != WHOLE}
+        # A target's form of plain SE is stated as well: it is not always read back.
+        stated = self.target is not None
+        tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if stated or tile != WHOLE}
         model.metadata_props.pop(TARGET_KEY, None)
         if self.target is not None:
             model.metadata_props[TARGET_KEY] = self.target.name
@@ -458,7 +460,7 @@ def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Put a value in the place of another, under its name."""
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.shape, new.dtype = old.shape, old.dtype
+    new.shape = old.shape
     old.name, new.name = f"{name}/before", name
 
 

@@ -163,7 +163,8 @@ class _Finder:
         found = {block.name for block in self.blocks}
         for name, (tile, _) in self.stated.items() if target is not None else ():
             if name not in found:
-                self.misses = [miss for miss in self.misses if miss.name != name]
+                own = f"{name}/"  # what its nodes are called
+                self.misses = [m for m in self.misses if m.name != name and not m.name.startswith(own)]
                 reason = (
                     f"its tile {tile} is written in the form of target '{target}', which is not read back; give the "
                     "file that it was made from"

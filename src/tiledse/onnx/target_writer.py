@@ -92,7 +92,9 @@ class TargetWriter(Writer):
                 out = product(self, out, 2, shares, target)
             else:
                 out, _ = average(self, out, [_side_of_means(strips, target)], target)
-        return out, named
+        last = _made(out)
+        # Two means along one axis each are read back by the second.
+        return out, last if named.op_type == last.op_type == "ReduceMean" else named
 
     def _sliding(
         self, x: ir.Value, axes: tuple[int, int, int], tile: Tile, height: int, width: int,
