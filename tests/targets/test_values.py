@@ -55,7 +55,10 @@ def test_a_file_of_ones_own(tmp_path):
         ("windw = 8", "unknown key 'windw'"),
         ("window = 0", "expected window to be a whole number from 1, got 0"),
         ("window = 1\nstatic = true", "a window of 1 averages nothing"),
-        ('spread = ["Tile"]\nstatic = true', "expected spread of Resize, ConvTranspose, Concat, slices, got 'Tile'"),
+        (
+            'spread = ["Tile"]\nstatic = true',
+            "expected spread of Resize, ConvTranspose, Concat, slices, got 'Tile'",
+        ),
         ('spread = "Resize"', "expected spread to be a list, got 'Resize'"),
         ("spread = []\nstatic = true", "spread and weighted need at least one way each"),
         ("static = 1", "expected static to be true or false, got 1"),

@@ -117,8 +117,8 @@ class OnnxForm:
         typer.Option(
             "--target",
             metavar="NAME",
-            help="ONNX: the form that a compiler takes: onnxruntime, ethos-u, generic, hailo, ncnn, openvino, rockchip, "
-            "sophgo, tensorrt, or a file of yours, NAME.toml.",
+            help="ONNX: the form that a compiler takes: onnxruntime, ethos-u, generic, hailo, ncnn, openvino, "
+            "rockchip, sophgo, tensorrt, or a file of yours, NAME.toml.",
         ),
     ] = None
 

@@ -118,19 +118,23 @@ def average(writer: Writer, x: ir.Value, sides: list[Side], target: Target) -> t
     return out, first
 
 
-def _steps(sides: list[Side], target: Target) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
-    """Pools and means, in order: the kernel of a pool, and the axes of a ReduceMean in its place."""
+Kernel = tuple[int, int]
+# A pool by its kernel, or a ReduceMean of axes in its place.
+Step = tuple[Kernel, tuple[int, ...]]
+
+
+def _steps(sides: list[Side], target: Target) -> list[Step]:
+    """Pools and means, in order."""
     own = {side.axis: side for side in sides}
-    pools = {
+    pools: dict[int, list[Step]] = {
         axis: [((f, 1) if axis == 2 else (1, f), ()) for f in side.factors] for axis, side in own.items()
     }
-    means = {axis: [((1, 1), (axis,))] for axis, side in own.items() if side.reduced}
+    means: dict[int, list[Step]] = {axis: [((1, 1), (axis,))] for axis, side in own.items() if side.reduced}
     if target.sides == "both":
-        lists = [own[axis].factors if axis in own else () for axis in (2, 3)]
-        joined = list(zip_longest(*lists, fillvalue=1))
-        if all(_fits(kernel, target) for kernel in joined):
-            both = [((1, 1), tuple(means))] if means else []
-            return [*((kernel, ()) for kernel in joined), *both]
+        rows, cols = (own[axis].factors if axis in own else () for axis in (2, 3))
+        joined: list[Step] = [((a, b), ()) for a, b in zip_longest(rows, cols, fillvalue=1)]
+        if all(_fits(kernel, target) for kernel, _ in joined):
+            return [*joined, ((1, 1), tuple(means))] if means else joined
     order = (3, 2) if target.sides == "columns" else (2, 3)
     steps = [step for axis in order for step in (*pools.get(axis, ()), *means.get(axis, ()))]
     beyond = [kernel for kernel, _ in steps if not _fits(kernel, target)]
@@ -139,7 +143,7 @@ def _steps(sides: list[Side], target: Target) -> list[tuple[tuple[int, int], tup
             f"target {target.name}: a window of {max(beyond[0])} elements is beyond its window_product of "
             f"{target.window_product}; give it a window as well"
         )
-    return steps  # type: ignore[return-value]
+    return steps
 
 
 def _fits(kernel: tuple[int, int], target: Target) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,9 @@ class Fit:
         """As text."""
         lines = [f"written for target {self.target.name}: {self.target.about}"]
         if self.difference is not None:
-            lines.append(f"  in this form, the whole network, to that for ONNX Runtime: {self.difference:.1e}")
+            lines.append(
+                f"  in this form, the whole network, to that for ONNX Runtime: {self.difference:.1e}"
+            )
         rows = [("block", "tile", "operators", "windows")]
         for block in self.blocks:
             counts = Counter(block.operators)
@@ -147,7 +149,8 @@ def fitted(
     blocks = tuple(_form(result, block.name, str(tile), names) for block, tile in plan)
     ir_version = target.ir_version if (target.ir_version or 99) < (result.ir.ir_version or 0) else None
     # Another opset is always tried: what is spelt the same need not mean the same.
-    difference = _difference(result, plain, shapes) if verify or result is not made else None
+    tried = (verify and made is not plain) or result is not made
+    difference = _difference(result, plain, shapes) if tried else None
     return result, Fit(target, blocks, tuple(fallbacks), result.opset, ir_version, difference)
 
 
@@ -209,7 +212,9 @@ def _difference(made: OnnxModel, plain: OnnxModel, shapes: Shapes) -> float:
         raise
     except Exception as error:
         raise TiledSEError(f"ONNX Runtime fails on the target's form: {first_line(error, 140)}") from error
-    floats = [(np.asarray(a), np.asarray(b)) for a, b in zip(expected, got) if np.asarray(a).dtype.kind == "f"]
+    floats = [
+        (np.asarray(a), np.asarray(b)) for a, b in zip(expected, got) if np.asarray(a).dtype.kind == "f"
+    ]
     far = max((relative(a, b) for a, b in floats), default=0.0)
     half = any(a.dtype == np.float16 for a, _ in floats)
     quantised = any(node.op_type == "QuantizeLinear" for node in made.ir.graph)
@@ -238,9 +243,9 @@ def unfit(model: OnnxModel, target: Target, shapes: Shapes, blocks: list[str]) -
     for node in model.ir.graph:
         if node.outputs and node.outputs[0] in constants:
             continue
-        reason = _reason(node, target, shapes, constants)
-        if reason is not None:
-            found.append(Fallback(node.name or "", node.op_type, _block_of(node, blocks), reason))
+        why = _reason(node, target, shapes, constants)
+        if why is not None:
+            found.append(Fallback(node.name or "", node.op_type, _block_of(node, blocks), why))
     return found
 
 
@@ -300,4 +305,4 @@ def _block_of(node: ir.Node, blocks: list[str]) -> str | None:
 def _form(model: OnnxModel, name: str, tile: str, blocks: list[str]) -> FormOfBlock:
     own = [node for node in model.ir.graph if _block_of(node, blocks) == name]
     windows = tuple(tuple(ints(n, "kernel_shape", ())) for n in own if n.op_type == "AveragePool")
-    return FormOfBlock(name, tile, tuple(n.op_type for n in own), windows)  # type: ignore[arg-type]
+    return FormOfBlock(name, tile, tuple(n.op_type for n in own), windows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -75,9 +76,7 @@ class TargetWriter(Writer):
             return out, _made(means)
         return average(self, self.nchw(x, axes), [rows, cols], self.target)
 
-    def _whole(
-        self, x: ir.Value, axes: Sequence[int], height: int, width: int
-    ) -> tuple[ir.Value, ir.Node]:
+    def _whole(self, x: ir.Value, axes: Sequence[int], height: int, width: int) -> tuple[ir.Value, ir.Node]:
         """The mean of the whole map in two steps: strips or sides, then their means; weighted where one is shorter."""
         target, tall = self.target, height
         if target.sides == "both" and height > 1:
@@ -110,7 +109,8 @@ class TargetWriter(Writer):
             own = rows
             if learnt is not None:
                 own = product(self, rows, 2, tile.own_weights(height), self.target)
-            even = slide(self, rows, tile.bounds(height), self.target) if tile.height == 1 else None
+            window = tile.height == 1 and tile.above is not None
+            even = slide(self, rows, tile.bounds(height), self.target) if window else None
             seen = product(self, rows, 2, tile.weights(height), self.target) if even is None else even
         return seen if learnt is None else self._learnt(own, seen, learnt), named
 
@@ -218,7 +218,7 @@ class TargetWriter(Writer):
         for out in outs:
             out.dtype = self.dtype
         inputs: list[ir.Value | None] = [x]
-        attributes: dict[str, object] = {"axis": axis}
+        attributes: dict[str, Any] = {"axis": axis}
         if self.opset < 13:
             attributes["split"] = sizes
         else:
@@ -227,7 +227,6 @@ class TargetWriter(Writer):
             self.before, ir.node("Split", inputs, attributes, outputs=outs, name=self.fresh("Split"))
         )
         return outs
-
 
 
 def _side_of_means(count: int, target: Target) -> Side:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -50,13 +50,11 @@ def load(target: str | Path | Target) -> Target:
     if str(target).lower().endswith(".toml"):
         return _read(Path(target))
     if target not in names():
-        raise TiledSEError(
-            f"no target '{target}'; expected one of {', '.join(names())}, or a file NAME.toml"
-        )
+        raise TiledSEError(f"no target '{target}'; expected one of {', '.join(names())}, or a file NAME.toml")
     return _named(str(target))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _named(name: str) -> Target:
     text = files(__package__).joinpath(f"{name}.toml").read_text("utf-8")
     return Target.from_dict(read_toml(text), name)

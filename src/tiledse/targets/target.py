@@ -113,7 +113,17 @@ class Target:
     def plain(self) -> bool:
         """Whether it takes the form that is written without a target."""
         own = Target.__dataclass_fields__
-        form = ("window", "window_product", "stride", "sides", "mean", "two_step", "spread", "resize", "weighted")
+        form = (
+            "window",
+            "window_product",
+            "stride",
+            "sides",
+            "mean",
+            "two_step",
+            "spread",
+            "resize",
+            "weighted",
+        )
         return all(getattr(self, name) == own[name].default for name in form)
 
     @classmethod
@@ -128,9 +138,7 @@ class Target:
             raise TiledSEError(f"target {name}: expected a table with keys of {', '.join(known)}")
         unknown = sorted(set(content) - set(known))
         if unknown:
-            raise TiledSEError(
-                f"target {name}: unknown key '{unknown[0]}'; the keys are {', '.join(known)}"
-            )
+            raise TiledSEError(f"target {name}: unknown key '{unknown[0]}'; the keys are {', '.join(known)}")
         given = dict(content)
         try:
             for key in ("spread", "weighted", "resize", "heights"):
