@@ -48,7 +48,7 @@ _LINES = (
 # What to do with one's own file, as the demo ends.
 NEXT = (
     "tiledse find net.onnx                              # its SE blocks, and what is none and why",
-    "tiledse cost net.onnx --tile 7xW                   # what they hold, with SE and with tiles",
+    "tiledse report net.onnx -o report.html             # one page: what they hold, with SE and with tiles",
     "tiledse convert net.onnx --tile 7xW -o tse.onnx    # the same weights with tiles, tried before it is written",
     "tiledse eval net.onnx --tile 7xW --data DIR        # its accuracy on your labelled images, before and after",
 )

@@ -52,10 +52,10 @@ def _show_version(wanted: bool) -> None:
 
 # What ``tiledse`` alone prints: five lines to start with.
 START = """\
+tiledse demo                                      the main job on a real network, with nothing to fill in
 tiledse find timm:regnety_008                     the SE blocks of a network, and what is none and why
-tiledse cost net.onnx --tile 7xW                  what they hold until a gate is known: with SE, with tiles of 7 rows
+tiledse report net.onnx -o report.html            one page: what they hold with SE and with tiles, who waits for whom
 tiledse convert net.onnx --tile 7xW -o tse.onnx   the same weights with tiles, tried before it is written
-tiledse demo                                      all of it on a real network, with nothing to fill in
 tiledse --help                                    all verbs; `tiledse VERB --help` tells all about one
 """
 
