@@ -107,7 +107,9 @@ def bare(wheel, tmp_path_factory) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     run(python, folder, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
-    packages = Path(run(python, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    packages = Path(
+        run(python, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    )
     about = next(packages.glob("tiledse-*.dist-info"))
     wanted, seen = list(PathDistribution(about).requires or []), set()
     while wanted:
@@ -122,7 +124,15 @@ def bare(wheel, tmp_path_factory) -> Path:
             if not (packages / top).exists() and Path(held.locate_file(top)).exists():
                 (packages / top).symlink_to(held.locate_file(top))
     assert {"torch", "timm", "onnxruntime", "onnxscript", "jinja2"} <= seen
-    assert not seen & {"matplotlib", "effdet", "rapidocr", "accelerate", "tensorboard", "pycocotools", "tifffile"}
+    assert not seen & {
+        "matplotlib",
+        "effdet",
+        "rapidocr",
+        "accelerate",
+        "tensorboard",
+        "pycocotools",
+        "tifffile",
+    }
     run(python, folder, "-m", "pip", "check")
     return folder / "bin" / "tiledse"
 
@@ -187,7 +197,8 @@ def workplace(bare, tmp_path_factory) -> Path:
         tar.add(folder / "images" / "0.png", "0.png")
     run(
         bare.with_name("python"), folder, "-c",
-        "import timm, safetensors.torch as s; s.save_file(timm.create_model('lcnet_050').state_dict(), 'w.safetensors')",
+        "import timm, safetensors.torch as s\n"
+        "s.save_file(timm.create_model('lcnet_050').state_dict(), 'w.safetensors')",
     )  # fmt: skip
     return folder
 

@@ -16,8 +16,8 @@ from .errors import TiledSEError, first_line
 def missing(need: str, *packages: str, error: ImportError | None = None) -> TiledSEError:
     """The error that says which packages are missing, and the line that installs them.
 
-    The line names the packages with the releases that tiledse asks for, not an extra of tiledse: that would have to be on
-    an index. So it is the same line in a clone, with a wheel and offline from a mirror.
+    The line names the packages with the releases that tiledse asks for, and no extra of tiledse, which would have to be
+    on an index. So it is the same line in a clone, with a wheel and offline from a mirror.
 
     Args:
         need: Who needs them, as the start of a sentence: "figures need".

@@ -369,7 +369,11 @@ class Plan:
             data = read_json(text)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            hint = near_files(path) or "; `tiledse plan MODEL --tile 7xW -o plan.json` writes one" if missing else ""
+            hint = (
+                near_files(path) or "; `tiledse plan MODEL --tile 7xW -o plan.json` writes one"
+                if missing
+                else ""
+            )
             raise TiledSEError(f"cannot read plan {path}: {error.strerror or error}{hint}") from error
         except ValueError as error:
             raise TiledSEError(

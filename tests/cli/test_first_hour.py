@@ -50,7 +50,7 @@ def test_what_the_demo_proposes_can_be_typed():
     [
         (("find", "regnety_002"), ("no model 'regnety_002'; did you mean timm:regnety_002?",)),
         (("find", "regnety_002.tag"), ("did you mean timm:regnety_002.tag?",)),
-        (("find", "timm:regnety_02"), ("did you mean regnety_002",)),
+        (("find", "timm:regnety_02"), ("did you mean ", "regnety_002")),
         (("find", "net.safetensors"), ("timm:NAME --weights net.safetensors",)),
         (("find", "nett.onnx"), ("cannot read nett.onnx: No such file", "did you mean net.onnx?")),
         (("cost", "timm:lcnet_050"), ("such as --tile 7xW", "`tiledse plan` writes")),
@@ -124,7 +124,9 @@ def test_a_package_that_is_there_and_does_not_load_says_why():
 
 def test_a_verb_whose_package_is_missing_is_one_line(without):
     without("effdet")
-    assert_refused(tiledse("find", "effdet:efficientdet_d0"), "effdet:efficientdet_d0 needs the package effdet")
+    assert_refused(
+        tiledse("find", "effdet:efficientdet_d0"), "effdet:efficientdet_d0 needs the package effdet"
+    )
     without("safetensors")
     done = tiledse("zoo", "--json")
     assert done.code in (0, 2)

@@ -27,9 +27,13 @@ Plans = Annotated[
 ]
 Search = Annotated[
     Path | None,
-    typer.Option("--search", metavar="FILE.json", help="What `tiledse search --json` printed, for its front."),
+    typer.Option(
+        "--search", metavar="FILE.json", help="What `tiledse search --json` printed, for its front."
+    ),
 ]
-PageOutput = Annotated[Path, typer.Option("-o", "--output", metavar="report.html", help="Where the page goes.")]
+PageOutput = Annotated[
+    Path, typer.Option("-o", "--output", metavar="report.html", help="Where the page goes.")
+]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class OwnImages(Data):
         typer.Option(
             "--data",
             metavar="DATA",
-            help="Images, as for eval: accuracies with intervals, and which images are lost and gained. Without labels: "
-            "how far outputs are from SE's.",
+            help="Images, as for eval: accuracies with intervals, and which images are lost and gained. Without "
+            "labels: how far outputs are from SE's.",
         ),
     ] = None
 
@@ -105,7 +109,9 @@ def _search(file: Path) -> Any:
     except OSError as error:
         raise TiledSEError(f"cannot read {file}: {error.strerror or error}") from error
     except ValueError as error:
-        raise TiledSEError(f"{file} is not what `tiledse search --json` prints: {first_line(error)}") from error
+        raise TiledSEError(
+            f"{file} is not what `tiledse search --json` prints: {first_line(error)}"
+        ) from error
 
 
 def _typed() -> str:

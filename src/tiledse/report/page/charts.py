@@ -103,7 +103,9 @@ def front(search: dict[str, Any], width: float = 640, height: float = 340) -> di
             "level": (point["drop"] or 0.0) if labelled else point["divergence"],
             "interval": point["drop_ci95"],
             "kind": point["kind"],
-            "tiles": point["tiles"][0] if len(set(point["tiles"])) == 1 else f"{len(set(point['tiles']))} kinds of tile",
+            "tiles": point["tiles"][0]
+            if len(set(point["tiles"])) == 1
+            else f"{len(set(point['tiles']))} kinds of tile",
             "calibrated": point["calibrated"],
             "chosen": (point["tiles"], point["calibrated"], point["kind"])
             == (chosen["tiles"], chosen["calibrated"], chosen["kind"]),

@@ -155,7 +155,9 @@ def report(
         "made": date.today().isoformat(),
     }
     names = [candidate.name for candidate in shown]
-    page = _fitting(record, lambda instants: timelines(names, pipelines, instants) if pipelines else None, begun)
+    page = _fitting(
+        record, lambda instants: timelines(names, pipelines, instants) if pipelines else None, begun
+    )
     if output is not None:
         page.save(output)
     return page
@@ -164,7 +166,9 @@ def report(
 def _fitting(record: dict[str, Any], timeline: Callable[[int], Any], begun: float) -> Page:
     """The page with as many pictures and instants as it has room for."""
     page = None
-    for instants, pictures in [(INSTANTS[0], n) for n in PICTURES] + [(n, PICTURES[-1]) for n in INSTANTS[1:]]:
+    for instants, pictures in [(INSTANTS[0], n) for n in PICTURES] + [
+        (n, PICTURES[-1]) for n in INSTANTS[1:]
+    ]:
         now = {**record, "timeline": timeline(instants), "seconds": round(time.perf_counter() - begun, 1)}
         if record["accuracy"] is not None:
             sheets = [{**s, "images": s["images"][:pictures]} for s in record["accuracy"]["sheets"]]
@@ -194,6 +198,6 @@ def _search(search: Any) -> dict[str, Any] | None:
     absent = [key for key in needed if key not in record]
     if absent or not record["points"]:
         raise TiledSEError(
-            f"no search: expected what `tiledse search --json` prints, and there is no '{(absent or ['points'])[0]}' in it"
+            f"no search: expected what `tiledse search --json` prints, and it has no '{(absent or ['points'])[0]}'"
         )
     return dict(record)

@@ -1,4 +1,4 @@
-"""What the user's own images say: accuracy of each candidate with intervals, correlation, and the images that differ."""
+"""What the user's own images say: accuracies with intervals, correlation, and the images that differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def measure(
     record["divergence_name"] = task.divergence_name
     record["se"] = {} if not task.metric else _scores(task, results.networks[0])
     record["candidates"] = [
-        {"name": one.name, "divergence": float(np.mean(results.divergence[place])), **_paired(task, results, place)}
+        {
+            "name": one.name,
+            "divergence": float(np.mean(results.divergence[place])),
+            **_paired(task, results, place),
+        }
         for place, one in enumerate(tiled)
     ]
     record["sheets"] = sheets(task, results, tiled[-1].name)

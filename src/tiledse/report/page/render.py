@@ -23,7 +23,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"digits": digits, "shown": shown, "short": short, "percent": percent, "kilobytes": kilobytes}
+    made.filters |= {
+        "digits": digits,
+        "shown": shown,
+        "short": short,
+        "percent": percent,
+        "kilobytes": kilobytes,
+    }
     return made
 
 

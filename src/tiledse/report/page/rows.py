@@ -54,7 +54,11 @@ def outline(leaves: np.ndarray) -> list[tuple[int, int]]:
         points += [(when, row), (when, row + 1)]
     # Each row leaves when the next comes: a stair of single rows is drawn as the line that it is.
     if len(leaves) > 2 and len(set(leaves.tolist())) > len(leaves) // 2:
-        points = [(0, 0), *((when, row) for row, when in enumerate(leaves.tolist())), (int(leaves[-1]), len(leaves))]
+        points = [
+            (0, 0),
+            *((when, row) for row, when in enumerate(leaves.tolist())),
+            (int(leaves[-1]), len(leaves)),
+        ]
     return _straightened(points)
 
 

@@ -23,8 +23,8 @@ def timelines(names: Sequence[str], simulations: Sequence[Simulation], instants:
         instants: At how many times, evenly spread, the stages are looked at.
 
     Returns:
-        ``end`` (cycles), ``instants``, and for each pipeline its stages. ``states`` and ``rows`` are run lengths: value,
-        count, value, count, ...
+        ``end`` (cycles), ``instants``, and for each pipeline its stages. ``states`` and ``rows`` are run
+        lengths: value, count, value, count, ...
     """
     end = max(simulation.cycles for simulation in simulations)
     times = (np.arange(instants) + 0.5) * (end / instants)
