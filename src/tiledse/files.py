@@ -43,8 +43,9 @@ def near_files(path: Path) -> str:
         names = [name for name in os.listdir(path.parent) if name.endswith(path.suffix) and name != path.name]
     except (OSError, ValueError):
         return ""
-    near = get_close_matches(path.name, names, 1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""
+    stems = {name.removesuffix(path.suffix): name for name in names}
+    near = get_close_matches(path.stem, stems, 1, 0.7)
+    return f"; did you mean {path.with_name(stems[near[0]])}?" if near else ""
 
 
 @contextmanager

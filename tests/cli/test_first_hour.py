@@ -14,6 +14,7 @@ from tests.cli.running import assert_refused, tiledse
 from tiledse import extras
 from tiledse.cli import app
 from tiledse.cli.app import START
+from tiledse.cli.model import Model
 from tiledse.demo import NEXT
 
 
@@ -93,9 +94,7 @@ def without(monkeypatch):
 
 def test_a_figure_without_matplotlib_is_refused_before_the_work(tmp_path, without, monkeypatch):
     without("matplotlib")
-    monkeypatch.setattr(
-        "tiledse.stream.simulator.compare", lambda *args, **more: pytest.fail("the work had begun")
-    )
+    monkeypatch.setattr(Model, "open", lambda *args, **more: pytest.fail("the work had begun"))
     done = tiledse("simulate", "timm:lcnet_050", "--tile", "7xW", "--plot", tmp_path / "p.png")
     assert_refused(done, "figures need the package matplotlib", "pip install 'matplotlib>=3.10.7'")
 
