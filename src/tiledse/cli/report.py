@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +66,7 @@ def report(
     from .arguments import tell_random
     from .progress import progress_bar
 
+    begun = time.perf_counter()
     read = [*model.files, *(plan or ()), search, *(images.files if images.data is not None else ())]
     result.check([Output("-o", output, (".html", ".htm"))], read)
     plans = _plans(plan or ())
@@ -77,15 +79,17 @@ def report(
     task = None
     if images.data is not None:
         task = images.source().open(network, labels=False, name=model.model, tell=say)
-    tell_random(network.random)
     page = make(
         network, plans, task, search=found, output=output, command=_typed(), batch_size=images.batch_size,
         titled=progress_bar,
     )  # fmt: skip
+    tell_random(network.random)
     size = len(page.html.encode())
     result.show(
         lambda: {"output": str(output), **page.to_dict()},
-        lambda: [f"{output}: {size / 1e6:.2f} MB, made in {page.record['seconds']} s; open it in a browser"],
+        lambda: [
+            f"{output}: {size / 1e6:.2f} MB, made in {time.perf_counter() - begun:.0f} s; open it in a browser"
+        ],
     )
 
 
@@ -103,9 +107,10 @@ def _plans(files: Any) -> dict[str, Plan]:
 def _search(file: Path) -> Any:
     from ..documents import read_json
     from ..errors import first_line
+    from ..report.page import search_record
 
     try:
-        return read_json(file.read_bytes())
+        return search_record(read_json(file.read_bytes()))
     except OSError as error:
         raise TiledSEError(f"cannot read {file}: {error.strerror or error}") from error
     except ValueError as error:

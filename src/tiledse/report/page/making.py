@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ def report(
         >>> [one["name"] for one in page.record["totals"]], page.html[:15]
         (['SE', '7xW', '1xW:running+6'], '<!doctype html>')
     """
-    begun = time.perf_counter()
+    found_before = None if search is None else search_record(search)
     titled = titled or (lambda title: nullcontext(lambda done, total: None))
     size = input_size
     if size is None and isinstance(plans, Plan) and not isinstance(model, Network):
@@ -148,28 +147,26 @@ def report(
         "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in network.plan.near_misses],
         "uncounted": list(network.plan.network.uncounted) if network.plan.network is not None else [],
         "accuracy": accuracy,
-        "search": _search(search),
+        "search": found_before,
         "no_timeline": no_timeline,
         "command": command,
         "versions": {"Python": platform.python_version(), **_versions()},
         "made": date.today().isoformat(),
     }
     names = [candidate.name for candidate in shown]
-    page = _fitting(
-        record, lambda instants: timelines(names, pipelines, instants) if pipelines else None, begun
-    )
+    page = _fitting(record, lambda instants: timelines(names, pipelines, instants) if pipelines else None)
     if output is not None:
         page.save(output)
     return page
 
 
-def _fitting(record: dict[str, Any], timeline: Callable[[int], Any], begun: float) -> Page:
+def _fitting(record: dict[str, Any], timeline: Callable[[int], Any]) -> Page:
     """The page with as many pictures and instants as it has room for."""
     page = None
     for instants, pictures in [(INSTANTS[0], n) for n in PICTURES] + [
         (n, PICTURES[-1]) for n in INSTANTS[1:]
     ]:
-        now = {**record, "timeline": timeline(instants), "seconds": round(time.perf_counter() - begun, 1)}
+        now = {**record, "timeline": timeline(instants)}
         if record["accuracy"] is not None:
             sheets = [{**s, "images": s["images"][:pictures]} for s in record["accuracy"]["sheets"]]
             now["accuracy"] = {**record["accuracy"], "sheets": sheets}
@@ -190,12 +187,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _search(search: Any) -> dict[str, Any] | None:
-    if search is None:
-        return None
-    record = search if isinstance(search, Mapping) else search.to_dict()
+def search_record(search: Any) -> dict[str, Any]:
+    """What a search gave, as ``tiledse search --json`` prints it, checked to be that.
+
+    Raises:
+        TiledSEError: it is something else.
+    """
+    record = search.to_dict() if hasattr(search, "to_dict") else search
     needed = ("metric", "n", "points", "chosen")
-    absent = [key for key in needed if key not in record]
+    absent = [key for key in needed if not isinstance(record, Mapping) or key not in record]
     if absent or not record["points"]:
         raise TiledSEError(
             f"no search: expected what `tiledse search --json` prints, and it has no '{(absent or ['points'])[0]}'"
