@@ -41,7 +41,7 @@ PageOutput = Annotated[
 class OwnImages(Data):
     """Images of the user's own, where there are any."""
 
-    data: Annotated[  # type: ignore[assignment]  # the one group of images that may be left out
+    data: Annotated[
         str | None,
         typer.Option(
             "--data",
@@ -49,7 +49,7 @@ class OwnImages(Data):
             help="Images, as for eval: accuracies with intervals, and which images are lost and gained. Without "
             "labels: how far outputs are from SE's.",
         ),
-    ] = None
+    ] = None  # type: ignore[assignment]  # the one group of images that may be left out
 
 
 @verb("report")
