@@ -49,12 +49,15 @@ def test_what_the_demo_proposes_can_be_typed():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("find", "regnety_002"), ("no model 'regnety_002'; did you mean timm:regnety_002?",)),
+        (
+            ("find", "regnety_002"),
+            ("no model 'regnety_002'; expected timm:NAME", "did you mean timm:regnety_002?"),
+        ),
         (("find", "regnety_002.tag"), ("did you mean timm:regnety_002.tag?",)),
         (("find", "timm:regnety_02"), ("did you mean ", "regnety_002")),
         (("find", "net.safetensors"), ("timm:NAME --weights net.safetensors",)),
         (("find", "nett.onnx"), ("cannot read nett.onnx: No such file", "did you mean net.onnx?")),
-        (("cost", "timm:lcnet_050"), ("such as --tile 7xW", "`tiledse plan` writes")),
+        (("cost", "timm:lcnet_050"), ("such as --tile 7xW", "`tiledse plan` writes plans")),
         (
             ("cost", "timm:lcnet_050", "--plan", "absent.json"),
             ("`tiledse plan MODEL --tile 7xW -o plan.json` writes one",),

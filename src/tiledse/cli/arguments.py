@@ -54,7 +54,7 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
     """
     if (tile is None) == (plan is None):
         raise TiledSEError(
-            "give the tiles either with --tile T, such as --tile 7xW, or with --plan FILE, which `tiledse plan` writes"
+            "give the tiles either with --tile T or with --plan FILE, such as --tile 7xW; `tiledse plan` writes plans"
         )
     found.check_blocks()
     if tile is not None:

@@ -39,7 +39,7 @@ def build(name: str, pretrained: bool = False, size: Size | None = None) -> Buil
     """
     source, colon, rest = name.partition(":")
     if not colon or not rest:
-        raise TiledSEError(f"no model '{name}'{_instead(name)}; expected {FORMS}")
+        raise TiledSEError(f"no model '{name}'; expected {FORMS}{_instead(name)}")
     if source == "zoo":
         raise TiledSEError(
             f"{name} is trained, and its tiles are in place; expected a network to build, such as timm:NAME"
