@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -102,12 +103,12 @@ def test_what_tiles_cost_on_images_decides(tmp_path):
     network = net()
 
     def prepare(image):
-        return (
-            torch.tensor(list(image.getdata()), dtype=torch.float32).reshape(64, 64, 3).permute(2, 0, 1) / 255
-        )
+        return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255
 
-    with torch.no_grad():
-        labels = [int(network.given(prepare(Image.open(tmp_path / n))[None]).argmax()) for n in names]
+    labels = []
+    for name in names:
+        with Image.open(tmp_path / name) as image, torch.no_grad():
+            labels.append(int(network.given(prepare(image)[None]).argmax()))
     rows = "".join(f"{n},{label}\n" for n, label in zip(names, labels))
     (tmp_path / "labels.csv").write_text("file,label\n" + rows)
     npu = target(measured("tiles", 64, 100, 70))

@@ -194,7 +194,7 @@ def advise(
     Example:
         >>> advice = advise("timm:regnety_008", "rockchip")
         >>> advice.summary
-        "tiles gain nothing here on rockchip: leave plain SE as it is"
+        'tiles gain nothing here on rockchip: leave plain SE as it is'
     """
     target = load_target(target)
     network = open_network(model, input_size)

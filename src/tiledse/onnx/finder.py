@@ -136,6 +136,13 @@ class _Finder:
                 name not in self.stated or self.stated[name].tile != Tile(1, 1)
             ):
                 continue  # nothing pools here: 1x1 tiles are read where the file says that they are
+            if node.domain not in ("", "ai.onnx") and "AveragePool" in node.op_type:
+                reason = (
+                    f"it is pooled by {node.op_type} of {node.domain}, which is no operator of ONNX; quantise in pairs "
+                    "of QuantizeLinear and DequantizeLinear (QDQ), or take the file from before"
+                )
+                self.misses.append(NearMiss(name, reason))
+                continue
             try:
                 squeeze = self.squeezes.read(node)
                 if squeeze is not None:

@@ -29,6 +29,8 @@ from .shapes import Image, batched
 # The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
 _ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
 _HALF, _NETWORK = 2e-2, 10.0
+# Of a block whose descriptors are quantised: a mean between two steps is rounded up here and down there.
+_STEPS = 0.1
 # Tiles of a block that are tried: the first, the last and one between.
 _TILES = 3
 # A second size is larger by this: strides of most networks. Its sides are no longer than needed.
@@ -275,6 +277,8 @@ class _Alone:
                 off[i] = max(off[i], residue)
         for i, t in enumerate(tried):
             name, limit = t.trial.block.name, _rounding(self.found.shapes.type(t.trial.place.squeeze.source))
+            if any(node.op_type == "QuantizeLinear" for node in t.trial.place.excitation.nodes):
+                limit = _STEPS
             far = t.difference(np.concatenate(gates[i]), got[t.trial.ends.product])
             self.proof.figures[name] = max(far, self.proof.figures.get(name, 0.0))
             if not off[i] <= limit:
