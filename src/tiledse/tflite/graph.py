@@ -61,6 +61,11 @@ class Graph:
                 found.setdefault(tensor, []).append(op)
         return found
 
+    def changed(self) -> None:
+        """Look again who gives and takes what: operators were put in or taken out."""
+        self.__dict__.pop("producer", None)
+        self.__dict__.pop("users", None)
+
     def kind(self, op: Any) -> str:
         """The name of an operator, as the schema has it; ``custom NAME`` for one that is not in the schema."""
         code = self.tree.operatorCodes[op.opcodeIndex]
