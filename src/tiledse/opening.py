@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # How the files of a kind end, and the module that opens it; "" opens what has a name and no file.
 KINDS = {
     ".onnx": ".onnx.opening",
+    ".tflite": ".tflite.opening",
     "": ".networks.opening",
 }
 

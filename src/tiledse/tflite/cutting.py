@@ -9,6 +9,7 @@ import numpy as np
 
 from .graph import Graph, Shape
 from .model import TfliteModel
+from .schema import schema
 from .writer import Writer
 
 
@@ -40,9 +41,19 @@ def cut(
         writer.reshaped(tensor, (shapes or {}).get(tensor, graph.shape(tensor)))
     main.operators = [op for op in main.operators if id(op) in wanted]
     main.inputs, main.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-    clone.tree.signatureDefs = []
-    # Subgraphs of control flow are called by number, and stay.
+    clone.tree.signatureDefs, clone.tree.metadata = [], []
+    if len(clone.tree.subgraphs) == 1:  # subgraphs of control flow are called by number, and may use any buffer
+        _drop_unused(clone, outputs)
     return replace(clone, shapes=None)
+
+
+def _drop_unused(model: TfliteModel, outputs: Sequence[int]) -> None:
+    """Leave out the numbers that no operator of a part takes: most of the weights."""
+    main, tree = model.tree.subgraphs[0], model.tree
+    used = {t for op in main.operators for t in map(int, op.inputs) if t >= 0} | set(outputs)
+    kept = {main.tensors[t].buffer for t in used}
+    empty = schema().BufferT()
+    tree.buffers = [buffer if i in kept else empty for i, buffer in enumerate(tree.buffers)]
 
 
 def needed(model: TfliteModel, outputs: Sequence[int]) -> list[int]:

@@ -80,13 +80,14 @@ class Graph:
     def name(self, tensor: int) -> str:
         """The name of a tensor; ``tensor N`` where it has none, or shares it."""
         own = _text(self.tensors[tensor].name)
+        own = own.partition(";")[0]  # converters join the names of all that became one operator
         return own if own and self._times[own] == 1 else f"tensor {tensor}"
 
     @cached_property
     def _times(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for tensor in self.tensors:
-            own = _text(tensor.name)
+            own = _text(tensor.name).partition(";")[0]
             found[own] = found.get(own, 0) + 1
         return found
 

@@ -18,7 +18,7 @@ class Runner:
     Args:
         model: The network; one that nobody has run yet is tried in another process first.
         threads: Threads to use; 0 leaves them to LiteRT.
-        exact: Without XNNPACK, by the kernels that give the same numbers everywhere.
+        exact: Without XNNPACK where that goes, by the kernels that give the same numbers everywhere.
         sizes: Shapes of inputs, by tensor, where they are not those of the file.
 
     Raises:
@@ -47,6 +47,7 @@ class Runner:
                 self.interpreter.allocate_tensors()
                 self.given = [d["index"] for d in self.interpreter.get_input_details()]
                 self.results = [d["index"] for d in self.interpreter.get_output_details()]
+                self.exact = resolver is not OpResolverType.AUTO
                 return
             except (RuntimeError, ValueError) as failed:
                 error = error or failed
