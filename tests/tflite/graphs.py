@@ -60,7 +60,12 @@ class Builder:
 
 def conv_options(activation=0):
     return fb.Conv2DOptionsT(
-        padding=1, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1, fusedActivationFunction=activation
+        padding=1,
+        strideH=1,
+        strideW=1,
+        dilationHFactor=1,
+        dilationWFactor=1,
+        fusedActivationFunction=activation,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from ..errors import TiledSEError
-from ..opening import kind_of
+from ..opening import kind_of, written_endings
 from .app import say
 from .data import Images
 from .groups import verb
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 CalibratedOutput = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="plan.json, out.safetensors, or out.onnx of FILE.onnx (.tflite likewise)",
     ),
 ]
 MostImages = Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")]
@@ -52,7 +55,7 @@ def calibrate(
     from .arguments import tell_random
     from .progress import progress_bar
 
-    endings = (".json", ".safetensors", ".onnx")
+    endings = (".json", *written_endings())
     result.check([Output("-o", output, endings)], [*model.files, tiles.plan, *data.files])
     if not 0 < prior < inf or images < 1 or data.batch_size < 1:
         raise TiledSEError(
@@ -142,7 +145,7 @@ class Budget:
             )
         if self.buffer == "pipeline" and kind_of(model.model):
             raise TiledSEError(
-                f"--buffer pipeline counts the rows of a PyTorch network, and {model.model} is an ONNX file; give the "
+                f"--buffer pipeline counts the rows of a PyTorch network, and {model.model} is none; give the "
                 "network it was made from (timm:NAME --weights FILE), or --buffer gates"
             )
 

@@ -190,5 +190,3 @@ class BlockTrial:
 
 def _real(array: np.ndarray, quantised: Quantised | None) -> np.ndarray:
     return array.astype(np.float64) if quantised is None else quantised.real(array).astype(np.float64)
-
-

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
 from torch import Tensor
 
 from ..network import SharedPrefix, first_tiled
@@ -36,9 +35,7 @@ class Cut(SharedPrefix):
         self, found: Finding, plans: Sequence[Plan], forms: Sequence[TfliteModel], threads: int, exact: bool
     ) -> None:
         self.graph, self.image = found.graph, found.image
-        self.rest = {
-            k: v for k, v in feeds_of(found.model, found.image.tensor, None).items() if k != found.image.tensor
-        }  # fmt: skip
+        self.rest = feeds_of(found.model, found.image.tensor)
         cuts: list[tuple[list[int], list[int], TfliteModel] | None] = []
         for plan, form in zip(plans, forms, strict=True):
             first = first_tiled(plan)
@@ -55,7 +52,7 @@ class Cut(SharedPrefix):
         """See SharedPrefix."""
         parts = []
         for image in to_file(self.graph, self.image, inputs):
-            feeds = {self.image.tensor: image, **self.rest}
+            feeds = {**self.rest, self.image.tensor: image}
             known = {**feeds, **dict(zip(self.given, self.prefix(feeds), strict=True))}
             results = [known]
             for suffix in self.suffixes:
@@ -82,14 +79,7 @@ def _cut(found: Finding, first: int, form: TfliteModel) -> tuple[list[int], list
     behind = [op for op in graph.operators if not all(int(t) in before for t in op.outputs)]
     changed = {int(t) for op in behind for t in op.outputs}
     outputs = [t for t in graph.outputs if t in changed]
-    taken = {
-        t
-        for op in behind
-        for t in map(int, op.inputs)
-        if t in before and not graph.is_constant(t)
-    }
+    taken = {t for op in behind for t in map(int, op.inputs) if t in before and not graph.is_constant(t)}
     inputs = sorted(taken)
     part = cut(form, inputs, outputs)
     return inputs, outputs, part
-
-

@@ -50,9 +50,9 @@ def _parameters(graph: Graph, op: Any, kind: str) -> set[int]:
         if tensor < 0 or not graph.is_constant(tensor):
             continue
         leaf = graph.leaf(tensor)
-        if kind in _LAYERS and not (kind == "TRANSPOSE_CONV" and tensor == int(op.inputs[0])):
-            found.add(leaf)
-        elif (kind in _VECTORS and prod(graph.shape(leaf)) > 1) or kind.startswith("custom"):
+        layer = kind in _LAYERS and not (kind == "TRANSPOSE_CONV" and tensor == int(op.inputs[0]))
+        vector = kind in _VECTORS and prod(graph.shape(leaf)) > 1
+        if layer or vector or kind.startswith("custom"):
             found.add(leaf)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,10 @@ from .writer import Writer
 
 
 def cut(
-    model: TfliteModel, inputs: Sequence[int], outputs: Sequence[int], shapes: dict[int, Shape] | None = None
+    model: TfliteModel,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    shapes: Mapping[int, Shape] | None = None,
 ) -> TfliteModel:
     """The part of a network that computes some tensors from others.
 
@@ -42,7 +45,9 @@ def cut(
     main.operators = [op for op in main.operators if id(op) in wanted]
     main.inputs, main.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
     clone.tree.signatureDefs, clone.tree.metadata = [], []
-    if len(clone.tree.subgraphs) == 1:  # subgraphs of control flow are called by number, and may use any buffer
+    if (
+        len(clone.tree.subgraphs) == 1
+    ):  # subgraphs of control flow are called by number, and may use any buffer
         _drop_unused(clone, outputs)
     return replace(clone, shapes=None)
 

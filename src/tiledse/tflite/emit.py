@@ -1,7 +1,7 @@
 """Write the squeeze of a tile, and the repetition of its gates, as operators of TensorFlow Lite.
 
-Maps are (N, H, W, C). Pools have no padding, and their windows fill what they pool; every value keeps the scale and zero
-point of the map, which a mean lies in; gates are repeated by copies, never by a scale that is rounded.
+Maps are (N, H, W, C). Pools have no padding, and their windows fill what they pool; every value keeps the scale and
+zero point of the map, which a mean lies in; gates are repeated by copies, never by a scale that is rounded.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def covers(tile: Tile, height: int, width: int) -> bool:
 
 def _pool_tiles(writer: Writer, x: int, tall: int, wide: int, out: int | None = None) -> int:
     """Means of tiles, those at the lower and right edge over what they have."""
-    n, height, width, channels = writer.graph.shape(x)
+    height = writer.graph.shape(x)[1]
     rest = height % tall
     if rest:
         parts = [
@@ -113,9 +113,7 @@ def _pool(writer: Writer, x: int, tall: int, wide: int, out: int | None = None) 
     options = schema().Pool2DOptionsT(
         padding=_VALID, strideH=tall, strideW=wide, filterHeight=tall, filterWidth=wide
     )
-    return writer.add(
-        "AVERAGE_POOL_2D", [x], (n, height // tall, width // wide, channels), options, out=out
-    )
+    return writer.add("AVERAGE_POOL_2D", [x], (n, height // tall, width // wide, channels), options, out=out)
 
 
 def _slice(writer: Writer, x: int, axis: int, start: int, stop: int) -> int:
@@ -245,5 +243,3 @@ def _affine(writer: Writer, kind: str, x: int, numbers: np.ndarray, out: int | N
 
 def _fused(name: str) -> Any:
     return getattr(schema(), name)()
-
-

@@ -149,9 +149,7 @@ class ExcitationReader:
         given = [int(t) for t in op.outputs]
         return gate in given or any(int(t) in given for other in found for t in other.inputs)
 
-    def _layers(
-        self, operators: list[Any], descriptors: int, channels: int, tiles: int
-    ) -> tuple[Dense, ...]:
+    def _layers(self, operators: list[Any], descriptors: int, channels: int, tiles: int) -> tuple[Dense, ...]:
         """The dense layers, after checking that every value is one number a channel and tile."""
         self._check_vector(descriptors, tiles)
         layers = []
@@ -225,9 +223,7 @@ class ExcitationReader:
             )
         if kind == "MUL":
             other = next((int(t) for t in op.inputs if int(t) != seen), seen)
-            return Miss(
-                f"what is gated ('{self.graph.name(other)}', in {said}) is not what is pooled"
-            )
+            return Miss(f"what is gated ('{self.graph.name(other)}', in {said}) is not what is pooled")
         if kind in DENSE:
             return Miss(f"its excitation has {said}, which is no dense 1x1 layer")
         return Miss(f"what it pools goes into {said}, not into a product with the map")

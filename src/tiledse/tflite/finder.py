@@ -227,9 +227,7 @@ class _Finder:
         self.check_type(x)
         squeeze = self.between(descriptors, x)
         self.read.update(id(op) for op in squeeze)
-        self.append(
-            name, Place(x, descriptors, squeeze, excitation, tuple(repeat), product, slot, said)
-        )
+        self.append(name, Place(x, descriptors, squeeze, excitation, tuple(repeat), product, slot, said))
         return True
 
     def append(self, name: str, place: Place) -> None:
@@ -237,15 +235,13 @@ class _Finder:
         _, height, width, channels = self.graph.shape(place.source)
         excitation = place.excitation
         dialect = "tflite.ESE" if excitation.reduced is None else "tflite.SE"
-        block = SEBlock(
-            name, channels, excitation.reduced, height, width, dialect, excitation.macs
-        )
+        block = SEBlock(name, channels, excitation.reduced, height, width, dialect, excitation.macs)
         self.blocks.append(block)
         self.places.append(place)
 
     def repeated(self, user: Any) -> tuple[list[Any], Any]:
         """The operators that repeat gates, and what takes them then."""
-        graph, found = self.graph, []
+        graph, found = self.graph, list[Any]()
         while graph.kind(user) in REPEATS and len(found) < 12:
             found.append(user)
             users = graph.users.get(int(user.outputs[0]), [])
@@ -301,5 +297,3 @@ class _Finder:
         shape = self.graph.shape(gate)
         if shape and shape[-1] != channels and channels > 1:
             raise Miss(f"its gates, of shape {shape}, do not lie along the channels of the map")
-
-

@@ -125,7 +125,9 @@ class Graph:
             return None
         made = self.producer.get(tensor)
         if made is not None:
-            return self.constant(int(made.inputs[0])) if self.kind(made) in ("DEQUANTIZE", "DENSIFY") else None
+            return (
+                self.constant(int(made.inputs[0])) if self.kind(made) in ("DEQUANTIZE", "DENSIFY") else None
+            )
         data = self.tree.buffers[self.tensors[tensor].buffer].data
         if data is None or not len(data) or self.dtype(tensor).kind == "V" or tensor in self.inputs:
             return None if not self._empty(tensor) else np.zeros(0, np.int32)

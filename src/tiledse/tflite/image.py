@@ -45,9 +45,9 @@ def sized(model: TfliteModel, input_size: Sequence[int] | None) -> tuple[TfliteM
     stored = graph.tensors[tensor].shapeSignature
     free = stored is not None and len(stored) > 0 and int(stored[0]) < 0
     open_sides = shape != graph.shape(tensor)
-    if open_sides or any(-1 in graph.shape(i) for i in range(len(graph.tensors))):
-        if model.shapes is None:
-            model = tried(model, {tensor: shape} if open_sides else {})
+    unknown = open_sides or any(-1 in graph.shape(i) for i in range(len(graph.tensors)))
+    if unknown and model.shapes is None:
+        model = tried(model, {tensor: shape} if open_sides else {})
     return model, Image(tensor, shape, size, free)
 
 
@@ -70,9 +70,7 @@ def _image(graph: Graph) -> int:
     return found[0]
 
 
-def _size(
-    graph: Graph, tensor: int, input_size: Sequence[int] | None
-) -> tuple[Shape, tuple[int, int, int]]:
+def _size(graph: Graph, tensor: int, input_size: Sequence[int] | None) -> tuple[Shape, tuple[int, int, int]]:
     own = graph.shape(tensor)
     axes = {4: (3, 1, 2), 3: (None, 1, 2), 2: (None, None, 1)}[len(own)]
     given = (None, None, None) if input_size is None else tuple(input_size)

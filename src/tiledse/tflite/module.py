@@ -40,9 +40,7 @@ class TfliteModule(nn.Module):
         super().__init__()
         self.model, self.image, self.graph = model, image, Graph(model)
         self.runner = Runner(model, threads, exact=exact, sizes=sizes_of(self.graph, image))
-        self.rest = {
-            k: v for k, v in feeds_of(model, image.tensor, np.zeros(0)).items() if k != image.tensor
-        }
+        self.rest = feeds_of(model, image.tensor)
 
     def forward(self, x: Tensor) -> Any:
         """Run the network on a batch."""
@@ -61,7 +59,7 @@ class TfliteModule(nn.Module):
                 f"{self.model.name} takes images of {'x'.join(map(str, self.image.size))}, got {tuple(x.shape)}"
             )
         parts = [
-            self.runner({self.image.tensor: part, **self.rest}) for part in to_file(self.graph, self.image, x)
+            self.runner({**self.rest, self.image.tensor: part}) for part in to_file(self.graph, self.image, x)
         ]
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 

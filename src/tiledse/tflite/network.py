@@ -19,12 +19,13 @@ from ..op.functional import squeeze
 from ..plan import Plan
 from ..tile import Tile
 from .branches import Cut
-from .converter import convert_verified, with_tiles
+from .converter import convert_verified
 from .cutting import cut, with_outputs
 from .finder import Finding, fingerprint, locate
 from .model import TfliteModel
 from .module import TfliteModule, maps_of, sizes_of, to_file, to_torch
 from .running import Runner, feeds_of
+from .tiling import with_tiles
 from .trying import tried
 from .writing import TfliteWritten, write
 
@@ -93,8 +94,8 @@ class TfliteNetwork(Network):
     def module(self, purpose: str) -> nn.Module:
         """See Network."""
         raise TiledSEError(
-            f"{purpose} takes a network of PyTorch, and {self.name} is a TensorFlow Lite file; give the network that it "
-            "was made from (timm:NAME --weights FILE)"
+            f"{purpose} takes a network of PyTorch, and {self.name} is a TensorFlow Lite file; give the network that "
+            "it was made from (timm:NAME --weights FILE)"
         )
 
     def convert(self, plan: Plan, *, verify: bool = True) -> TfliteNetwork:
@@ -162,7 +163,9 @@ class TfliteNetwork(Network):
         found = self._se
         tapped = with_outputs(found.model, [place.source for place in found.places])
         given = [int(t) for t in tapped.tree.subgraphs[0].outputs]
-        return Runner(tapped, self.threads, exact=self._exact, sizes=sizes_of(found.graph, found.image)), given
+        return Runner(
+            tapped, self.threads, exact=self._exact, sizes=sizes_of(found.graph, found.image)
+        ), given
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
@@ -219,5 +222,3 @@ class TfliteNetwork(Network):
         """The network with strips of one row: there every excitation takes a grid of descriptors."""
         strips = with_tiles(self._se, self.se, frozenset(block.name for block in self.plan.blocks))
         return locate(replace(strips, tried=True), self.plan.input_size)
-
-

@@ -1,7 +1,7 @@
 """Try what was converted before it is handed out, on random numbers in LiteRT, against the network as it was.
 
 Each block runs alone, as it was and converted, on a random map and on the map that a random image gives it. Then the
-network runs with one strip over each map, written by the code of tiles; all products and outputs must be what they were.
+network runs with one strip over each map, written by the code of tiles; products and outputs must be what they were.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .block_trial import FLOAT, WHOLE, BlockTrial, Trial
-from .converter import with_tiles
 from .cutting import with_outputs
 from .finder import Finding, locate
 from .model import TfliteModel
 from .running import Runner, feeds_of
+from .tiling import with_tiles
 
 # Layers magnify what rounding makes of a block.
 _NETWORK = 10.0
@@ -120,7 +120,7 @@ class _Whole:
         self.taps = [*dict.fromkeys([*products, *sources])]
         self.outputs = self.graph.outputs
         self.image = before.image
-        # A mean with a scale of its own is finer than one in the map's: then no output is what it was to the last digit.
+        # A mean with a scale of its own is finer than one in the map's: then no output is what it was.
         self.finer = any(
             before.graph.quantised(p.source) != before.graph.quantised(p.descriptors) for p in before.places
         )
@@ -176,7 +176,9 @@ class _Whole:
                 moved = image * (1 + 1e-6 * random.standard_normal(image.shape))
             else:
                 limits = np.iinfo(image.dtype)
-                moved = np.clip(image.astype(int) + random.integers(-1, 2, image.shape), limits.min, limits.max)
+                moved = np.clip(
+                    image.astype(int) + random.integers(-1, 2, image.shape), limits.min, limits.max
+                )
             near[self.image.tensor] = moved.astype(image.dtype)
             self._moved = self._run(self.model, near)
         a, b = (self._real(tensor, values[tensor]) for values in (self.values, self._moved))
@@ -195,9 +197,7 @@ def _moved_outside(before: Finding, other: TfliteModel) -> str | None:
 
     def outside(found: Finding) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         own = {
-            id(op)
-            for p in found.places
-            for op in (*p.squeeze, *p.excitation.operators, *p.repeat, p.product)
+            id(op) for p in found.places for op in (*p.squeeze, *p.excitation.operators, *p.repeat, p.product)
         }
         rest = [op for op in found.graph.operators if id(op) not in own]
         return [

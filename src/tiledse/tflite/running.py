@@ -26,7 +26,12 @@ class Runner:
     """
 
     def __init__(
-        self, model: TfliteModel, threads: int = 1, *, exact: bool = False, sizes: dict[int, Shape] | None = None
+        self,
+        model: TfliteModel,
+        threads: int = 1,
+        *,
+        exact: bool = False,
+        sizes: dict[int, Shape] | None = None,
     ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -40,7 +45,9 @@ class Runner:
         for resolver in kernels[::-1] if exact else kernels:
             try:
                 self.interpreter = Interpreter(
-                    model_content=model.data, num_threads=threads or -1, experimental_op_resolver_type=resolver
+                    model_content=model.data,
+                    num_threads=threads or -1,
+                    experimental_op_resolver_type=resolver,
                 )
                 for tensor, shape in sizes.items():
                     self.interpreter.resize_tensor_input(tensor, shape)
@@ -69,12 +76,12 @@ class Runner:
             raise TiledSEError(f"LiteRT fails on {self.name}: {first_line(error, 160)}") from error
 
 
-def feeds_of(model: TfliteModel, image: int, x: np.ndarray, seed: int = 0) -> dict[int, np.ndarray]:
-    """Inputs of a network: an image, and for others numbers between a half and one and a half, or zeros."""
+def feeds_of(model: TfliteModel, image: int, x: np.ndarray | None = None) -> dict[int, np.ndarray]:
+    """Inputs of a network: an image where one is given; for others numbers about 1, or zeros."""
     from .graph import Graph
 
     graph = Graph(model)
-    random, feeds = np.random.default_rng(seed), {image: x}
+    random, feeds = np.random.default_rng(0), {} if x is None else {image: x}
     for tensor in graph.inputs:
         if tensor != image:
             shape, dtype = graph.shape(tensor), graph.dtype(tensor)

@@ -19,7 +19,7 @@ class BadFile(Exception):
 
 
 class Bytes(bytes):
-    """The bytes of a file, and how many more reads of them are allowed: an honest file needs fewer than it has bytes."""
+    """The bytes of a file, and how many more reads are allowed: an honest file needs fewer than it has bytes."""
 
     left: int
 
@@ -85,7 +85,7 @@ def names(table: str) -> dict[int, str]:
 def _builder() -> Any:
     import flatbuffers
 
-    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+    class Builder(flatbuffers.Builder):
         """Lays arrays on 16 bytes, as the schema asks of buffers (``force_align``); the generated code does not."""
 
         def CreateNumpyVector(self, x: Any) -> int:
@@ -103,7 +103,7 @@ def _checked_table() -> Any:
 
     offset = kinds.UOffsetTFlags
 
-    class Checked(Table):  # type: ignore[misc]
+    class Checked(Table):
         """A table of a flatbuffer that reads within its file."""
 
         __slots__ = ()
