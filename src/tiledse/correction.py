@@ -18,8 +18,9 @@ class Correction:
     """A linear map for each channel and strip of one block, from what the strip knows to its descriptor.
 
     ``descriptor = own * mean over Tile.own_bounds + running * mean over Tile.bounds + offset``: of the rows that wait
-    for the strip's gate (for ``kxW`` and ``kxW:running`` the strip), and of all rows seen. The numbers belong to strips at their places. So they hold for one tile and maps of one height, in a network with the
-    weights that they were fitted on.
+    for the strip's gate (for ``kxW`` and ``kxW:running`` the strip), and of all rows seen. The numbers belong to
+    strips at their places. So they hold for one tile and maps of one height, in a network with the weights that they
+    were fitted on.
 
     Args:
         own: (C, strips), float32.
