@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.images import Batch, ListedImages
 from ..data.preprocessing import read_image
 from ..errors import TiledSEError, told_as
+from ..extras import missing
 from ..files import is_file
 from ..numerals import quoted
 from .adapters import Segmenter
@@ -258,7 +259,5 @@ def _confusion() -> Any:
     try:
         from torchmetrics.functional.classification import multiclass_confusion_matrix
     except ImportError as error:
-        raise TiledSEError(
-            "segmentation needs the package torchmetrics; install it with: pip install 'tiledse[tasks]'"
-        ) from error
+        raise missing("segmentation needs", "torchmetrics", error=error) from error
     return multiclass_confusion_matrix
