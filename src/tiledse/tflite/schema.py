@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from ..errors import TiledSEError
+from ..extras import missing
 
 
 class BadFile(Exception):
@@ -38,9 +38,7 @@ def schema() -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
     except (ImportError, AssertionError) as error:
-        raise TiledSEError(
-            "TensorFlow Lite files need the package ai-edge-litert; install it with: pip install 'tiledse[tflite]'"
-        ) from error
+        raise missing("TensorFlow Lite files need", "ai-edge-litert") from error
     # A copy of our own: other users of the package keep theirs as it is.
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -85,7 +83,7 @@ def names(table: str) -> dict[int, str]:
 def _builder() -> Any:
     import flatbuffers
 
-    class Builder(flatbuffers.Builder):
+    class Builder(flatbuffers.Builder):  # type: ignore[misc]
         """Lays arrays on 16 bytes, as the schema asks of buffers (``force_align``); the generated code does not."""
 
         def CreateNumpyVector(self, x: Any) -> int:
@@ -103,7 +101,7 @@ def _checked_table() -> Any:
 
     offset = kinds.UOffsetTFlags
 
-    class Checked(Table):
+    class Checked(Table):  # type: ignore[misc]
         """A table of a flatbuffer that reads within its file."""
 
         __slots__ = ()
