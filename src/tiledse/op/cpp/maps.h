@@ -21,7 +21,7 @@ struct Job {
 
   Int bands() const { return (height + tall - 1) / tall; }
   Int cols() const { return (width + wide - 1) / wide; }
-  Int grains() const { return (height + grain - 1) / grain; }
+  Int grains() const { return grain ? (height + grain - 1) / grain : 0; }
   Int image() const { return channels * height * width; }
   Int tiles() const { return images * bands() * cols(); }
   Int top(Int band) const { return band * tall; }

@@ -42,21 +42,34 @@ class Writer {
   // which repeat after so many runs. None is shorter than a vector.
   template <bool kAdd>
   void runs(const T *x, T *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
-    Int i = 0, k = 0, left = lengths[0];
-    write(
-        out, n, i,
-        [&] {
-          const Vector v = load(x + i) * joined(all(gates[0]), all(gates[1]), left);
-          return kAdd ? v + joined(all(shares[0]), all(shares[1]), left) : v;
-        },
-        [&] { return kAdd ? number(x + i) * gates[0] + shares[0] : number(x + i) * gates[0]; },
-        [&](Int by) {
-          i += by, left -= by;
-          if (left <= 0) {
-            ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
-            if (kAdd) ++shares;
-          }
-        });
+    const bool past = past_cache_ && n * Int(sizeof(T)) >= kShortRun;
+    Int i = 0, k = 0, left = lengths[0], vectors = 0;
+    const auto next = [&] {
+      ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
+      if (kAdd) ++shares;
+    };
+    const auto one = [&] {
+      put(out + i, kAdd ? number(x + i) * gates[0] + shares[0] : number(x + i) * gates[0]);
+      ++i;
+      if (--left <= 0) next();
+    };
+    const auto vector = [&](Vector gate, Vector share) {
+      if (vectors++ % (line<T>() / kWide) == 0) fetch();
+      const Vector v = kAdd ? load(x + i) * gate + share : load(x + i) * gate;
+      past ? stream(out + i, v) : store(out + i, v);
+      i += kWide, left -= kWide;
+    };
+    if (past)
+      while (!starts_line(out + i)) one();
+    while (i + kWide <= n) {
+      const Vector gate = all(gates[0]), share = all(kAdd ? shares[0] : 0.0f);
+      while (left >= kWide && i + kWide <= n) vector(gate, share);
+      if (i + kWide > n) break;
+      // One that reaches into the next run.
+      if (left > 0) vector(joined(gate, all(gates[1]), left), kAdd ? joined(share, all(shares[1]), left) : share);
+      next();
+    }
+    while (i < n) one();
   }
 
  private:
