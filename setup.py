@@ -1,7 +1,7 @@
 """The C++ kernels of the operator, built by pip: a library with a C interface for each level of x86-64.
 
-They belong to no version of Python, so that one wheel serves all. Where no compiler is, or it knows no such level, there
-is no library, and the operator takes PyTorch (``tiledse.explain`` says so).
+They belong to no version of Python, so that one wheel serves all. Where no compiler is, or it knows no such level,
+there is no library, and the operator takes PyTorch (``tiledse.explain`` says so).
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ class BuildLibraries(build_ext):
     """Names without a version of Python, and all levels at once."""
 
     def finalize_options(self) -> None:
+        """As many at once as there are processors."""
         super().finalize_options()
         self.parallel = self.parallel or min(os.cpu_count() or 1, len(LEVELS))
 
     def get_ext_filename(self, fullname: str) -> str:
+        """The name that op/by_cpp.py loads."""
         return os.path.join(*fullname.split(".")) + ".so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None of a Python module's."""
         return []
 
 
@@ -47,6 +50,7 @@ class Wheel(bdist_wheel):
     """For any Python 3 of this system."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Python, its binary interface, and the system."""
         return "py3", "none", super().get_tag()[2]
 
 

@@ -63,7 +63,9 @@ def main() -> None:
                     assert kernel is by_cpp
                     y, _, hidden, gates = by_cpp.forward(x_, layers.weights, job, True, None)
                     dx, *_ = by_cpp.backward(x_, grad, layers.w1, layers.w2, hidden, gates, job)
-                    out = by_cpp.forward(x_, layers.weights, job, False, guarded(torch.zeros_like(x), at_end))[0]
+                    out = by_cpp.forward(
+                        x_, layers.weights, job, False, guarded(torch.zeros_like(x), at_end)
+                    )[0]
                     by_cpp.forward(x_, layers.weights, job, False, x_)
                 found.append((y, dx, out, x_))
             for one, other in zip(*found):

@@ -36,7 +36,9 @@ def calls(monkeypatch):
     calls = []
     for name in ("forward", "backward"):
         kernel = getattr(by_cpp, name)
-        monkeypatch.setattr(by_cpp, name, lambda *a, k=kernel, n=name, **kw: (calls.append(n), k(*a, **kw))[1])
+        monkeypatch.setattr(
+            by_cpp, name, lambda *a, k=kernel, n=name, **kw: (calls.append(n), k(*a, **kw))[1]
+        )
     return calls
 
 

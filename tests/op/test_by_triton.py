@@ -91,7 +91,8 @@ def check() -> int:
         layers = two_layers(block.excite)
         call = choosing.call_of(x, layers.w1, block.tile, layers.act, layers.gate)
         geometry = by_triton.prepare(call)
-        by_triton.cut_of = lambda *_, cut=by_triton.cut(geometry, across, pixels, 4): cut
+        cut = by_triton.cut(geometry, across, pixels, 4)
+        by_triton.cut_of = lambda *_, cut=cut: cut
         by_triton.constants.cache_clear()
         assert choosing.answers(call)[0] == ("triton", None)
         leaf = x.clone().requires_grad_()

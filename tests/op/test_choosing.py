@@ -51,7 +51,7 @@ def test_the_fast_kernel_takes_every_tile_without_being_asked(tile, dtype):
     ("change", "reason"),
     [
         (lambda block: setattr(block, "act", nn.GELU()), "no kernel knows GELU"),
-        (lambda block: block.fc1.register_forward_hook(lambda *_: None), "its Conv2d has hooks, or a forward of its own"),
+        (lambda block: block.fc1.register_forward_hook(lambda *_: None), "its Conv2d has hooks"),
         (lambda block: setattr(block.fc2, "bias", None), "its layers have no biases"),
         (lambda block: setattr(block, "fc1", nn.Conv2d(8, 4, 3, padding=1)), "its layers are not two 1x1 convolutions"),
         (lambda block: block.double(), "its layers are torch.float64, the map torch.float32"),
@@ -128,7 +128,9 @@ def test_without_the_library_pytorch_is_used_and_said(missing, reason, monkeypat
 def test_under_autocast_maps_reach_the_kernels_and_keep_their_type(maps, channels_last):
     torch.manual_seed(0)
     block = ts.TiledSqueezeExcite(8, 4, "3xW")
-    x = torch.randn(2, 8, 14, 6).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x = torch.randn(2, 8, 14, 6).to(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
     leaf, exact = x.to(maps).requires_grad_(), x.to(maps).float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         assert kernel_of(block, leaf) == FAST
@@ -157,7 +159,3 @@ def test_under_autocast_a_gradient_taken_inside_it_is_the_same():
             (inside,) = torch.autograd.grad(block(x).square().sum(), x)
         (outside,) = torch.autograd.grad(block(x).square().sum(), x)
         torch.testing.assert_close(inside, outside)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = x.detach().half()  # of another type than autocast's: as its layers and the product have it
-        assert kernel_of(block, half) is None
-        assert block(half).dtype == (half * torch.ones(1, dtype=torch.bfloat16)).dtype

@@ -1,4 +1,4 @@
-"""The operator in C++ (cpp/), for maps on a CPU: libraries with a C interface, which pip builds where there is a compiler.
+"""The operator in C++ (cpp/), for maps on a CPU: libraries with a C interface, which pip builds where a compiler is.
 
 There is one for each level of x86-64 (setup.py), and the one that torch's own kernels are of is loaded when it is first
 asked for; elsewhere there is one. Nothing is built at run time. They work on torch's own threads.
@@ -77,11 +77,12 @@ def prepare(call: Call) -> Job:
         grain = math.gcd(tall, *(int(end) for end in ends.ravel() if end != height))
         bounds = np.ascontiguousarray(-(-ends // grain))
     threads = max(1, min(call.threads, nbytes // _BYTES_OF_A_THREAD))
-    numbers = (
+    numbers: list[int] = [
         n, channels, height, width, tall, wide, first, stop, grain, call.reduced, _ACTS[call.act], _GATES[call.gate],
-        call.last, nbytes >= _PAST_CACHE_BYTES, threads, _TYPES[call.dtype],
-    )  # fmt: skip
-    return Job(_Numbers(*numbers), _Numbers(*numbers[:13], False, *numbers[14:]), bounds, None if bounds is None else bounds.ctypes.data)
+        bool(call.last), nbytes >= _PAST_CACHE_BYTES, threads, _TYPES[call.dtype],
+    ]  # fmt: skip
+    inplace = [*numbers[:13], 0, *numbers[14:]]
+    return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, None if bounds is None else bounds.ctypes.data)
 
 
 def forward(x: Tensor, weights: tuple[Tensor, ...], job: Job, save: bool, out: Tensor | None) -> list[Tensor]:

@@ -26,7 +26,17 @@ from torch import Tensor
 
 from ..tile import Tile
 from .excitation import ACTS, GATES
-from .grids import Span, accumulation_type, elements, is_channels_last, layout, like, running, spans, strips_of
+from .grids import (
+    Span,
+    accumulation_type,
+    elements,
+    is_channels_last,
+    layout,
+    like,
+    running,
+    spans,
+    strips_of,
+)
 from .sliding import by_rows, seen, share
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def scale(x: Tensor, gates: Tensor, tile: Tile, out: Tensor | None = None) -> Tensor:
-    """``out`` = each tile times its gate, in the layout of the map; x itself may be ``out``. No gradient is recorded."""
+    """``out`` = each tile times its gate, in the map's layout; x itself may be ``out``. No gradient is recorded."""
     if out is None:
         dtype = torch.promote_types(x.dtype, gates.dtype)
         out = torch.empty_like(x, dtype=dtype, memory_format=layout(x))
@@ -184,7 +194,9 @@ def _share(grad: Tensor, tile: Tile, height: int, width: int) -> Tensor:
     return grad / count if isinstance(count, int) else (grad.to(count.dtype) / count).to(grad.dtype)
 
 
-def forward(x: Tensor, weights: tuple[Tensor, ...], call: Call, save: bool, out: Tensor | None) -> list[Tensor]:
+def forward(
+    x: Tensor, weights: tuple[Tensor, ...], call: Call, save: bool, out: Tensor | None
+) -> list[Tensor]:
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
     w1, b1, w2, b2 = weights
     z = _flat(squeeze(x, call.tile)).to(w1.dtype)

@@ -155,12 +155,12 @@ def _power(n: int) -> int:
 
 def forward(
     x: Tensor, weights: tuple[Tensor, ...], geometry: Geometry, save: bool, out: Tensor | None,
-    launches: int | None = None,
+    launches: int | None = None, cut: Cut | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
     from .triton_kernels import forward_kernel
 
-    cut, tiles = cut_of(geometry, x.dtype), x.shape[0] * geometry.tiles
+    cut, tiles = cut or cut_of(geometry, x.dtype), x.shape[0] * geometry.tiles
     y = like(x) if out is None else out
     launches = launches or _launches(x, cut)
     w1, b1, w2, b2 = (w.contiguous() for w in weights)
@@ -179,12 +179,12 @@ def forward(
 
 def backward(
     x: Tensor, grad: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, gates: Tensor, geometry: Geometry,
-    launches: int | None = None,
+    launches: int | None = None, cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
     from .triton_kernels import backward_kernel
 
-    cut, tiles = cut_of(geometry, x.dtype), x.shape[0] * geometry.tiles
+    cut, tiles = cut or cut_of(geometry, x.dtype), x.shape[0] * geometry.tiles
     launches = launches or _launches(x, cut)
     partial, sums, ready = _exchange(x, tiles, geometry, cut, launches)
     grad = grad.contiguous(memory_format=layout(x))

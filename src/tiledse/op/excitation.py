@@ -151,7 +151,9 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
         >>> torch.allclose(apply(fc, z), fc(z), atol=1e-5)
         True
     """
-    if not isinstance(descriptors, Tensor) or descriptors.dim() != 4:  # torch.fx traces with what is no tensor
+    if (
+        not isinstance(descriptors, Tensor) or descriptors.dim() != 4
+    ):  # torch.fx traces with what is no tensor
         return layer(descriptors)
     n, channels, rows, cols = descriptors.shape
     few = descriptors.numel() < _FEW

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tile import Tile
-from .excitation import TwoLayers
 from .choosing import answers, call_of
+from .excitation import TwoLayers
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Taken:
         tile: Its tile.
         shape: Of the map.
         kernel: ``triton``, ``cpp`` or ``torch``; None where the registered operator was not called.
-        reasons: Why the others were not taken, by the kernel's name; under ``the operator``, why none of them was asked.
+        reasons: Why the others were not taken, by the kernel's name; under ``the operator``, why none was asked.
     """
 
     block: str

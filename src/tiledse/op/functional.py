@@ -134,7 +134,9 @@ def tiled_squeeze_excite(
     if isinstance(layers, TwoLayers):
         if torch.compiler.is_compiling():
             return registered.traced(x, layers, tile)
-        _check_inplace(inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
+        _check_inplace(
+            inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights))
+        )
         tell(x, tile, layers, excite)
         return registered.run(x, layers, tile, inplace)
     tell(x, tile, layers, excite)

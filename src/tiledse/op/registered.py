@@ -1,11 +1,11 @@
-"""The operator with an excitation of two layers, known to torch by name: ``torch.ops.tiledse.forward`` and ``backward``.
+"""The operator with an excitation of two layers, by name: ``torch.ops.tiledse.forward`` and ``backward``.
 
-Eager and compiled code call it alike. Under autocast it runs as it is given: maps keep their type, and what lies between
-squeeze and scale is float32. Exporters get the formula in its place, so that a file needs nothing of this package.
+Eager and compiled code call it alike. Under autocast it runs as it is given: maps keep their type, and what lies
+between squeeze and scale is float32. Exporters get the formula in its place, so that a file needs nothing of this package.
 
-    forward   x (N, C, H, W), w1 (R, C, 1, 1) or (R, C), b1 (R), w2 (C, R, 1, 1) or (C, R), b2 (C); tile, activation and
-              gate function by name. Gives [y], and with ``save`` what the gradient needs: descriptors (tiles, C), the
-              hidden layer before its activation (tiles, R) and gates (tiles, C), tiles counted image by image.
+    forward   x (N, C, H, W), w1 (R, C, 1, 1) or (R, C), b1 (R), w2 (C, R, 1, 1) or (C, R), b2 (C); tile, activation
+              and gate function by name. Gives [y], and with ``save`` what the gradient needs: descriptors (tiles, C),
+              the hidden layer before its activation (tiles, R) and gates (tiles, C), tiles counted image by image.
     backward  The gradients [x, w1, b1, w2, b2] from that of y and what was saved.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from ..errors import TiledSEError
 from ..tile import Tile
 from . import formula
+from .choosing import call_of, chosen
 from .excitation import ACTS, GATES, TwoLayers
 from .grids import accumulation_type, is_batched, like
-from .choosing import call_of, chosen
 
 _library = torch.library.Library("tiledse", "FRAGMENT")
 _library.define(
@@ -152,7 +152,9 @@ def _record(*arguments: Any) -> list[Tensor]:
     *inputs, save = arguments
     if torch.is_grad_enabled() and any(value.requires_grad for value in inputs[:5]):
         if save:
-            raise TiledSEError("tiledse.forward with save gives no gradients; leave save out, or call it in no_grad")
+            raise TiledSEError(
+                "tiledse.forward with save gives no gradients; leave save out, or call it in no_grad"
+            )
         return [Recorded.apply(*inputs)]
     with torch._C._AutoDispatchBelowAutograd():
         return _FORWARD(*arguments)
