@@ -14,7 +14,7 @@ def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
     from tiledse.bench.operator import Shape
 
     monkeypatch.setattr(bench, "SHAPES", (Shape("small", 1, 8, 2, 14, 14),))
-    monkeypatch.setattr(bench, "NETWORKS", (("mobilenetv3_small_100", (1, 3, 64, 64)),))
+    monkeypatch.setattr(bench, "NETWORKS", (("mobilenetv3_small_100", (1, 3, 64, 64), "7xW"),))
     file = tmp_path / "bench.json"
     arguments = ("bench", "--repeats", "2", "--shapes", "1", "--tiles", "7xW,7x7", "--allocator", "system")
     printed = json.loads(tiledse(*arguments, "--json", "-o", file).out)

@@ -1,7 +1,7 @@
 """The operator with an excitation of two layers, by name: ``torch.ops.tiledse.forward`` and ``backward``.
 
 Eager and compiled code call it alike. Under autocast it runs as it is given: maps keep their type, and what lies
-between squeeze and scale is float32. Exporters get the formula in its place, so that a file needs nothing of this package.
+between squeeze and scale is float32. Exporters get the formula in its place: a file needs nothing of this package.
 
     forward   x (N, C, H, W), w1 (R, C, 1, 1) or (R, C), b1 (R), w2 (C, R, 1, 1) or (C, R), b2 (C); tile, activation
               and gate function by name. Gives [y], and with ``save`` what the gradient needs: descriptors (tiles, C),
