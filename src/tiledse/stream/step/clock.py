@@ -27,27 +27,38 @@ class Clock:
         self.graph, self.schedule = graph, schedule
         self.step = first // schedule.rows
         self._heights: dict[int, Tensor] = {0: height}
+        # By what they are computed from: many layers ask for the same, and each is a handful of operators.
         self._rows: dict[tuple[int, int, int], Tensor] = {}
+        self._inside: dict[tuple[int, int, int, int], Tensor] = {}
+        self._by_map: dict[tuple[int, RowMap], Tensor] = {}
 
     def height(self, value: int) -> Tensor:
         """Rows of a value, (1,)."""
         if value not in self._heights:
             node = self.graph.nodes[self.graph.values[value].maker]
-            self._heights[value] = height_of(node.maps[0], self.height(node.inputs[0]))
+            how, source = node.maps[0], self.height(node.inputs[0])
+            key = id(source), how
+            if key not in self._by_map:
+                self._by_map[key] = height_of(how, source)
+            self._heights[value] = self._by_map[key]
         return self._heights[value]
 
     def rows(self, value: int, low: int, count: int) -> Tensor:
         """Numbers of rows, (count,): from ``low`` rows after the first of this step on."""
-        key = value, low, count
+        track = self.schedule.track(value)
+        key = track.rows, low - track.lag, count
         if key not in self._rows:
-            track = self.schedule.track(value)
-            self._rows[key] = torch.arange(low - track.lag, low - track.lag + count) + self.step * track.rows
+            self._rows[key] = torch.arange(key[1], key[1] + count) + self.step * track.rows
         return self._rows[key]
 
     def inside(self, value: int, low: int, count: int) -> Tensor:
         """Which of these rows lie in the map."""
-        rows = self.rows(value, low, count)
-        return (rows >= 0) & (rows < self.height(value))
+        track, height = self.schedule.track(value), self.height(value)
+        key = track.rows, low - track.lag, count, id(height)
+        if key not in self._inside:
+            rows = self.rows(value, low, count)
+            self._inside[key] = (rows >= 0) & (rows < height)
+        return self._inside[key]
 
     def seen(self, value: int) -> Tensor:
         """Rows of the map that have come with this step, (1,)."""
@@ -59,6 +70,8 @@ class Clock:
 def height_of(how: RowMap, height: Tensor) -> Tensor:
     """``how.height`` of a number that a graph computes."""
     if isinstance(how, Window):
+        if how.stride == 1 and how.top + how.bottom == how.size - 1:
+            return height
         room = height + (how.top + how.bottom - how.size)
         if not how.ceil:
             return room // how.stride + 1
