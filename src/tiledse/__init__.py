@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
     from .stream import Hardware, Simulation, Stream, simulate, stream
+    from .stream.step.exporting import export_step
+    from .stream.step.runner import StepRunner
     from .tile import Tile
     from .verbs import convert, cost, find, search, verify
     from .writing import write
@@ -39,6 +41,7 @@ __all__ = [
     "SEBlock",
     "SECost",
     "Simulation",
+    "StepRunner",
     "Stream",
     "TSECost",
     "Tile",
@@ -52,6 +55,7 @@ __all__ = [
     "correlate",
     "cost",
     "evaluate",
+    "export_step",
     "find",
     "open",
     "open_images",
@@ -79,6 +83,8 @@ _HOMES = {
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
+    "StepRunner": ".stream.step.runner",
+    "export_step": ".stream.step.exporting",
     "open": ".opening",
     "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",

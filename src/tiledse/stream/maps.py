@@ -176,7 +176,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear interpolation to ``factor`` times the rows: row i lies between two rows about ``(i + 0.5) / factor - 0.5``.
+    """Linear interpolation to ``factor`` times the rows: row i lies at ``(i + 0.5) / factor - 0.5``.
 
     Example:
         >>> double = Linear(2)

@@ -99,7 +99,8 @@ def _linear(how: Linear, width: int, columns: float | None) -> Any:
         place = (np.arange(lo, hi) + 0.5) / how.factor - 0.5
         row, base = np.floor(place).astype(np.int64), int(how.low(lo))
         above, below = (
-            torch.from_numpy(np.clip(at - base, 0, part.shape[2] - 1)).to(part.device) for at in (row, row + 1)
+            torch.from_numpy(np.clip(at - base, 0, part.shape[2] - 1)).to(part.device)
+            for at in (row, row + 1)
         )
         weight = torch.from_numpy(place - row).to(part)[:, None]
         return wide.index_select(2, above) * (1 - weight) + wide.index_select(2, below) * weight

@@ -19,7 +19,7 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     ref = _window_input(b, fx)
     args, kwargs = b.filled(fx)
     if ref is not None and not kwargs and str(fx.target).startswith("aten.convolution") and args[6]:
-        return _spread(b, fx, pick, ref, *args[1:5], args[5], args[7], args[8])
+        return _spread(b, fx, pick, ref, args[1], args[2], args[3], args[4], args[5], args[7], args[8])
     if ref is None or kwargs:
         return b.whole(fx, pick)
     weight, bias = args[1], _argument_of(args, 2)
@@ -144,9 +144,7 @@ def avg_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
 
     # With ceil_mode the divisor of a window below the padding depends on the height.
     why = f"{b.layer(fx)} counts its padding" if counted and ceil else None
-    return b.add(
-        fx, "window", [ref], [window], run, 2, pick, fresh=True, needs_height=why, counted=counted
-    )
+    return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True, needs_height=why, counted=counted)
 
 
 @on("constant_pad_nd", "pad")

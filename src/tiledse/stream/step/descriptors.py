@@ -195,7 +195,7 @@ def _over_columns(x: Tensor, wide: int, maxima: bool) -> Tensor:
         if size == part.shape[3]:
             return part.amax(3, keepdim=True) if maxima else part.mean(3, keepdim=True)
         pool = F.max_pool2d if maxima else F.avg_pool2d
-        return pool(part, (1, size), (1, size))  # type: ignore[operator,no-any-return]
+        return pool(part, (1, size), (1, size))
 
     full = width // wide * wide
     if wide == 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -11,12 +14,32 @@ import torch
 from ...errors import TiledSEError, first_line
 from ...files import written_whole
 from ...onnx.export import quiet
+from ...opening import module_of
 from ...plan import Plan
 from .header import KEY, Header
 from .making import Made, make_step
 from .module import Step
+from .proof import check_against_whole, check_files
 
 OPSET = 18
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A step that was written.
+
+    Args:
+        header: What the file says of itself.
+        files: The step, and under ``middle`` that without edges.
+        max_rel_error: Largest difference of the step from the whole image, relative to the largest output; None where
+            an image that it takes is too large to be run whole.
+        max_rel_error_file: Largest difference of the files from the step in torch.
+    """
+
+    header: Header
+    files: Mapping[str, Path]
+    max_rel_error: float | None
+    max_rel_error_file: float
 
 
 def export_step(
@@ -30,7 +53,7 @@ def export_step(
     batch: int = 1,
     middle: bool = True,
     force: bool = False,
-) -> Header:
+) -> Exported:
     """Write one step of a network as an ONNX file: R rows of an image and a state in, rows and the next state out.
 
     The file runs wherever ONNX does, without tiledse; ``StepRunner`` runs it in Python. Its inputs are ``image``
@@ -54,7 +77,8 @@ def export_step(
         force: Replace files that are there.
 
     Returns:
-        What the file says of itself.
+        What the file says of itself, and what trying it gave: it is compared with the whole image, and the file with
+        the step in torch, before it is written.
 
     Raises:
         TiledSEError: a layer that is not local in rows (with what it would hold), a height that must be known, rows
@@ -65,8 +89,9 @@ def export_step(
         >>> model = timm.create_model("lcnet_050").eval()
         >>> plan = ts.find(model, (3, 64, 64)).with_tile("1xW:running")
         >>> path = Path(tempfile.mkdtemp()) / "step.onnx"
-        >>> ts.export_step(model, plan, path, middle=False).rows
-        32
+        >>> made = ts.export_step(model, plan, path, middle=False)
+        >>> made.header.rows, made.max_rel_error < 1e-5
+        (32, True)
     """
     path = Path(path)
     files = {"step": path, **({"middle": middle_of(path)} if middle else {})}
@@ -75,9 +100,17 @@ def export_step(
     for file in files.values():
         if file.exists() and not force:
             raise TiledSEError(f"{file} exists; give another name, or --force to replace it")
-    made = make_step(model, plan, rows=rows, height=height, width=width, batch=batch)
-    write_step(made, files)
-    return made.header
+    module = module_of(model, plan.input_size, "a step")
+    made = make_step(module, plan, rows=rows, height=height, width=width, batch=batch)
+    whole = check_against_whole(module, plan, made)
+    with TemporaryDirectory() as folder:
+        written = {what: Path(folder, file.name) for what, file in files.items()}
+        write_step(made, written)
+        against = check_files(made, written)
+        for what, file in files.items():
+            with written_whole(file) as part:
+                part.write_bytes(written[what].read_bytes())
+    return Exported(made.header, files, whole, against)
 
 
 def middle_of(path: Path) -> Path:
@@ -96,7 +129,9 @@ def write_step(made: Made, files: dict[str, Path]) -> None:
 
 def _graph(step: Step, header: Header) -> ir.Model:
     if step.graph.dtype != torch.float32:
-        raise TiledSEError(f"a step is written in float32, the network has {step.graph.dtype}; convert it first")
+        raise TiledSEError(
+            f"a step is written in float32, the network has {step.graph.dtype}; convert it first"
+        )
     image = torch.zeros(header.images, header.channels, header.rows, header.width)
     names = [state.name for state in header.states]
     try:
@@ -141,7 +176,11 @@ def _tidy(graph: ir.Model) -> ir.Model:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     ):
         step(graph)
-    rules = fuse_batchnorm_into_conv_rule, fuse_batchnorm_into_conv_transpose_rule, fuse_batchnorm_into_gemm_rule
+    rules = (
+        fuse_batchnorm_into_conv_rule,
+        fuse_batchnorm_into_conv_transpose_rule,
+        fuse_batchnorm_into_gemm_rule,
+    )
     RewriteRuleSet(list(rules)).apply_to_model(graph)
     for last in (
         common.RemoveUnusedNodesPass(),

@@ -182,7 +182,7 @@ def _identity(graph: RowGraph, step: Step, weights: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     for name in ("tiledse", "onnx", "onnxscript"):
         try:
             found[name] = version(name)

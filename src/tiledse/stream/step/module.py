@@ -15,6 +15,8 @@ from .reach import first, reach
 from .schedule import Schedule
 from .sums import add
 
+# Shape, start value and meaning of what is kept.
+Kept = tuple[tuple[int, ...], float, str]
 # Far from the first row, so that nothing pads.
 _FAR = 1 << 20
 
@@ -68,25 +70,16 @@ class Step(nn.Module):
                 self._keep(("rows", index), value.name, {"rows": (tuple(shape), 0.0, what)})
         for index, node in enumerate(graph.nodes):
             if node.kind == "squeeze":
-                value, out = node.inputs[0], node.output
+                source = graph.values[node.inputs[0]]
                 made = Descriptors(
-                    node, schedule.track(value), schedule.track(out), graph.values[value].shape[3]
+                    node, schedule.track(node.inputs[0]), schedule.track(node.output), source.shape[3]
                 )
                 self._descriptors[index] = made
-                layer = str(node.block)
-                self._keep(("node", index), layer, made.states(*graph.values[value].shape[:2]))
+                self._keep(("node", index), str(node.block), made.states(*source.shape[:2]))
             elif node.absorbs:
-                shape = self._total_shape(node)
-                if node.kind == "amax":
-                    kept = {"largest": (shape, LOWEST, "the largest of all rows so far")}
-                else:
-                    kept = {
-                        "sum": (shape, 0.0, "the sum of all rows so far"),
-                        "rest": (shape, 0.0, "what rounding left out of that sum"),
-                    }
-                self._keep(("node", index), node.name, kept)
+                self._keep(("node", index), node.name, self._total_states(node))
 
-    def _keep(self, key: tuple[str, int], layer: str, kept: dict[str, tuple[tuple[int, ...], float, str]]) -> None:
+    def _keep(self, key: tuple[str, int], layer: str, kept: dict[str, Kept]) -> None:
         places = self._place[key] = {}
         for what, (shape, start, meaning) in kept.items():
             name = f"{layer}:{what}"
@@ -95,10 +88,16 @@ class Step(nn.Module):
             places[what] = len(self.states)
             self.states.append(State(name, layer, shape, start, meaning))
 
-    def _total_shape(self, node: Node) -> tuple[int, ...]:
+    def _total_states(self, node: Node) -> dict[str, Kept]:
         value = self.graph.values[node.inputs[0]]
         part = torch.zeros((1,), dtype=self.graph.dtype).expand(value.shape)
-        return tuple(node.run(part, None)[0].shape)
+        shape = tuple(node.run(part, None)[0].shape)
+        if node.kind == "amax":
+            return {"largest": (shape, LOWEST, "the largest of all rows so far")}
+        return {
+            "sum": (shape, 0.0, "the sum of all rows so far"),
+            "rest": (shape, 0.0, "what rounding left out of that sum"),
+        }
 
     @property
     def descriptors(self) -> list[Descriptors]:
@@ -131,7 +130,9 @@ class Step(nn.Module):
             if index in self._descriptors:
                 places = self._place["node", index]
                 kept = {what: state[place] for what, place in places.items()}
-                rows, kept = self._descriptors[index](self._new(values, node.inputs[0]), clock, kept, self.edges)
+                rows, kept = self._descriptors[index](
+                    self._new(values, node.inputs[0]), clock, kept, self.edges
+                )
                 for what, place in places.items():
                     new[place] = kept[what]
             elif node.absorbs:
@@ -179,7 +180,14 @@ class Step(nn.Module):
         return reach(how, b) + crop
 
     def _read(
-        self, index: int, low: int, count: int, node: Node, how: RowMap, clock: Clock, values: dict[int, Tensor]
+        self,
+        index: int,
+        low: int,
+        count: int,
+        node: Node,
+        how: RowMap,
+        clock: Clock,
+        values: dict[int, Tensor],
     ) -> Tensor:
         """Rows of a value, from ``low`` rows after the first of this step on; as the node sees those outside."""
         track, dim = self.schedule.track(index), self.graph.values[index].row_dim
@@ -217,7 +225,11 @@ class Step(nn.Module):
     ) -> Tensor:  # fmt: skip
         """A mean, sum or maximum over all rows so far."""
         source = node.inputs[0]
-        part, track, dim = self._new(values, source), self.schedule.track(source), self.graph.values[source].row_dim
+        part, track, dim = (
+            self._new(values, source),
+            self.schedule.track(source),
+            self.graph.values[source].row_dim,
+        )
         assert dim is not None
         if self.edges:
             shape = [1] * part.dim()
@@ -230,11 +242,11 @@ class Step(nn.Module):
         if node.kind == "amax":
             largest = torch.maximum(state[places["largest"]], now)
             new[places["largest"]] = largest
-            return node.finish((largest, 0))  # type: ignore[no-any-return]
+            return node.finish((largest, 0))
         total = add((state[places["sum"]], state[places["rest"]]), now)
         new[places["sum"]], new[places["rest"]] = total
         count = clock.seen(source).clamp(min=1).to(now.dtype) * (elements // track.rows)
-        return node.finish((total[0] + total[1], count))  # type: ignore[no-any-return]
+        return node.finish((total[0] + total[1], count))
 
     def _valid(self, index: int, clock: Clock, complete: dict[int, Tensor]) -> Tensor:
         """Of an output: the first row that is one, the row after the last, and how many come later."""

@@ -185,7 +185,11 @@ class StepRun:
         found: Rows = {}
         for head, parts in zip(self.header.heads, gathered):
             found[head.name] = (
-                None if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts, head.row_dim or 0)
+                None
+                if not parts
+                else parts[0]
+                if len(parts) == 1
+                else np.concatenate(parts, head.row_dim or 0)
             )
         return found
 

@@ -109,14 +109,22 @@ def _checked(
     if type(seen) is not int or seen < 0 or not (stated is None or type(stated) is int):
         raise ValueError(f"expected rows that have come and a height, got {seen!r:.40} and {stated!r:.40}")
     if stated != height:
-        raise TiledSEError(f"the state is of an image of {stated} rows, this run takes {height}; make the run for it")
-    if not isinstance(given, list) or len(given) != len(header.heads) or not all(type(g) is bool for g in given):
+        raise TiledSEError(
+            f"the state is of an image of {stated} rows, this run takes {height}; make the run for it"
+        )
+    if (
+        not isinstance(given, list)
+        or len(given) != len(header.heads)
+        or not all(type(g) is bool for g in given)
+    ):
         raise ValueError(f"expected {len(header.heads)} outputs, got {given!r:.60}")
     shapes = {state.name: state.shape for state in header.states}
     rows = 0 if seen == height else seen % header.rows
     shapes[_WAITING] = header.images, header.channels, rows, header.width
     if set(shapes) != set(tensors):
-        raise ValueError(f"array {sorted(set(shapes) ^ set(tensors))[0]!r} is missing, or has no place in the step")
+        raise ValueError(
+            f"array {sorted(set(shapes) ^ set(tensors))[0]!r} is missing, or has no place in the step"
+        )
     for name, shape in shapes.items():
         array = tensors[name]
         if array.shape != shape or array.dtype != dtype:

@@ -103,7 +103,9 @@ def _paces(graph: RowGraph) -> list[Fraction | None]:
         if node.absorbs or all(pace[i] is None for i in node.inputs):
             if node.squeeze is not None:
                 tile = node.squeeze[0]
-                raise _held(graph, node, f"block '{node.block}' has the tile {tile}, which sees the whole map")
+                raise _held(
+                    graph, node, f"block '{node.block}' has the tile {tile}, which sees the whole map"
+                )
             continue
         found = set()
         for value, how in zip(node.inputs, node.maps):
@@ -123,9 +125,7 @@ def _paces(graph: RowGraph) -> list[Fraction | None]:
                 raise _held(graph, node, f"layer '{node.name}' ({node.kind}) is not local in rows")
             found.add(per * by)
         if len(found) != 1:
-            raise TiledSEError(
-                f"layer '{node.name}' joins maps of different strides; it cannot run in steps"
-            )
+            raise TiledSEError(f"layer '{node.name}' joins maps of different strides; it cannot run in steps")
         if node.needs_height and _at_its_place(node):
             raise TiledSEError(f"{node.needs_height}; a step is the same for all rows")
         pace[node.output] = found.pop()
