@@ -244,7 +244,9 @@ class StepRun:
                 "them"
             )
         # A sum is one pass without memory; only where it is not finite is each value looked at.
-        if not np.isfinite(part.sum(dtype=self.dtype)) and not np.isfinite(part).all():
+        with np.errstate(all="ignore"):
+            total = part.sum(dtype=self.dtype)
+        if not np.isfinite(total) and not np.isfinite(part).all():
             bad = np.argwhere(~np.isfinite(part))[0].tolist()
             raise TiledSEError(
                 f"row {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
