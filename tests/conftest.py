@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,9 @@ SHARED = Path(os.environ.get("TILEDSE_SHARED", ROOT.parent / "shared"))
 # A machine that is busy is no wrong result.
 hypothesis.settings.register_profile("tiledse", deadline=None)
 hypothesis.settings.load_profile("tiledse")
+
+# A shell that puts the tests into the background lets them ignore Ctrl-C, and what they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two test processes share two cores (pytest-xdist); more threads would only wait for each other.
 torch.set_num_threads(1)

@@ -37,6 +37,12 @@ NETWORKS = {
         ["1xW:running"],
     ),
 }
+# Each has a cousin that stays: another tile of its kind, or another network.
+LONGER = {
+    *(("regnety_002", tile) for tile in ("1xW", "3xW", "7x7", "7xW:middle", "HxW")),
+    ("efficientnet", "7xW:running"),
+    ("mobilenetv3", "5xW"),
+}
 
 
 @cache
@@ -65,7 +71,12 @@ def count(model: nn.Module, size: tuple[int, int, int]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "tile"), [(name, tile) for name, row in NETWORKS.items() for tile in row[2]]
+    ("name", "tile"),
+    [
+        pytest.param(name, tile, marks=pytest.mark.slow if (name, tile) in LONGER else ())
+        for name, row in NETWORKS.items()
+        for tile in row[2]
+    ],
 )
 def test_macs_are_those_of_the_converted_network(name: str, tile: str) -> None:
     model, plan = found(name)
@@ -81,7 +92,7 @@ def test_macs_of_a_mixed_plan() -> None:
     assert count(convert_shared(model, plan), plan.input_size)[1] == ts.cost(plan).tse.macs
 
 
-@pytest.mark.parametrize("tile", ["2xW", "1xW:running+2", "2xW:window-1+2"])
+@pytest.mark.parametrize("tile", ["2xW", pytest.param("2xW:window-1+2", marks=pytest.mark.slow)])
 def test_se_macs_do_not_depend_on_the_tiles_that_the_network_has(tile: str) -> None:
     model = timm.create_model("regnety_002")
     plan = ts.find(model, (3, 64, 96))
@@ -205,7 +216,7 @@ print(json.dumps([cost.se.buffer, cost.tse.buffer, grown * 1024]))
 @pytest.mark.parametrize(
     ("name", "size", "se", "tse"),
     [
-        ("effdet:efficientdet_d2", (3, 768, 768), 43_600_896, 4_185_216),
+        pytest.param("effdet:efficientdet_d2", (3, 768, 768), 43_600_896, 4_185_216, marks=pytest.mark.slow),
         # 72, 120 and 120 channels at stride 8, 480 and 672 at 16, 672, 960 and 960 at 32.
         (
             "timm:mobilenetv3_large_100",

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
+from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from PIL import Image
 
 from tests.conftest import ROOT
+from tiledse.cli.verbs import VERBS
 from tiledse.documents import tomllib
 
 NETWORK = "timm:mobilenetv3_small_050"
@@ -87,6 +95,142 @@ def test_the_wheel_holds_what_git_has_of_the_package(wheel):
             held = archive.read(name)
             assert str(ROOT).encode() not in held, name
             assert str(Path.home()).encode() + b"/" not in held, name
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory) -> Path:
+    """``tiledse`` in an environment of this wheel and what it asks for, without any extra.
+
+    What ``pip install tiledse-*.whl`` would fetch is linked, package by package, from the environment of the tests.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, folder, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
+    packages = Path(
+        run(python, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    )
+    about = next(packages.glob("tiledse-*.dist-info"))
+    wanted, seen = list(PathDistribution(about).requires or []), set()
+    while wanted:
+        asked = Requirement(wanted.pop())
+        name = asked.name.lower()
+        if name in seen or (asked.marker is not None and not asked.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(name)
+        held = distribution(asked.name)
+        wanted += held.requires or []
+        for top in {file.parts[0] for file in held.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (packages / top).exists() and Path(held.locate_file(top)).exists():
+                (packages / top).symlink_to(held.locate_file(top))
+    assert {"torch", "timm", "onnxruntime", "onnxscript", "jinja2"} <= seen
+    assert not seen & {
+        "matplotlib",
+        "effdet",
+        "rapidocr",
+        "accelerate",
+        "tensorboard",
+        "pycocotools",
+        "tifffile",
+    }
+    run(python, folder, "-m", "pip", "check")
+    return folder / "bin" / "tiledse"
+
+
+SMALL = ("timm:lcnet_050", "--input", "3x64x64")
+IMAGES = ("--data", "images", "--batch-size", "2")
+# What each verb is typed as, and the package without which it says so in a line.
+VERBS_ALONE = {
+    "find": (("find", *SMALL), None),
+    "cost": (("cost", *SMALL, "--tile", "7xW"), None),
+    "paper": (("paper", "1"), None),
+    "plan": (("plan", *SMALL, "--tile", "3xW", "-o", "plan.json"), None),
+    "convert": (("convert", *SMALL, "--tile", "3xW", "-o", "tse.onnx"), None),
+    "eval": (("eval", *SMALL, "--tile", "3xW", *IMAGES), None),
+    "correlate": (("correlate", *SMALL, "--tile", "3xW", *IMAGES), None),
+    "sensitivity": (("sensitivity", *SMALL, "--tiles", "3xW", *IMAGES), None),
+    "sweep": (("sweep", *SMALL, "--tiles", "3xW", *IMAGES, "-o", "sweep.csv"), None),
+    "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "1", "--tiles", "7xW"), None),
+    "calibrate": (("calibrate", *SMALL, "--tile", "3xW", *IMAGES, "-o", "fitted.json"), None),
+    "search": (("search", *SMALL, "--max-buffer", "5000", *IMAGES, "-o", "found.json", "--tiles", "1xW"), None),
+    "stream": (("stream", *SMALL, "--tile", "3xW"), None),
+    "simulate": (("simulate", *SMALL, "--tile", "3xW"), None),
+    "zoo": (("zoo",), None),
+    "demo": (("demo",), "rapidocr"),
+    "train": (("train", "recipe.toml", "--data", "images", "-o", "runs"), "accelerate"),
+    "finetune": (
+        ("finetune", "timm:lcnet_050", "--tile", "3xW", "--distill", "--weights", "w.safetensors", "--data", "images",
+         "-o", "runs"),
+        "accelerate",
+    ),
+    "figures": (("simulate", *SMALL, "--tile", "3xW", "--plot", "p.png"), "matplotlib"),
+    "effdet": (("find", "effdet:efficientdet_d0"), "effdet"),
+    "tables of effdet": (("paper", "5"), "effdet"),
+    "shards": (("eval", *SMALL, "--tile", "3xW", "--data", "shards.tar"), "webdataset"),
+    "TIFF": (("stream", *SMALL, "tall.tif", "--tile", "3xW"), "tifffile"),
+    "detect": (
+        ("eval", *SMALL, "--tile", "3xW", "--task", "detect", "--data", "coco.json", "--adapter", "adapt:detector"),
+        "pycocotools",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(bare, tmp_path_factory) -> Path:
+    """A folder with a few images, a recipe, weights and what else a verb reads."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "images").mkdir()
+    rows = ["file,label"]
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (72, 72, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        rows.append(f"{number}.png,{number}")
+    (folder / "images" / "labels.csv").write_text("\n".join(rows) + "\n")
+    Image.fromarray(pixels).save(folder / "tall.tif")
+    (folder / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (folder / "adapt.py").write_text(
+        "from tiledse.evaluate.adapters import Detector\n"
+        "def detector(size):\n    return Detector(prepare=lambda image: None, detect=lambda output, sizes: [])\n"
+    )
+    shutil.copy(ROOT / "recipes" / "table1_tiles.toml", folder / "recipe.toml")
+    with tarfile.open(folder / "shards.tar", "w") as tar:
+        tar.add(folder / "images" / "0.png", "0.png")
+    run(
+        bare.with_name("python"), folder, "-c",
+        "import timm, safetensors.torch as s\n"
+        "s.save_file(timm.create_model('lcnet_050').state_dict(), 'w.safetensors')",
+    )  # fmt: skip
+    return folder
+
+
+def test_every_verb_is_tried_without_extras():
+    assert {*VERBS} <= {*VERBS_ALONE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", VERBS_ALONE)
+def test_each_verb_without_extras(bare, workplace, case):
+    words, package = VERBS_ALONE[case]
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [bare, *words], cwd=workplace, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    if package is None:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+        return
+    assert done.returncode == 2, done
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("tiledse: ")
+    assert f" the package {package}" in line
+    *program, wanted = shlex.split(line.partition("install it with: ")[2])
+    assert wanted.startswith(package)
+    # The line works as it is: pip is there, and takes the requirement; nothing is fetched here.
+    where = {**environment, "PATH": f"{bare.parent}:{environment['PATH']}"}
+    plan = [*program, "--dry-run", "--no-deps", "--no-index", wanted]
+    tried = subprocess.run(plan, cwd=workplace, env=where, capture_output=True, text=True, check=False)
+    assert "No matching distribution found" in tried.stderr
 
 
 @pytest.mark.slow

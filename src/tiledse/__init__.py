@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .op import TiledSqueezeExcite, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
+    from .report.page import report
     from .stream import Hardware, Simulation, Stream, simulate, stream
     from .stream.step.exporting import export_step
     from .stream.step.runner import StepRunner
@@ -60,6 +61,7 @@ __all__ = [
     "open",
     "open_images",
     "register_dialect",
+    "report",
     "search",
     "sensitivity",
     "simulate",
@@ -121,6 +123,12 @@ def _verb(name: str, home: str) -> property:
     return property(function, keep)
 
 
-for _name, _home in {"cost": ".verbs", "evaluate": ".evaluate.comparison", "stream": ".stream"}.items():
+_SHARED_NAMES = {
+    "cost": ".verbs",
+    "evaluate": ".evaluate.comparison",
+    "report": ".report.page",
+    "stream": ".stream",
+}
+for _name, _home in _SHARED_NAMES.items():
     setattr(_Package, _name, _verb(_name, _home))
 sys.modules[__name__].__class__ = _Package

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .cost import cost
 from .errors import TiledSEError
+from .extras import missing
 from .files import written_whole
 from .tile import Tile
 
@@ -41,6 +42,15 @@ _LINES = (
     "The five boxing wizards jump quickly.",
     "Kilometres 12, 24, 36, 48 and 60 remain.",
     "Glass, paper and metal are collected on Friday.",
+)
+
+
+# What to do with one's own file, as the demo ends.
+NEXT = (
+    "tiledse find net.onnx                              # its SE blocks, and what is none and why",
+    "tiledse report net.onnx -o report.html             # one page: what they hold, with SE and with tiles",
+    "tiledse convert net.onnx --tile 7xW -o tse.onnx    # the same weights with tiles, tried before it is written",
+    "tiledse eval net.onnx --tile 7xW --data DIR        # its accuracy on your labelled images, before and after",
 )
 
 
@@ -109,6 +119,8 @@ class Demonstration:
                 f"verified: {self.identity:.1e} to the input network with HxW tiles again, "
                 f"{self.worst_block:.1e} block by block to PyTorch",
                 *(f"wrote {file}" for file in self.files),
+                "your own network next, where these say the file (package.module:factory for one of PyTorch):",
+                *(f"  {line}" for line in NEXT),
             ]
         )
 
@@ -142,7 +154,7 @@ def run_demo(
     try:
         import rapidocr
     except ImportError as error:
-        raise TiledSEError("the demo needs rapidocr; install it with: pip install 'tiledse[demo]'") from error
+        raise missing("the demo needs", "rapidocr", error=error) from error
     from . import onnx as room
 
     tile = Tile.parse(tile)

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,25 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def near_files(path: Path) -> str:
+    """Files beside a path that is not there, of the same ending and nearly its name, as a question; else ``""``.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "net.onnx").touch()
+        >>> near_files(folder / "nett.onnx").replace(str(folder), "...")
+        '; did you mean .../net.onnx?'
+    """
+    try:
+        names = [name for name in os.listdir(path.parent) if name.endswith(path.suffix) and name != path.name]
+    except (OSError, ValueError):
+        return ""
+    stems = {name.removesuffix(path.suffix): name for name in names}
+    near = get_close_matches(path.stem, stems, 1, 0.7)
+    return f"; did you mean {path.with_name(stems[near[0]])}?" if near else ""
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import TiledSEError
+from .extras import missing
 from .network import Given, Network
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ def open(
         except ModuleNotFoundError as error:
             if not kind_of(source):
                 raise
-            raise TiledSEError(
-                f"{source} needs the package {error.name}; install it with: pip install 'tiledse[onnx]'"
-            ) from error
+            # Packages of ONNX are called as their modules, but for the hyphen.
+            name_on_index = (error.name or "onnx").partition(".")[0].replace("_", "-")
+            raise missing(f"{source} needs", name_on_index) from error
         opened: Network = room.open_named(str(source), given)
         return opened
     if weights is not None or pretrained:

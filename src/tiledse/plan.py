@@ -12,7 +12,7 @@ from typing import Any
 from .correction import Correction
 from .documents import read_json, read_safetensors_metadata, write_json
 from .errors import TiledSEError, first_line
-from .files import written_whole
+from .files import near_files, written_whole
 from .numerals import quoted, text_of, whole
 from .tile import Tile
 
@@ -368,7 +368,13 @@ class Plan:
             text = _safetensors_plan(path) if path.suffix == ".safetensors" else path.read_text("utf-8")
             data = read_json(text)
         except OSError as error:
-            raise TiledSEError(f"cannot read plan {path}: {error.strerror or error}") from error
+            missing = isinstance(error, FileNotFoundError)
+            hint = (
+                near_files(path) or "; `tiledse plan MODEL --tile 7xW -o plan.json` writes one"
+                if missing
+                else ""
+            )
+            raise TiledSEError(f"cannot read plan {path}: {error.strerror or error}{hint}") from error
         except ValueError as error:
             raise TiledSEError(
                 f"{path} is no plan: {first_line(error)}; write it again with `tiledse plan`"

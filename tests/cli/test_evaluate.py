@@ -107,6 +107,7 @@ def write_shards(photos, folder):
                     tar.addfile(entry, io.BytesIO(data))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(arguments, alone, tmp_path):
     images = tmp_path / "images.csv"
     both = torchrun(

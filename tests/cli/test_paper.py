@@ -24,11 +24,11 @@ def test_table_as_text() -> None:
 
 
 def test_table_as_json() -> None:
-    done = tiledse("paper", "b1", "--json")
+    done = tiledse("paper", "2", "--json")
     assert (done.code, done.err) == (0, "")
     answer = json.loads(done.out)
-    assert {cell["table"] for cell in answer["cells"]} == {"B1"}
-    assert sum(answer["verdicts"].values()) == len(answer["cells"]) == 32
+    assert {cell["table"] for cell in answer["cells"]} == {"2"}
+    assert sum(answer["verdicts"].values()) == len(answer["cells"]) == 60
 
 
 @pytest.mark.parametrize("name", ["7", "B3", "Table 1", ""])

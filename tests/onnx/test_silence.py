@@ -88,7 +88,24 @@ def summed_flat(net, x):
     return to_map(net, net("Div", total, net.scalar(H * W)))
 
 
-@pytest.mark.parametrize("pool", [depthwise, product, summed, deviation, summed_flat])
+def window_beyond_the_map(net, x):
+    return net(
+        "AveragePool", x, kernel_shape=[H + 2, W + 2], pads=[1, 1, 1, 1], count_include_pad=0, name="pool"
+    )
+
+
+def window_that_counts_the_frame(net, x):
+    return net(
+        "AveragePool", x, kernel_shape=[H + 2, W + 2], pads=[1, 1, 1, 1], count_include_pad=1, name="pool"
+    )
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        depthwise, product, summed, deviation, summed_flat, window_beyond_the_map, window_that_counts_the_frame,
+    ],
+)  # fmt: skip
 def test_other_ways_to_pool_are_near_misses(pool):
     plan = find(network(pool))
     assert len(plan) == 0

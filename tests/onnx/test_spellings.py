@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from tests.pairs import pairs
 from tiledse.onnx import convert, find, verify
 from tiledse.onnx.model import from_proto
 from tiledse.onnx.runner import session
@@ -51,12 +52,13 @@ def test_each_spelling_is_found_and_converted(spelling):
 
 
 @pytest.mark.parametrize(
-    "tile", ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"]
+    ("tile", "free", "spelling"),
+    pairs(
+        ["4xW", "Hx4", "4x3", "1x1", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "50xW"],
+        [(False, False, False), *((True, *f) for f in itertools.product((False, True), repeat=2))],
+        [("gap", "conv"), ("mean_flat", "gemm")],
+    ),
 )
-@pytest.mark.parametrize(
-    "free", [(False, False, False), *((True, *f) for f in itertools.product((False, True), repeat=2))]
-)
-@pytest.mark.parametrize("spelling", [("gap", "conv"), ("mean_flat", "gemm")], ids="-".join)
 def test_each_tile_with_each_free_axis(tile, free, spelling):
     check(se_net(*spelling, free=free), tile)
 
@@ -107,19 +109,25 @@ def test_a_matrix_that_is_no_tile_s_is_none():
         assert not len(find(from_proto(ir.to_proto(again.ir))))
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 18, 19, 22])
-@pytest.mark.parametrize("tile", ["4xW", "4x4", "3xW:middle", "4xW:running"])
-def test_each_opset(opset, tile):
-    for free in ((True, False, False), (True, True, True)):
-        _, _, converted = check(se_net("mean", "matmul", opset=opset, free=free), tile)
-        assert converted.opset == opset
+@pytest.mark.parametrize(
+    ("opset", "tile", "free"),
+    pairs(
+        [11, 12, 13, 18, 19, 22],
+        ["4xW", "4x4", "3xW:middle", "4xW:running"],
+        [(True, False, False), (True, True, True)],
+    ),
+)
+def test_each_opset(opset, tile, free):
+    _, _, converted = check(se_net("mean", "matmul", opset=opset, free=free), tile)
+    assert converted.opset == opset
 
 
 @pytest.mark.parametrize(
-    "tile", ["4xW", "Hx4", "4x3", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "1x1"]
+    ("tile", "keep", "free"),
+    pairs(
+        ["4xW", "Hx4", "4x3", "HxW", "4xW:upper", "3xW:middle", "4xW:running", "1x1"], [0, 1], [False, True]
+    ),
 )
-@pytest.mark.parametrize("keep", [0, 1])
-@pytest.mark.parametrize("free", [False, True])
 def test_channels_last(tile, keep, free):
     _, plan, _ = check(nhwc_net(keep, free=free), tile)
     assert plan.blocks[0].dialect == "onnx.SE.nhwc"

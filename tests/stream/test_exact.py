@@ -99,7 +99,13 @@ def test_sliding_strips(tile):
     assert sum(node.macs for node in stream.graph.nodes) == ts.cost(plan).tse.macs
 
 
-@pytest.mark.parametrize("tile", SLIDING)
+@pytest.mark.parametrize(
+    "tile",
+    [
+        pytest.param(t, marks=() if t in ("1xW:running+6", "3xW:window-4-3") else pytest.mark.slow)
+        for t in SLIDING
+    ],
+)
 def test_sliding_strips_of_unknown_height(tile):
     model = build("timm:lcnet_050")
     plan = ts.find(model, (3, 64, 64)).with_tile(tile)

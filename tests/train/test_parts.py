@@ -292,7 +292,7 @@ resize_range = [0.9, 1.2]
 """
 
 
-@pytest.mark.parametrize("cache", [0, 1])
+@pytest.mark.parametrize("cache", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_segmentation(tmp_path, cache):
     data = masked(tmp_path / "data")
     recipe = tmp_path / "s.toml"

@@ -134,6 +134,7 @@ def test_its_weights_go_into_the_other_verbs(whole, tmp_path):
     )
 
 
+@pytest.mark.slow  # an interrupt and a full disk are tried by default; `make kills` kills twenty times
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_curve(whole, tmp_path):
     given, folder, _ = whole
     process = subprocess.Popen(

@@ -8,19 +8,18 @@ from math import isfinite, nan
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..correction import Correction
-from ..data.images import Batch, ListedImages, stack
+from ..data.images import Batch, ChosenImages, FirstImages, ImageSet, ListedImages
 from ..errors import TiledSEError
-from ..evaluate.tasks import Paired, Progress, Task, check_finite
+from ..evaluate.tasks import Progress, Task, run
 from ..network import Network
 from ..numerals import real, whole
 from ..plan import Plan
 from .cache import Digest, Evaluations
 from .calibration import PRIOR, calibrate
-from .divergence import additive_divergence
+from .divergence import Apart
 
 # Plans that are run on a batch before the next one is read.
 _GROUP = 16
@@ -113,52 +112,36 @@ class Evaluator:
         return [one for one in (known[key] for key in keys) if one is not None]
 
     def _measure(self, plans: Sequence[Plan], few: bool, scored: bool) -> list[dict[str, Any]]:
-        branches = self.network.branches(plans)
-        apart: list[list[float]] = [[] for _ in plans]
-        results: list[list[Any]] = [[] for _ in range(len(plans) + 1)]
-        with torch.no_grad():
-            for batch in self._batches(few):
-                targets = self.task.targets(batch) if scored else None
-                for number, output in enumerate(branches(batch.inputs)):
-                    who = "TSE" if number else "SE"
-                    check_finite(output, batch.names, who)
-                    if scored:
-                        results[number] += self.task.judge(batch, targets, output, who)
-                    if number == 0:
-                        first = output
-                    else:
-                        apart[number - 1] += additive_divergence(self.task, first, output).tolist()
+        task = Apart(self.task, self._images(few), scored)
+        pass_over = run(
+            task, self.network.branches(plans), ["SE", *["TSE"] * len(plans)], batch_size=self.batch_size,
+            workers=self.workers, device=self.network.device,
+        )  # fmt: skip
         found: list[dict[str, Any]] = []
-        for number, far in enumerate(apart, 1):
-            if not far:
-                raise TiledSEError("no image to evaluate: the set is empty")
+        se = pass_over.networks[0]
+        for tse, far in zip(pass_over.networks[1:], pass_over.divergence, strict=True):
             entry: dict[str, Any] = {"divergence": float(np.mean(far)), "n": len(far)}
             if scored:
-                paired: Paired = self.task.compare(results[0], results[number])
+                paired = task.compare(se, tse)
                 entry |= {
-                    "score": {
-                        k: v if isfinite(v) else None for k, v in self.task.score(results[number]).items()
-                    },
+                    "score": {k: v if isfinite(v) else None for k, v in task.score(tse).items()},
                     "drop": paired.drop,
                     "drop_ci95": list(paired.drop_ci95),
                 }
             found.append(entry)
         return found
 
-    def _batches(self, few: bool) -> Iterator[Batch]:
+    def _images(self, few: bool) -> ImageSet:
         images = self.task.images
-        limit = self.few if few else None
-        if limit is not None and isinstance(images, ListedImages):
-            chosen = np.random.default_rng(0).permutation(len(images.files))[:limit]
-            for start in range(0, len(chosen), self.batch_size):
-                yield stack([images.sample(int(i)) for i in chosen[start : start + self.batch_size]])
-            return
-        count = 0
-        for batch in images.batches(self.batch_size, self.workers):
-            yield batch
-            count += len(batch.names)
-            if limit is not None and count >= limit:
-                return
+        if not few or self.few is None:
+            return images
+        if isinstance(images, ListedImages):
+            drawn = np.random.default_rng(0).permutation(len(images.files))[: self.few]
+            return ChosenImages(images, drawn.tolist())
+        return FirstImages(images, self.few)
+
+    def _batches(self, few: bool) -> Iterator[Batch]:
+        return self._images(few).batches(self.batch_size, self.workers)
 
     def _key(self, plan: Plan, few: bool, scored: bool) -> str:
         measure = f"{self.task.name} {'scored' if scored else 'divergence'}"

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import ListedImages
+from ..data.images import ChosenImages, ListedImages
 from ..errors import TiledSEError
+from ..evaluate.tasks import run
 from ..plan import Plan
 from .calibration import PRIOR, calibrate
-from .divergence import additive_divergence
+from .divergence import Apart
 
 if TYPE_CHECKING:
     from ..evaluate.tasks import Progress, Task
@@ -103,14 +104,12 @@ def calibrate_held_out(
             yield torch.stack([source.sample(i).input for i in which[start : start + batch_size]])
 
     calibrated = calibrate(network, plan, lambda: batches(fitted), prior=prior, progress=progress)
-    se, before, after = (network.tiled(one) for one in (network.se, plan, calibrated))
-    apart: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for batch in batches(held):
-            first = se(batch)
-            for far, other in zip(apart, (before, after), strict=True):
-                far += additive_divergence(task, first, other(batch)).tolist()
-    was, now = (float(np.mean(far)) for far in apart)
+    checked = Apart(task, ChosenImages(source, held))
+    branches = network.branches([plan, calibrated])
+    results = run(
+        checked, branches, ["SE", "TSE", "calibrated"], batch_size=batch_size, device=network.device
+    )
+    was, now = (float(np.mean(far)) for far in results.divergence)
     return HeldOut(calibrated, len(fitted), len(held), was, now)
 
 

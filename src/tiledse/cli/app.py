@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ..documents import write_json
 from ..errors import TiledSEError
+from ..extras import missing
 from ..names import harmless
 from ..report.terminal import Shown, needed_width
 from ..signals import raised, said
@@ -37,7 +38,7 @@ class Interrupted(Exception):
 app = typer.Typer(
     name="tiledse",
     cls=Verbs,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -49,14 +50,28 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# What ``tiledse`` alone prints: five lines to start with.
+START = """\
+tiledse demo                                      the main job on a real network, with nothing to fill in
+tiledse find timm:regnety_008                     the SE blocks of a network, and what is none and why
+tiledse report net.onnx -o report.html            one page: what they hold with SE and with tiles, who waits for whom
+tiledse convert net.onnx --tile 7xW -o tse.onnx   the same weights with tiles, tried before it is written
+tiledse --help                                    all verbs; `tiledse VERB --help` tells all about one
+"""
+
+
 @app.callback()
 def _tiledse(
+    context: typer.Context,
     show_version: Annotated[
         bool,
         typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Tiled squeeze-and-excite: turn trained SE networks into networks that stream."""
+    if context.invoked_subcommand is None:
+        with _output():
+            print(START, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,9 +105,6 @@ def _run(argv: Sequence[str] | None) -> int:
         return _refuse(str(error))
     except ClickException as error:
         text = error.format_message()  # type: ignore[attr-defined]
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(text, file=sys.stderr)
-            return 2
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "tiledse"
         return _refuse(f"{text.rstrip('.')}; see: {path} --help")
@@ -100,6 +112,11 @@ def _run(argv: Sequence[str] | None) -> int:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
         return 0  # the reader of our text went away (`tiledse find ... | head`): not an error of use
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", __package__.partition(".")[0]):
+            raise  # a module of our own: no package would bring it
+        return _refuse(str(missing("this verb needs", name.replace("_", "-"))))
     except OSError as error:
         return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     if result == 130:  # newer typer ends a KeyboardInterrupt itself, without a word

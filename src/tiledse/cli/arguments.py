@@ -53,7 +53,9 @@ def choose_plan(found: Plan, tile: str | None, plan: Path | None) -> Plan:
         TiledSEError: neither or both were given, or the plan was made for another network or size.
     """
     if (tile is None) == (plan is None):
-        raise TiledSEError("give the tiles either with --tile T or with --plan FILE")
+        raise TiledSEError(
+            "give the tiles either with --tile T or with --plan FILE, such as --tile 7xW; `tiledse plan` writes plans"
+        )
     found.check_blocks()
     if tile is not None:
         return found.with_tile(tile)

@@ -113,9 +113,10 @@ def sweep(models: Models, data: Data, result: Figure, output: SweepOutput, tiles
     A row is written as soon as it is measured. Called again with the same -o, it goes on with what is missing.
     """
     from ..context.sweep_file import SweepFile
+    from ..evaluate.processes import own_device
     from ..report.context import sweep_table
     from .arguments import parse_tiles
-    from .measuring import in_processes, own_device
+    from .measuring import in_processes
 
     where = own_device(data.device)
     wanted = parse_tiles(tiles)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
+from ..extras import check_installed
 from .app import print_json, print_text, say
 from .outputs import Output, check_outputs, drawing
 
@@ -56,6 +57,8 @@ class Figure(Files):
     def check(self, outputs: Iterable[Output], inputs: Iterable[str | Path | None] = ()) -> None:
         """Check the figure as well, which is the last of the outputs."""
         super().check([*outputs, drawing(self.plot)], inputs)
+        if self.plot is not None:
+            check_installed("figures need", "matplotlib")
 
     def draw(self, figure: Callable[[Path], None]) -> None:
         """Draw it where that was asked for, and say so."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from ..errors import TiledSEError
+from ..files import near_files
 from .app import Interrupted, say
 from .groups import verb
 from .outputs import Output, check_folder, check_outputs
@@ -155,7 +156,9 @@ def _run(experiment: Experiment, run: Run, weights: Path | None, variants: list[
     if run.workers < 0:
         raise TiledSEError(f"--workers {run.workers}: expected at least 0")
     if weights is not None and not weights.is_file():
-        raise TiledSEError(f"no weights file {weights}; expected .safetensors or a torch checkpoint")
+        raise TiledSEError(
+            f"no weights file {weights}{near_files(weights)}; expected .safetensors or a torch checkpoint"
+        )
     check_folder("-o", run.out)
     written = outputs_of(recipe, run.out, variants=variants, seeds=run.seed or (), networks=models)
     check_outputs(True, [Output("-o", path) for path in written if path.exists()], [weights, experiment.file])

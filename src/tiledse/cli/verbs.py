@@ -17,6 +17,10 @@ PANELS = {
     "Look": {
         "find": ("networks", "List the SE blocks of a network, and why each near miss is none."),
         "cost": ("networks", "Count parameters, MACs and gate buffers of a network, with SE and with tiles."),
+        "report": (
+            "report",
+            "Show what tiles do to a network on one page: a file that opens from disk, prints, and loads nothing.",
+        ),
         "demo": (
             "demo",
             "Convert the text detector of the package rapidocr, and read drawn pages before and after.",

@@ -144,6 +144,53 @@ class ListedImages(ImageSet):
         return Sample(read_image(self.folder / name, name, self.preprocess), label, name, (0, index))
 
 
+class ChosenImages(ListedImages):
+    """Some images of a set, which keep their labels and names.
+
+    Args:
+        images: The set.
+        indices: Which ones, in the order of this set.
+    """
+
+    def __init__(self, images: ListedImages, indices: Sequence[int]) -> None:
+        super().__init__(images.folder, [images.files[i] for i in indices], images.preprocess, images.classes)
+        self._images, self._indices = images, tuple(indices)
+
+    def sample(self, index: int) -> Sample:
+        """Read one image, as the whole set reads it."""
+        return self._images.sample(self._indices[index])._replace(place=(0, index))
+
+
+class FirstImages(ImageSet):
+    """The first batches of a set that is read in order, until there are enough images.
+
+    Args:
+        images: The set.
+        enough: Images, in each part; the last batch is a whole one.
+    """
+
+    def __init__(self, images: ImageSet, enough: int) -> None:
+        self._images, self._enough, self.classes = images, enough, images.classes
+
+    def dataset(self, batch_size: int, part: Part) -> Dataset[Batch | TiledSEError]:
+        """Those of the whole set."""
+        return self._images.dataset(batch_size, part)
+
+    def count(self, batch_size: int, part: Part = (0, 1)) -> None:
+        """Only reading tells."""
+
+    def batches(
+        self, batch_size: int, workers: int = 0, part: Part = (0, 1), pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """See ImageSet."""
+        seen = 0
+        for batch in self._images.batches(batch_size, workers, part, pin_memory):
+            yield batch
+            seen += len(batch.names)
+            if seen >= self._enough:
+                return
+
+
 class _ListedBatches(Dataset[Batch | TiledSEError]):
     def __init__(self, images: ListedImages, starts: range, batch_size: int) -> None:
         self.images, self.starts, self.batch_size = images, starts, batch_size

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import TiledSEError, first_line
+from ..extras import missing
 from ..numerals import parse_whole
 from .images import MOST_LABEL, Batch, ImageSet, Part, Preprocess, Sample, stack
 from .preprocessing import read_image
@@ -144,7 +145,7 @@ def _webdataset() -> tuple[Any, Any]:
     try:
         from webdataset.tariterators import group_by_keys, tar_file_expander
     except ImportError as error:
-        raise TiledSEError("tar shards need webdataset: pip install 'tiledse[data]'") from error
+        raise missing("reading tar shards needs", "webdataset", error=error) from error
     return tar_file_expander, group_by_keys
 
 

@@ -26,6 +26,22 @@ class Guess(NamedTuple):
     among5: bool
 
 
+def ranked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The class put first, and whether the true one is among the first five (or all, of fewer): (N,) each.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,), on any device.
+
+    Example:
+        >>> import torch
+        >>> [t.tolist() for t in ranked(torch.eye(6)[:2], torch.tensor([0, 0]))]
+        [[0, 1], [True, True]]
+    """
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
+    return best[:, 0], (best == labels.cpu()[:, None]).any(1)
+
+
 class Classification(Task[Guess]):
     """Top-1 and top-5 of labelled images; drops are of top-1.
 
@@ -43,11 +59,10 @@ class Classification(Task[Guess]):
     def judge(self, batch: Batch, targets: Any, output: Any, who: str) -> list[Guess]:
         """See Task; the output is logits (N, classes)."""
         check_logits(batch, output, who, self.images.classes)
-        ranked = output.topk(min(5, output.shape[1]), dim=1).indices.cpu()
-        among = (ranked == batch.labels[:, None]).any(1)
+        first, among = ranked(output, batch.labels)
         return [
-            Guess(label, first, five)
-            for label, first, five in zip(batch.labels.tolist(), ranked[:, 0].tolist(), among.tolist())
+            Guess(label, one, five)
+            for label, one, five in zip(batch.labels.tolist(), first.tolist(), among.tolist())
         ]
 
     def score(self, results: Sequence[Guess]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from ..data.images import Batch, ListedImages, Sample
 from ..data.preprocessing import read_image
 from ..documents import read_json
 from ..errors import TiledSEError, first_line, told_as
+from ..extras import missing
 from ..numerals import quoted, real, text_of, whole
 from .adapters import Detector
 from .average_precision import Matches
@@ -81,9 +82,7 @@ def _read(path: Path, slivers: bool) -> Any:
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise TiledSEError(
-            "detection needs the package pycocotools; install it with: pip install 'tiledse[tasks]'"
-        ) from error
+        raise missing("detection needs", "pycocotools", error=error) from error
     try:
         data = read_json(path.read_bytes(), finite=False)
     except OSError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.images import Batch, ListedImages
 from ..data.preprocessing import read_image
 from ..errors import TiledSEError, told_as
+from ..extras import missing
 from ..files import is_file
 from ..numerals import quoted
 from .adapters import Segmenter
@@ -167,25 +168,15 @@ class Segmentation(Task[np.ndarray]):
 
     def _count(self, predicted: Tensor, truth: Tensor) -> np.ndarray:
         classes = len(self.segmenter.classes)
-        matrix = _confusion()(
-            predicted.long(),
-            truth.long(),
-            num_classes=classes,
-            ignore_index=self.segmenter.ignore,
-            validate_args=False,
-        )
-        return matrix.numpy().astype(np.int64)
+        return confusion(predicted, truth, classes, self.segmenter.ignore).numpy().astype(np.int64)
 
     def _scored(self) -> list[int]:
         scored = self.segmenter.scored
         return list(range(len(self.segmenter.classes)) if scored is None else scored)
 
     def mean_iou(self, matrices: np.ndarray) -> np.ndarray:
-        """Mean IoU in percent of confusion matrices (..., classes, classes), over the classes that are there."""
-        iou = _iou(matrices)[..., self._scored()]
-        there = np.isfinite(iou)
-        with np.errstate(invalid="ignore"):
-            return 100 * np.where(there, iou, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)
+        """``mean_iou`` of the scored classes."""
+        return mean_iou(matrices, self._scored())
 
     def score(self, results: Sequence[np.ndarray]) -> dict[str, float]:
         """mIoU over all pixels, mIoU_image (mean of the images' own), pixel accuracy, and the IoU of each class."""
@@ -195,7 +186,7 @@ class Segmentation(Task[np.ndarray]):
         scores = {
             "mIoU": float(self.mean_iou(whole)),
             "mIoU_image": float(np.nanmean(self.mean_iou(stacked))),
-            "pixel_accuracy": float(100 * np.trace(whole) / max(1, whole.sum())),
+            "pixel_accuracy": pixel_accuracy(whole),
         }
         return scores | {
             f"IoU_{self.segmenter.classes[c]}": float(iou[c]) for c in self._scored() if np.isfinite(iou[c])
@@ -217,6 +208,45 @@ class Segmentation(Task[np.ndarray]):
         return Paired(n - lost - gained, lost, gained, p_value, drop, (low, high))
 
 
+def confusion(predicted: Tensor, truth: Tensor, classes: int, ignore: int | None) -> Tensor:
+    """Pixels by true class (rows) and predicted class: (classes, classes) int64, where the maps are.
+
+    Args:
+        predicted: Index maps of any shape.
+        truth: Of the same shape.
+        classes: How many there are.
+        ignore: Pixels with this true class are left out; None leaves out none.
+
+    Raises:
+        TiledSEError: torchmetrics is not installed.
+    """
+    return _confusion()(predicted.long(), truth.long(), classes, ignore_index=ignore, validate_args=False)
+
+
+def mean_iou(matrices: np.ndarray, scored: Sequence[int] | None = None) -> np.ndarray:
+    """Mean IoU in percent of confusion matrices (..., classes, classes), over the classes that are there.
+
+    Example:
+        >>> float(mean_iou(np.array([[2, 0], [0, 3]])))
+        100.0
+    """
+    iou = _iou(matrices)
+    iou = iou if scored is None else iou[..., list(scored)]
+    there = np.isfinite(iou)
+    with np.errstate(invalid="ignore"):
+        return 100 * np.where(there, iou, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)
+
+
+def pixel_accuracy(matrix: np.ndarray) -> float:
+    """Percent of the pixels of a confusion matrix that have their true class.
+
+    Example:
+        >>> pixel_accuracy(np.array([[2, 1], [1, 0]]))
+        50.0
+    """
+    return float(100 * np.trace(matrix) / max(1, matrix.sum()))
+
+
 def _iou(matrices: np.ndarray) -> np.ndarray:
     """Intersection over union of each class; not-a-number where a class is neither true nor predicted."""
     both = np.diagonal(matrices, axis1=-2, axis2=-1)
@@ -229,7 +259,5 @@ def _confusion() -> Any:
     try:
         from torchmetrics.functional.classification import multiclass_confusion_matrix
     except ImportError as error:
-        raise TiledSEError(
-            "segmentation needs the package torchmetrics; install it with: pip install 'tiledse[tasks]'"
-        ) from error
+        raise missing("segmentation needs", "torchmetrics", error=error) from error
     return multiclass_confusion_matrix

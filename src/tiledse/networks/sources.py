@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import TiledSEError, first_line
+from ..extras import missing
 from ..forms import FORMS
 from .strangers import call_named, import_named
 
@@ -38,7 +39,7 @@ def build(name: str, pretrained: bool = False, size: Size | None = None) -> Buil
     """
     source, colon, rest = name.partition(":")
     if not colon or not rest:
-        raise TiledSEError(f"no model '{name}'; expected {FORMS}")
+        raise TiledSEError(f"no model '{name}'; expected {FORMS}{_instead(name)}")
     if source == "zoo":
         raise TiledSEError(
             f"{name} is trained, and its tiles are in place; expected a network to build, such as timm:NAME"
@@ -46,6 +47,16 @@ def build(name: str, pretrained: bool = False, size: Size | None = None) -> Buil
     if source in _SOURCES:
         return _SOURCES[source](rest, pretrained, size)
     return _from_factory(name, pretrained)
+
+
+def _instead(name: str) -> str:
+    """What a text without a form may have been: a name of timm, or a file that holds weights and no network."""
+    import timm
+
+    if Path(name).suffix.lower() in _WEIGHTS:
+        return "; a file of weights goes with the network that it belongs to: timm:NAME --weights " + name
+    # Without what stands for the training behind the dot: timm:NAME.TAG is a name as well.
+    return f"; did you mean timm:{name}?" if name and timm.is_model(name.partition(".")[0]) else ""
 
 
 def _from_timm(name: str, pretrained: bool, size: Size | None) -> Built:
@@ -86,10 +97,7 @@ def _from_effdet(name: str, pretrained: bool, size: Size | None) -> Built:
         from effdet.config import get_efficientdet_config
         from effdet.config.model_config import efficientdet_model_param_dict
     except ImportError as error:
-        raise TiledSEError(
-            f"effdet:{name} needs the package effdet ({first_line(error)}); "
-            "install it with: pip install 'tiledse[detection]'"
-        ) from error
+        raise missing(f"effdet:{name} needs", "effdet", error=error) from error
     if name not in efficientdet_model_param_dict:
         raise _unknown("effdet", name, list(efficientdet_model_param_dict))
     config = get_efficientdet_config(name)
@@ -135,6 +143,8 @@ def _check_prefix(name: str, path: str) -> None:
             f"expected {FORMS}"
         )
 
+
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 _SOURCES: dict[str, Callable[[str, bool, Size | None], Built]] = {
     "timm": _from_timm,

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from ..errors import TiledSEError, first_line
+from ..files import near_files
 
 
 def check_numbers(model: nn.Module, name: str, runs: bool = True) -> None:
@@ -64,7 +65,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         TiledSEError: the file is missing, was cut off, or holds more than tensors.
     """
     if not path.is_file():
-        raise TiledSEError(f"no weights file {path}; expected .safetensors or a torch checkpoint")
+        raise TiledSEError(
+            f"no weights file {path}{near_files(path)}; expected .safetensors or a torch checkpoint"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

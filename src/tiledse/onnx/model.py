@@ -17,7 +17,7 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 import onnx
 
 from ..errors import TiledSEError, first_line
-from ..files import written_whole
+from ..files import near_files, written_whole
 from .external import attach, check_finite
 
 # The oldest opset that is read, and the oldest that tiles are written in.
@@ -93,7 +93,8 @@ def load(path: str | Path, image: str | None = None) -> OnnxModel:
         check_memory(size, path)
         proto = onnx.load(str(path), load_external_data=False)
     except OSError as error:
-        raise TiledSEError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
+        near = near_files(path) if isinstance(error, FileNotFoundError) else ""
+        raise TiledSEError(f"cannot read {path}: {error.strerror or first_line(error)}{near}") from error
     except TiledSEError:
         raise
     except Exception as error:  # protobuf's DecodeError, whichever protobuf it is

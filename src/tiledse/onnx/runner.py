@@ -13,6 +13,7 @@ import onnx_ir as ir
 from torch import Tensor, from_numpy, nn
 
 from ..errors import TiledSEError, first_line
+from ..extras import missing
 from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ def session(model: OnnxModel, *, optimise: bool = True, threads: int = 0) -> onn
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise TiledSEError(
-            "ONNX Runtime is not installed; install it with `pip install 'tiledse[onnx]'`"
-        ) from error
+        raise missing("running ONNX needs", "onnxruntime", error=error) from error
     options = ort.SessionOptions()
     # Nothing below the fatal: what fails is raised as well, and its log lines hold names of the file, in colour.
     options.log_severity_level = 4

@@ -93,13 +93,22 @@ def paper_cells(
     wanted = [cell for cell in printed_cells() if cell.table in chosen]
     cells = []
     for cell in wanted:
-        cells.append(_check(cell, networks))
+        cells.append(check_cell(cell, networks))
         if progress is not None:
             progress(len(cells), len(wanted))
     return cells
 
 
-def _check(printed: Printed, networks: Networks) -> Cell:
+def check_cell(printed: Printed, networks: Networks) -> Cell:
+    """Check one printed cell.
+
+    Args:
+        printed: The cell.
+        networks: Builds what the cell is about, and keeps it for the next one.
+
+    Raises:
+        TiledSEError: effdet is missing, and the cell is about a detector.
+    """
     if printed.quantity not in _COUNTED:
         return Cell(printed, None, "not printed" if printed.value is None else "not measured")
     ours = _ours(printed, networks)

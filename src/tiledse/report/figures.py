@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiledSEError
+from ..extras import missing
 from ..files import written_whole
 from ..names import shown
 
@@ -41,9 +42,7 @@ def figure(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise TiledSEError(
-            "figures need the package matplotlib; install it with: pip install 'tiledse[plot]'"
-        ) from error
+        raise missing("figures need", "matplotlib", error=error) from error
     with mpl.rc_context({**(style or {}), **_OWN}), warnings.catch_warnings():
         # A letter of a name that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")

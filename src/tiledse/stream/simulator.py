@@ -230,16 +230,25 @@ def run_pipeline(pipeline: Pipeline, sizes: list[int], frames: int = 4) -> Simul
     )
 
 
+def ready_times(pipeline: Pipeline, index: int, done: list[np.ndarray]) -> tuple[int, np.ndarray]:
+    """When the first of a stage's inputs is there, and when all is there that each of its rows needs.
+
+    A row that the stage is not yet free for counts as ready when the row before is made.
+    """
+    stage = pipeline.stages[index]
+    arrivals = [done[edge.source][np.maximum(edge.need[1:], 1) - 1] for edge in stage.inputs]
+    first = min((int(times[0]) for times in arrivals), default=0)
+    ready = np.concatenate([[first], done[index][:-1]])
+    for edge, times in zip(stage.inputs, arrivals):
+        ready = np.maximum(ready, np.where(edge.need[1:] > 0, times, 0))  # rows of padding need none
+    return first, ready
+
+
 def _waits(pipeline: Pipeline, index: int, done: list[np.ndarray]) -> tuple[int, int]:
     """Cycles in which a stage waited for its inputs, and then for room, from its first input on."""
-    stage = pipeline.stages[index]
-    begins = done[index] - stage.cycles
-    arrivals = [done[edge.source][edge.need[1:] - 1] for edge in stage.inputs]
-    first = min((int(times[0]) for times in arrivals), default=0)
+    begins = done[index] - pipeline.stages[index].cycles
+    first, ready = ready_times(pipeline, index, done)
     before = np.concatenate([[first], done[index][:-1]])
-    ready = before.copy()
-    for times in arrivals:
-        ready = np.maximum(ready, times)
     return int((ready - before).sum()), int((begins - ready).sum())
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.pixels import decoded, positive, scaled, unit
 from ..errors import TiledSEError, first_line
+from ..extras import missing
 from ..files import written_whole
 
 _FORMATS = ".npy, .tif/.tiff, or a format that Pillow reads (which decodes it as a whole)"
@@ -156,9 +157,7 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
     try:
         import tifffile
     except ImportError as error:
-        raise TiledSEError(
-            f"{path}: TIFF needs tifffile; install it with: pip install 'tiledse[image]'"
-        ) from error
+        raise missing(f"reading {path} needs", "tifffile", error=error) from error
     with tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.preprocessing import Preprocessing
 from ..errors import TiledSEError
+from ..evaluate.classification import ranked
 from ..evaluate.processes import gather, part
 from ..networks.building import build_classifier
 from .images import KeptImages, Pictures, TrainingImages, keep, mix
@@ -57,9 +58,9 @@ class Classification(Objective):
         loss = 0.0
         for inputs, labels in self._batches():
             logits = model(inputs).float()
-            ranked = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
-            right += int(ranked[:, 0].sum())
-            right5 += int(ranked.any(1).sum())
+            first, among = ranked(logits, labels)
+            right += int((first == labels.cpu()).sum())
+            right5 += int(among.sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             seen += len(labels)
         sums = [sum(column) for column in zip(*gather((right, right5, loss, seen)))]

@@ -14,6 +14,7 @@ from torch import nn
 from ..cost import cost
 from ..documents import read_json, write_json
 from ..errors import TiledSEError, first_line
+from ..extras import missing
 from ..files import write_csv, written_whole
 from ..locks import locked
 from ..networks.converter import convert_shared
@@ -60,7 +61,7 @@ def accelerator(device: str | None, amp: str | None, accumulate: int) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise TiledSEError("training needs accelerate: pip install 'tiledse[train]'") from error
+        raise missing("training needs", "accelerate", error=error) from error
     if device not in (None, "cpu", "cuda"):
         raise TiledSEError(f"--device {device}: expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():

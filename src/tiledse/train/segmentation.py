@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..evaluate.processes import gather, part
+from ..evaluate.segmentation import confusion, mean_iou, pixel_accuracy
 from ..networks.segmenter import backbone_of, build_segmenter
 from ..networks.weights import read_state
 from .classification import own_preprocessing
@@ -78,8 +79,6 @@ class Segmentation(Objective):
         }
 
     def _judge(self, model: nn.Module, held: Masked) -> list[tuple[str, float]]:
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
         number, processes = part()
         classes = self.recipe.classes
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.setting.device)
@@ -96,16 +95,9 @@ class Segmentation(Objective):
             logits = model(inputs)["out"].float()
             if logits.shape[2:] != mask.shape[1:]:
                 logits = F.interpolate(logits, mask.shape[1:], mode="bilinear", align_corners=False)
-            matrix += multiclass_confusion_matrix(
-                logits.argmax(1), mask.long(), classes, ignore_index=IGNORED, validate_args=False
-            )
-        whole = torch.stack([one.cpu() for one in gather(matrix)]).sum(0).double()
-        either = whole.sum(0) + whole.sum(1) - whole.diag()
-        iou = (whole.diag() / either)[either > 0]
-        return [
-            ("mIoU", 100 * float(iou.mean())),
-            ("pixel_accuracy", 100 * float(whole.trace() / whole.sum())),
-        ]
+            matrix += confusion(logits.argmax(1), mask, classes, IGNORED)
+        whole = torch.stack([one.cpu() for one in gather(matrix)]).sum(0).numpy()
+        return [("mIoU", float(mean_iou(whole))), ("pixel_accuracy", pixel_accuracy(whole))]
 
     def _stacked(self, held: Masked, indices: range) -> tuple[Tensor, Tensor]:
         """Images (n, 3, H, W) and masks (n, H, W) on the device."""
