@@ -270,7 +270,7 @@ def set_tile(
     if isinstance(block, TiledBlock):
         dialect, way = block.tiledse.dialect, way or block.tiledse.way
         untile(block)
-    if not tile.whole:
+    if tile != Tile(None, None):
         tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
 
 
