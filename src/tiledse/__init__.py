@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .plan import NearMiss, Plan, SEBlock, Totals
     from .report.page import report
     from .stream import Hardware, Simulation, Stream, simulate, stream
+    from .stream.step.exporting import export_step
+    from .stream.step.runner import StepRunner
     from .tile import Tile
     from .verbs import convert, cost, find, search, verify
     from .writing import write
@@ -40,6 +42,7 @@ __all__ = [
     "SEBlock",
     "SECost",
     "Simulation",
+    "StepRunner",
     "Stream",
     "TSECost",
     "Tile",
@@ -54,6 +57,7 @@ __all__ = [
     "cost",
     "evaluate",
     "explain",
+    "export_step",
     "find",
     "kernels",
     "open",
@@ -83,6 +87,8 @@ _HOMES = {
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
+    "StepRunner": ".stream.step.runner",
+    "export_step": ".stream.step.exporting",
     "open": ".opening",
     "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",
