@@ -161,7 +161,9 @@ def test_without_the_package_there_is_one_clear_line(tmp_path, monkeypatch):
     reading.schema.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     try:
-        with pytest.raises(TiledSEError, match=r"need the package ai-edge-litert; .* install .*ai-edge-litert"):
+        with pytest.raises(
+            TiledSEError, match=r"need the package ai-edge-litert; .* install .*ai-edge-litert"
+        ):
             ts.open(path)
     finally:
         reading.schema.cache_clear()

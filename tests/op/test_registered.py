@@ -10,11 +10,11 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import formula, functional
+from tiledse.op import formula
+from tiledse.op.excitation import TwoLayers, two_layers
 from tiledse.op.formula import mean
-from tiledse.op.two_layers import two_layers
 
-OP = torch.ops.tiledse.squeeze_excite
+OP = torch.ops.tiledse.forward
 ACTS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 GATES = {"sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
 
@@ -38,12 +38,11 @@ def by_formula(x, w1, b1, w2, b2, tile, act, gate):
 def test_is_the_formula_and_so_are_its_gradients(tile, channels_last):
     act, gate = [*ACTS][len(tile) % 3], [*GATES][len(tile) % 2]
     found = arguments(channels_last=channels_last)
-    y, *kept = OP(*found, tile, act, gate)
+    (y,) = OP(*found, tile, act, gate, False)
     expected = arguments(channels_last=channels_last)
     wanted = by_formula(*expected, tile, act, gate)
     torch.testing.assert_close(y, wanted)
     assert y.stride() == found[0].stride()
-    assert not any(value.requires_grad for value in kept)
     upstream = torch.randn_like(y)
     y.backward(upstream)
     wanted.backward(upstream)
@@ -66,16 +65,21 @@ def test_is_the_formula_and_so_are_its_gradients(tile, channels_last):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own look at it
 def test_gradcheck_and_opcheck(tile, act, gate, channels_last):
     given = arguments(channels_last=channels_last)
-    assert torch.autograd.gradcheck(lambda *a: OP(*a, tile, act, gate)[0], given)
-    checked = torch.library.opcheck(OP.default, (*given, tile, act, gate))
+    assert torch.autograd.gradcheck(lambda *a: OP(*a, tile, act, gate, False)[0], given)
+    checked = torch.library.opcheck(OP.default, (*given, tile, act, gate, False))
     assert set(checked.values()) == {"SUCCESS"}
     with torch.no_grad():
-        y, *kept = OP(*given, tile, act, gate)
-    backward = torch.ops.tiledse.squeeze_excite_backward.default
+        y, *kept = OP(*given, tile, act, gate, True)
+    backward = torch.ops.tiledse.backward.default
     plain = [value.detach() for value in (y, given[0], given[1], given[3])]
     torch.library.opcheck(
         backward, (*plain, *kept, tile, act, gate), test_utils=("test_schema", "test_faketensor")
     )
+
+
+def test_what_is_saved_has_no_gradients_and_says_so():
+    with pytest.raises(ts.TiledSEError, match="with save gives no gradients"):
+        OP(*arguments(), "3xW", "relu", "sigmoid", True)
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -84,14 +88,14 @@ def test_gradcheck_and_opcheck(tile, act, gate, channels_last):
 def test_strides_and_types_are_those_that_compilers_are_told(tile, dtype, images):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    back = torch.ops.tiledse.squeeze_excite_backward
+    back = torch.ops.tiledse.backward
     for channels_last in (False, True):
         x, w1, b1, w2, b2 = arguments(dtype, channels_last, images, grad=False)
-        real = OP(x, w1, b1, w2, b2, tile, "relu", "sigmoid")
+        real = OP(x, w1, b1, w2, b2, tile, "relu", "sigmoid", True)
         real += back(real[0], x, w1, w2, *real[1:], tile, "relu", "sigmoid")
         with FakeTensorMode() as mode:
             x, w1, b1, w2, b2 = map(mode.from_tensor, (x, w1, b1, w2, b2))
-            fake = OP(x, w1, b1, w2, b2, tile, "relu", "sigmoid")
+            fake = OP(x, w1, b1, w2, b2, tile, "relu", "sigmoid", True)
             fake += back(fake[0], x, w1, w2, *fake[1:], tile, "relu", "sigmoid")
         for ours, told in zip(real, fake, strict=True):
             assert (ours.shape, ours.stride(), ours.dtype) == (told.shape, told.stride(), told.dtype)
@@ -111,36 +115,25 @@ def graph_of(module, x):
     return code
 
 
-def test_torch_compile_gets_it_where_it_is_faster(monkeypatch):
-    block = ts.TiledSqueezeExcite(8, 4, "7xW")
-    x = torch.randn(2, 8, 14, 6)
-    assert "tiledse" not in graph_of(block, x)  # a small map
-    monkeypatch.setattr(functional, "SMALL_BYTES", 0)
-    assert "tiledse" in graph_of(block, x)
+def test_torch_compile_gets_it():
+    block, x = ts.TiledSqueezeExcite(8, 4, "7xW"), torch.randn(2, 8, 14, 6)
+    assert "tiledse.forward" in graph_of(block, x)
     with torch.no_grad():
-        assert "tiledse" not in graph_of(block, x)
-        assert "tiledse" in graph_of(block, x.to(memory_format=torch.channels_last))
-        monkeypatch.setenv("TILEDSE_CPP", "1")
-        assert "tiledse" in graph_of(block, x)
-        monkeypatch.delenv("TILEDSE_CPP")
-    monkeypatch.setenv("TILEDSE_LIBRARY", "0")
-    assert "tiledse" not in graph_of(block, x)
-    monkeypatch.setenv("TILEDSE_LIBRARY", "1")
-    with torch.no_grad():
-        assert "tiledse" in graph_of(block, x)
+        assert "tiledse.forward" in graph_of(block, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "tiledse.forward" in graph_of(block, x.bfloat16())
     hooked = ts.TiledSqueezeExcite(8, 4, "7xW")
     hooked.fc1.register_forward_hook(lambda *_: None)
     assert "tiledse" not in graph_of(hooked, x)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert "tiledse" not in graph_of(block, x)
 
 
-@pytest.mark.parametrize("asked", ["0", "1"])
-def test_compiled_whole_with_gradients(asked, monkeypatch):
+@pytest.mark.parametrize("known", [True, False])
+def test_compiled_whole_with_gradients(known):
     """Through AOTAutograd, which splits forward and backward; inductor itself needs a C++ compiler."""
-    monkeypatch.setenv("TILEDSE_LIBRARY", asked)
     torch._dynamo.reset()
     block = ts.TiledSqueezeExcite(8, 4, "5xW", act=nn.SiLU)
+    if not known:
+        block.act = nn.Sequential(nn.SiLU())
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 8, 14, 6).to(memory_format=torch.channels_last)
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -148,39 +141,49 @@ def test_compiled_whole_with_gradients(asked, monkeypatch):
     compiled(found).backward(upstream)
     ours = [found.grad, *(p.grad.clone() for p in block.parameters())]
     block.zero_grad()
-    by_formula(expected, *two_layers(block.excite).weights, "5xW", "silu", "sigmoid").backward(upstream)
+    weights = [p.flatten(1) if p.dim() > 1 else p for p in block.parameters()]
+    by_formula(expected, *weights, "5xW", "silu", "sigmoid").backward(upstream)
     for mine, reference in zip(ours, [expected.grad, *(p.grad for p in block.parameters())], strict=True):
         torch.testing.assert_close(mine, reference)
     assert found.grad.stride() == x.stride()
 
 
-def test_a_converted_network_exports_whole(monkeypatch):
-    import timm
-
-    torch.manual_seed(0)
-    network = timm.create_model("regnety_002", num_classes=4).eval()
-    plan = ts.find(network, (3, 64, 64)).with_tile("3xW")
-    tiled = ts.convert(network, plan)
-    x = torch.randn(1, 3, 64, 64)
-    for asked, nodes in (("1", len(plan)), ("", 0)):
-        monkeypatch.setenv("TILEDSE_LIBRARY", asked)
-        program = torch.export.export(tiled, (x,), strict=False)
-        assert sum("tiledse" in str(node.target) for node in program.graph.nodes) == nodes
-        torch.testing.assert_close(program.module()(x), tiled(x))
+@pytest.mark.parametrize("tile", ["3xW", "1xW:running+2", "Hx3"])
+def test_compiled_for_maps_of_any_size(tile):
+    torch._dynamo.reset()
+    block = ts.TiledSqueezeExcite(8, 4, tile)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    for height, width in ((14, 6), (9, 11), (20, 7)):
+        x = torch.randn(2, 8, height, width, requires_grad=True)
+        y = compiled(x)
+        torch.testing.assert_close(y, block(x))
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        torch.testing.assert_close(grad, torch.autograd.grad(block(x).square().sum(), x)[0])
 
 
-def test_export_by_tracing_bytecode(monkeypatch):
-    monkeypatch.setenv("TILEDSE_LIBRARY", "1")
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_compiled_under_torch_func(transform):
+    torch._dynamo.reset()
+    block, x = ts.TiledSqueezeExcite(8, 4, "3xW"), torch.randn(3, 2, 8, 7, 6)
+    if transform == "vmap":
+        function = torch.func.vmap(block)
+    else:
+        function = torch.func.grad(lambda maps: block(maps.flatten(0, 1)).square().sum())
+    with torch.no_grad() if transform == "vmap" else torch.enable_grad():
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(x), function(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_are_plain_operators(strict):
     block, x = ts.TiledSqueezeExcite(8, 4, "3xW").eval(), torch.randn(1, 8, 7, 5)
-    program = torch.export.export(block, (x,), strict=True)
-    assert sum("tiledse" in str(node.target) for node in program.graph.nodes) == 1
+    program = torch.export.export(block, (x,), strict=strict)
+    assert not any("tiledse" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), block(x))
 
 
-def test_onnx_files_have_plain_operators(monkeypatch, tmp_path):
+def test_onnx_files_have_plain_operators(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    monkeypatch.delenv("TILEDSE_LIBRARY", raising=False)
     block = ts.TiledSqueezeExcite(8, 4, "3xW").eval()
     torch.onnx.export(
         block, (torch.randn(1, 8, 7, 5),), tmp_path / "block.onnx", dynamo=True, external_data=False, verbose=False
@@ -205,7 +208,7 @@ def test_other_excitations_are_called_layer_by_layer(change):
         block.fc1.__class__ = type("Mine", (nn.Conv2d,), {})
     elif change == "width":
         block.layers = lambda: (block.fc1, block.act, nn.Conv2d(4, 8, 1, stride=2), block.gate)
-    assert two_layers(block.excite) is None
+    assert isinstance(two_layers(block.excite), str)
 
 
 def test_an_excitation_of_one_s_own_is_called():
@@ -214,12 +217,12 @@ def test_an_excitation_of_one_s_own_is_called():
             return super().excite(descriptors) + 1
 
     block = Mine(8, 4, "3xW")
-    assert two_layers(block.excite) is None
+    assert isinstance(two_layers(block.excite), str)
     other = ts.TiledSqueezeExcite(8, 4, "3xW")
     other.excite = MethodType(lambda self, z: z, other)
-    assert two_layers(other.excite) is None
-    assert two_layers(super(Mine, block).excite) is None
-    assert two_layers(torch.sigmoid) is None
+    assert isinstance(two_layers(other.excite), str)
+    assert isinstance(two_layers(super(Mine, block).excite), str)
+    assert isinstance(two_layers(torch.sigmoid), str)
 
 
 @pytest.mark.slow
@@ -236,4 +239,4 @@ def test_networks_of_timm_and_torchvision_are_two_layers():
         plan = ts.find(network, (3, 64, 64))
         tiled = ts.convert(network, plan.with_tile("3xW"))
         for name in (block.name for block in plan.blocks):
-            assert two_layers(tiled.get_submodule(name).excite) is not None
+            assert isinstance(two_layers(tiled.get_submodule(name).excite), TwoLayers)
