@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from ..errors import TiledSEError
-from ..opening import kind_of
+from ..opening import written_endings
 from .app import say
 from .data import Images
 from .groups import verb
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 CalibratedOutput = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="plan.json, out.safetensors, or out.onnx of FILE.onnx (.tflite likewise)",
     ),
 ]
 MostImages = Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")]
@@ -52,7 +55,7 @@ def calibrate(
     from .arguments import tell_random
     from .progress import progress_bar
 
-    endings = (".json", ".safetensors", ".onnx")
+    endings = (".json", *written_endings())
     result.check([Output("-o", output, endings)], [*model.files, tiles.plan, *data.files])
     if not 0 < prior < inf or images < 1 or data.batch_size < 1:
         raise TiledSEError(
@@ -124,7 +127,7 @@ class Budget:
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
     ] = None
 
-    def check(self, model: Model, data: Images) -> None:
+    def check(self, data: Images) -> None:
         """Refuse options that do not go together.
 
         Raises:
@@ -139,11 +142,6 @@ class Budget:
         if self.max_drop is not None and not isfinite(self.max_drop):
             raise TiledSEError(
                 f"--max-drop {self.max_drop}: expected a number of percentage points, such as 1.5"
-            )
-        if self.buffer == "pipeline" and kind_of(model.model):
-            raise TiledSEError(
-                f"--buffer pipeline counts the rows of a PyTorch network, and {model.model} is an ONNX file; give the "
-                "network it was made from (timm:NAME --weights FILE), or --buffer gates"
             )
 
     def order(self, network: Network) -> Order:
@@ -169,7 +167,7 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
     from .progress import progress_bar
 
     result.check([Output("-o", output, (".json",))], [*model.files, budget.calibrate_on, *data.files])
-    budget.check(model, data)
+    budget.check(data)
     opened = _open(model, data, labels=budget.max_drop is not None)
     network = opened.network
     order, kept = budget.order(network), Evaluations(budget.cache or default_folder())
