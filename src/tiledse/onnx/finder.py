@@ -20,6 +20,7 @@ from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
 from .product import ProductReader
+from .scales import quantised, scale_of_map
 from .shapes import Shapes, shapes_of
 from .squeeze import Squeeze, SqueezeReader
 
@@ -305,7 +306,13 @@ class _Finder:
         product, slot, layout = ended[excitation.user]
         if product is excitation.user:
             self.products.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
-        return Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
+        place = Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
+        if quantised(place) and scale_of_map(place) is None:
+            raise Miss(
+                "its descriptors are quantised to the range of means over the whole map, which means over tiles leave, "
+                "and its map is not, so its own range is not known; tile the float network and quantise that"
+            )
+        return place
 
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:

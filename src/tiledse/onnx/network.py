@@ -24,8 +24,8 @@ from .excitations import excitation
 from .finder import Finding, fingerprint, locate
 from .graph import Graph, with_outputs
 from .model import OnnxModel
-from .requantising import quantised
 from .runner import OnnxModule
+from .scales import quantised
 from .writing import write
 
 if TYPE_CHECKING:

@@ -16,18 +16,14 @@ from ..errors import TiledSEError
 from .comparing import relative
 from .constants import Constants
 from .cutting import CutOut, Ends
-from .finder import Finding, Place
+from .finder import Finding
 from .model import OnnxModel
 from .nodes import integer, only_user
+from .scales import first_quantised, quantised, scale_of_map
 
 _LARGEST = 2**31 - 1
 # Of the largest number of a product: what rounding to the steps of a map may make of its gates.
 _FARTHEST = 0.15
-
-
-def quantised(place: Place) -> bool:
-    """Whether the descriptors of a block are quantised."""
-    return _first(place) is not None
 
 
 def requantised(model: OnnxModel, found: Finding, names: Collection[str]) -> OnnxModel:
@@ -51,7 +47,7 @@ def requantised(model: OnnxModel, found: Finding, names: Collection[str]) -> Onn
     for block, place in zip(found.plan.blocks, found.places):
         if block.name not in chosen:
             continue
-        first = _first(place)
+        first = first_quantised(place)
         assert first is not None
         node = _same(values, first)
         dequantised = only_user(node.outputs[0])
@@ -87,7 +83,7 @@ def _check(before: OnnxModel, after: OnnxModel, found: Finding, names: Collectio
     constants = found.constants
     for block, place in zip(found.plan.blocks, found.places):
         shape = found.shapes.of(place.squeeze.source)
-        first = _first(place)
+        first = first_quantised(place)
         if block.name not in names or shape is None or first is None:
             continue
         ends = Ends(place.squeeze.source.name or "", place.product.outputs[0].name or "")
@@ -113,28 +109,6 @@ def _check(before: OnnxModel, after: OnnxModel, found: Finding, names: Collectio
                 f"{far:.1e} off, relative to its largest number, where {_FARTHEST:g} is allowed; tile the float "
                 "network and quantise that"
             )
-
-
-def scale_of_map(place: Place) -> tuple[ir.Value | None, ...] | None:
-    """Scale and zero point of the map of a block, where it is dequantised; None where it is not."""
-    maker = place.squeeze.source.producer()
-    if maker is None or maker.op_type != "DequantizeLinear":
-        gated = place.product.inputs[1 - place.slot]
-        maker = None if gated is None else gated.producer()
-    if maker is None or maker.op_type != "DequantizeLinear":
-        return None
-    return tuple(maker.inputs[1:])
-
-
-def scale_of_gates(place: Place) -> tuple[ir.Value | None, ...] | None:
-    """Scale and zero point of the gates of a block, where they are dequantised; None where they are not."""
-    maker = place.excitation.gate.producer()
-    return tuple(maker.inputs[1:]) if maker is not None and maker.op_type == "DequantizeLinear" else None
-
-
-def _first(place: Place) -> ir.Node | None:
-    users = [use.node for use in place.squeeze.descriptors.uses()]
-    return next((n for n in users if n.op_type == "QuantizeLinear"), None)
 
 
 def _same(values: dict[str, ir.Value], node: ir.Node) -> ir.Node:

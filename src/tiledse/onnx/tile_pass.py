@@ -16,7 +16,7 @@ from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect
 from .metadata import METADATA_KEY, TARGET_KEY, WEIGHTS_KEY, Stated, stated_tiles
 from .nodes import integer
-from .requantising import scale_of_gates
+from .scales import scale_of_gates
 from .shapes import Shapes
 from .squeeze import WHOLE
 from .target_writer import TargetWriter, takes_whole
