@@ -1,4 +1,5 @@
-# Every target does its own set-up: a virtual environment in .venv, made once and again when pyproject.toml changes.
+# Every target does its own set-up: a virtual environment in .venv, made once, and again when pyproject.toml or the C++
+# kernels change, which pip builds (30 s; without a compiler there are none).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,9 @@ READY := .venv/ready
 
 .PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx fuzz kills clean
 
-$(READY): pyproject.toml
+CPP := setup.py $(wildcard src/tiledse/op/cpp/*)
+
+$(READY): pyproject.toml $(CPP)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
@@ -34,7 +37,7 @@ kills: $(READY)  ## kill -9 in sweep, search, calibrate, train and convert, twen
 
 # build makes the wheel from the source archive, in a folder of its own. `pip wheel` would take along what an
 # older build left in build/, modules that are gone included.
-wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-any.whl and the source archive
+wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-SYSTEM.whl, C++ kernels built, and the source archive
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
@@ -55,7 +58,7 @@ OLDEST ?= python3.10
 PINNED ?= .*
 FLOOR_TESTS ?= tests/test_*.py tests/data tests/op tests/networks tests/onnx tests/stream
 
-$(FLOORS)/ready: pyproject.toml tests/floors.txt
+$(FLOORS)/ready: pyproject.toml tests/floors.txt $(CPP)
 	test -x $(FLOORS)/bin/python || $(OLDEST) -m venv $(FLOORS)
 	grep -E '^($(PINNED))==' tests/floors.txt > $(FLOORS)/constraints.txt
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOORS)/constraints.txt -e '.[dev]'

@@ -88,9 +88,14 @@ def test_the_wheel_holds_what_git_has_of_the_package(wheel):
     assert {"tiledse/py.typed", "tiledse/op/cpp/squeeze_excite.cpp"} <= expected
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        libraries = {name for name in names if name.endswith(".so")}
+        assert all(name.startswith("tiledse/op/kernels_") for name in libraries)
+        if any(map(shutil.which, ("c++", "g++", "clang++"))):
+            assert libraries
+        assert wheel.name.split("-")[-3:-1] == ["py3", "none"]
         about = next(name for name in names if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
         further = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        assert names == expected | {f"{about}/{name}" for name in further}
+        assert names - libraries == expected | {f"{about}/{name}" for name in further}
         for name in names:
             held = archive.read(name)
             assert str(ROOT).encode() not in held, name
@@ -238,6 +243,9 @@ def test_the_commands_run_from_the_wheel_alone(command, tmp_path):
     python = command.with_name("python")
     where = run(python, tmp_path, "-c", "import tiledse; print(tiledse.__file__)")
     assert Path(where).is_relative_to(command.parent.parent)
+    if any(map(shutil.which, ("c++", "g++", "clang++"))):
+        script = "import torch, tiledse as ts; print(ts.explain(ts.TiledSqueezeExcite(8, 4), torch.zeros(1, 8, 7, 7)))"
+        assert "the operator in cpp" in run(python, tmp_path, "-c", script)
     assert "blocks.0.0.se" in run(command, tmp_path, "find", NETWORK)
     assert "the network" in run(command, tmp_path, "cost", NETWORK, "--tile", "7xW")
     assert "have tiles now" in run(command, tmp_path, "convert", NETWORK, "--tile", "7xW", "-o", "x.onnx")

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost
     from .network import Form, Network
     from .networks import Dialect, Layers, TiledBlock, register_dialect
-    from .op import TiledSqueezeExcite, tiled_squeeze_excite
+    from .op import TiledSqueezeExcite, explain, kernels, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
     from .report.page import report
     from .stream import Hardware, Simulation, Stream, simulate, stream
+    from .stream.step.exporting import export_step
+    from .stream.step.runner import StepRunner
     from .tile import Tile
     from .verbs import convert, cost, find, search, verify
     from .writing import write
@@ -40,6 +42,7 @@ __all__ = [
     "SEBlock",
     "SECost",
     "Simulation",
+    "StepRunner",
     "Stream",
     "TSECost",
     "Tile",
@@ -53,7 +56,10 @@ __all__ = [
     "correlate",
     "cost",
     "evaluate",
+    "explain",
+    "export_step",
     "find",
+    "kernels",
     "open",
     "open_images",
     "register_dialect",
@@ -73,7 +79,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
     **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
-    **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
+    **dict.fromkeys(("TiledSqueezeExcite", "explain", "kernels", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
     **dict.fromkeys(("convert", "find", "search", "verify"), ".verbs"),
@@ -81,6 +87,8 @@ _HOMES = {
     "Tile": ".tile",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
+    "StepRunner": ".stream.step.runner",
+    "export_step": ".stream.step.exporting",
     "open": ".opening",
     "open_images": ".data.opening",
     "sensitivity": ".context.sensitivity",

@@ -19,7 +19,7 @@ class Correction:
 
     ``descriptor = own * mean over Tile.own_bounds + running * mean over Tile.bounds + offset``: of the rows that wait
     for the strip's gate (for ``kxW`` and ``kxW:running`` the strip), and of all rows seen. The numbers belong to
-    strips at their places, so they hold for one tile, for maps of one height, of a network with the weights that they
+    strips at their places. So they hold for one tile and maps of one height, in a network with the weights that they
     were fitted on.
 
     Args:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import TiledSEError
 from .plan import NearMiss, Plan
+from .targets import Target
 from .tile import Tile
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Form:
         alls: ONNX: where the line for a Hailo model script goes.
         verify: Whether to try what was made.
         force: Whether files that exist may be replaced.
+        target: ONNX: what the form is for (``tiledse.targets``); None for ONNX Runtime's, without a report.
     """
 
     divisor_tiles: bool = False
@@ -200,6 +202,7 @@ class Form:
     alls: Path | None = None
     verify: bool = True
     force: bool = False
+    target: Target | None = None
 
     def check_plain(self, path: Path) -> None:
         """Refuse what goes with ONNX only.
@@ -212,6 +215,7 @@ class Form:
             "--alls": self.alls,
             "--batch": self.batch,
             "--ir-version": self.ir_version,
+            "--target": self.target,
         }
         for option in (name for name, value in given.items() if value):
             raise TiledSEError(f"{option} goes with ONNX; give an output that ends in .onnx, got {path}")

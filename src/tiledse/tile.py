@@ -16,11 +16,11 @@ import numpy as np
 
 from .errors import TiledSEError
 
-Squeeze = Literal["tiles", "upper", "middle", "running", "window"]
+Squeeze = Literal["tiles", "upper", "middle", "running", "window", "two-step"]
 
 _PATTERN = re.compile(
     r"(H|\d{1,10})x(W|\d{1,10})"
-    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+)))?"
+    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+(?:-[a-z]+)?)))?"
 )
 
 
@@ -40,6 +40,7 @@ class Tile:
     ``1xW:running+6``         each row by the mean of all rows down to the sixth below it: look-ahead
     ``1xW:running-1``         each row by the rows above it only: negative look-ahead
     ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
+    ``HxW:two-step``          plain SE, its mean taken over strips first, then over their means: the same numbers
     ========================  ==========================================================================
 
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
@@ -49,8 +50,8 @@ class Tile:
     Args:
         height: Rows of a tile, or None for all rows of the map (``H``).
         width: Columns of a tile, or None for all columns of the map (``W``).
-        squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle``, ``running`` or ``window``; all but
-            the first take strips of rows only.
+        squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle``, ``running`` or ``window``, which take
+            strips of rows only; or ``two-step``, a form of the whole map.
         ahead: Look-ahead of ``running`` and ``window``: rows seen past the end of the strip. Below 0, as many rows
             of the strip's own end are not seen.
         above: Rows before the strip that a ``window`` sees; None for all else.
@@ -82,10 +83,15 @@ class Tile:
                 )
         if self.squeeze not in get_args(Squeeze):
             raise TiledSEError(
-                f"tile {self}: expected 'upper', 'middle', 'running' or 'window' after the colon, got "
+                f"tile {self}: expected 'upper', 'middle', 'running', 'window' or 'two-step' after the colon, got "
                 f"'{self.squeeze}'"
             )
-        if self.squeeze != "tiles" and (self.height is None or self.width is not None):
+        if self.squeeze == "two-step":
+            if (self.height, self.width) != (None, None):
+                raise TiledSEError(
+                    f"tile {self}: ':two-step' is a form of the whole map's mean; write HxW:two-step"
+                )
+        elif self.squeeze != "tiles" and (self.height is None or self.width is not None):
             raise TiledSEError(
                 f"tile {self}: ':{self.squeeze}' goes with strips of rows only; write kxW{self._suffix}, "
                 f"for example 7xW{self._suffix}"
@@ -180,7 +186,7 @@ class Tile:
 
     @property
     def whole(self) -> bool:
-        """Whether this is ``HxW``, the tile of plain SE."""
+        """Whether this is the tile of plain SE, ``HxW`` or ``HxW:two-step``: one gate, by the mean of the whole map."""
         return self.height is None and self.width is None
 
     @property

@@ -275,11 +275,26 @@ def test_search_command(folder):
     held = ts.simulate(small(), ts.Plan.load("plan4.json"), fifos="minimum").fifo
     assert f"{held:,}" in pipeline.out
     assert held <= 5000
+    net = ts.open("tests.cli.known:small", (3, 44, 24))
+    ts.write(net, net.plan, "net.onnx")
     assert_refused(
         tiledse(
-            "search", "net.onnx", "--data", "data", "--max-buffer", 9, "--buffer", "pipeline", "-o", "p.json"
+            "search",
+            "net.onnx",
+            "--mean",
+            "0,0,0",
+            "--std",
+            "1,1,1",
+            "--data",
+            "data",
+            "--max-buffer",
+            9,
+            "--buffer",
+            "pipeline",
+            "-o",
+            "p.json",
         ),
-        "--buffer pipeline counts the rows of a PyTorch network, and net.onnx is an ONNX file",
+        "--buffer pipeline takes a network of PyTorch, and net.onnx is an ONNX file",
     )
     refused = tiledse(*given, "--max-buffer", 3, "-o", "plan3.json")
     assert_refused(refused, "the smallest plan of these tiles holds")

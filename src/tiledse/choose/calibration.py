@@ -162,8 +162,9 @@ def strip_means(rows: np.ndarray, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
 def fit_means(own: np.ndarray, running: np.ndarray | None, target: np.ndarray, prior: float) -> Fit:
     """Least squares for each channel and strip, with a ridge towards changing nothing.
 
-    Minimises the squared error over the images plus ``prior`` images' worth of the distance of the slopes from those
-    that change nothing, (1, 0) without running means and (0, 1) with them, each in units of its input's variance.
+    Minimises the squared error over the images, plus a penalty that weighs as much as ``prior`` images. The penalty is
+    the distance of the slopes from those that change nothing: (1, 0) without running means, (0, 1) with them. Each is
+    in units of its input's variance.
 
     Args:
         own: Means of strips, (N, C, strips).

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from ..errors import TiledSEError
-from ..opening import kind_of
 from .app import say
 from .data import Images
 from .groups import verb
@@ -124,7 +123,7 @@ class Budget:
         typer.Option("--cache", metavar="DIR", help="Where evaluations are kept, so that a search goes on."),
     ] = None
 
-    def check(self, model: Model, data: Images) -> None:
+    def check(self, data: Images) -> None:
         """Refuse options that do not go together.
 
         Raises:
@@ -139,11 +138,6 @@ class Budget:
         if self.max_drop is not None and not isfinite(self.max_drop):
             raise TiledSEError(
                 f"--max-drop {self.max_drop}: expected a number of percentage points, such as 1.5"
-            )
-        if self.buffer == "pipeline" and kind_of(model.model):
-            raise TiledSEError(
-                f"--buffer pipeline counts the rows of a PyTorch network, and {model.model} is an ONNX file; give the "
-                "network it was made from (timm:NAME --weights FILE), or --buffer gates"
             )
 
     def order(self, network: Network) -> Order:
@@ -169,7 +163,7 @@ def search(model: Model, data: Images, budget: Budget, result: Figure, output: P
     from .progress import progress_bar
 
     result.check([Output("-o", output, (".json",))], [*model.files, budget.calibrate_on, *data.files])
-    budget.check(model, data)
+    budget.check(data)
     opened = _open(model, data, labels=budget.max_drop is not None)
     network = opened.network
     order, kept = budget.order(network), Evaluations(budget.cache or default_folder())

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..context.agreement import Correlation
     from ..context.sensitivity import Sensitivity
     from ..context.sweep_file import SweepFile
-    from ..evaluate.processes import own_device
     from ..evaluate.tasks import Progress
     from ..plan import Plan
     from ..tile import Tile

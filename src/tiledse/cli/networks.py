@@ -112,11 +112,27 @@ class OnnxForm:
         typer.Option("--ir-version", metavar="N", help="ONNX: the version of the format; old tools want 8."),
     ] = None
 
-    def form(self, verify: bool, force: bool) -> Form:
-        """The form, with what goes with every file."""
-        from ..network import Form
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="ONNX: the form that a compiler takes: onnxruntime, ethos-u, generic, hailo, ncnn, openvino, "
+            "rockchip, sophgo, tensorrt, or a file of yours, NAME.toml.",
+        ),
+    ] = None
 
-        return Form(self.divisor_tiles, self.batch, self.ir_version, self.alls, verify, force)
+    def form(self, verify: bool, force: bool) -> Form:
+        """The form, with what goes with every file.
+
+        Raises:
+            TiledSEError: no such target.
+        """
+        from ..network import Form
+        from ..targets import load
+
+        target = None if self.target is None else load(self.target)
+        return Form(self.divisor_tiles, self.batch, self.ir_version, self.alls, verify, force, target)
 
 
 @verb("convert")

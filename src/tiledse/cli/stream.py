@@ -16,7 +16,7 @@ from .outputs import Output
 from .results import Figure
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..network import Network
     from ..plan import Plan
@@ -26,11 +26,34 @@ Image = Annotated[
     Path | None,
     typer.Argument(metavar="[IMAGE]", help="TIFF, .npy or another image; a random one if left out."),
 ]
-RowsAtATime = Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Rows at a time.")]
+RowsAtATime = Annotated[
+    int | None,
+    typer.Option(
+        "--rows",
+        metavar="N",
+        min=1,
+        help="Rows at a time: 64 if left out; of a step, the fewest that it can take.",
+    ),
+]
 Alone = Annotated[bool, typer.Option("--alone", help="Do not run the whole image for comparison.")]
 ArrayOutput = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="FILE.npy", help="Where the network's output goes, row by row."),
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(
+        "--export",
+        metavar="STEP.onnx",
+        help="Write one step of the network, rows and state in, rows and state out, and stream nothing.",
+    ),
+]
+AnyHeight = Annotated[
+    bool, typer.Option("--any-height", help="With --export: images of any height, not that of --input.")
+]
+Backend = Annotated[
+    Literal["torch", "onnxruntime", "openvino"] | None,
+    typer.Option("--backend", help="What computes; a step takes onnxruntime if left out, a network torch."),
 ]
 HardwareFile = Annotated[
     Path | None,
@@ -53,25 +76,40 @@ def stream(
     tiles: Tiles,
     result: Figure,
     image: Image = None,
-    rows: RowsAtATime = 64,
+    rows: RowsAtATime = None,
     alone: Alone = False,
     output: ArrayOutput = None,
+    export: Export = None,
+    any_height: AnyHeight = False,
+    backend: Backend = None,
 ) -> None:
     """Run the network row by row, compare with the whole image, and count what each layer holds.
 
     Rows of integers are scaled by their largest value, then by the mean and deviation that the network's library says.
+    With --export one step of it is written as ONNX, for any runtime; MODEL may be such a file, which is then run on the
+    image as it is.
     """
     from ..report.pipeline_plots import draw_held
     from ..report.streaming import streamed_parts
     from ..stream.comparison import output_files, stream_image
     from ..stream.executor import stream as make_stream
+    from ..stream.step.runner import is_step
 
+    _check_options(export, any_height, image, output, backend, alone)
+    if is_step(model.model):
+        _run_step(Path(model.model), model, tiles, result, image, rows, output, export, backend)
+        return
     read = [*model.files, tiles.plan, image]
-    result.check([Output("-o", output)], read)
+    result.check([Output("-o", output), Output("--export", export, (".onnx",))], read)
     network = model.open()
     module, plan = network.module("stream"), tiles.of(network.plan)
+    if export is not None:
+        _export(module, plan, export, rows, None if any_height else plan.input_size[1], model, result)
+        return
     source = _rows(image, network, plan)
-    s = make_stream(module, plan, height=source.height, width=source.width, rows=rows)
+    s = make_stream(
+        module, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
+    )
     files = [] if output is None else output_files(output, s)
     if len(files) > 1:
         result.check([Output("-o", file) for file in files], read)
@@ -80,6 +118,79 @@ def stream(
     title = f"{model.model} at {'x'.join(map(str, found.input_size))}"
     result.draw(lambda path: draw_held(found.held, path, title))
     result.show(lambda: {"model": model.model, **found.to_dict()}, lambda: streamed_parts(found, model.model))
+    if output is not None and not result.json:
+        say(f"wrote {', '.join(map(str, files))}")
+
+
+def _check_options(
+    export: Path | None,
+    any_height: bool,
+    image: Path | None,
+    output: Path | None,
+    backend: str | None,
+    alone: bool,
+) -> None:
+    """What goes with writing a step, and what with running one."""
+    if any_height and export is None:
+        raise TiledSEError("--any-height goes with --export")
+    if export is not None:
+        options = {"IMAGE": image, "-o": output, "--backend": backend, "--alone": alone or None}
+        for option in (name for name, given in options.items() if given is not None):
+            raise TiledSEError(f"{option} runs an image, and --export writes a step; run the step afterwards")
+
+
+def _export(
+    module: nn.Module,
+    plan: Plan,
+    path: Path,
+    rows: int | None,
+    height: int | None,
+    model: Model,
+    result: Figure,
+) -> None:
+    """Write one step."""
+    from ..report.steps import exported_lines, exported_record
+    from ..stream.step.exporting import export_step, middle_of
+
+    result.check([Output("--export", middle_of(path))], model.files)
+    if result.plot is not None:
+        raise TiledSEError("--plot draws what a stream holds; leave it out with --export")
+    made = export_step(module, plan, path, rows=rows, height=height, force=result.force)
+    result.show(
+        lambda: {"model": model.model, **exported_record(made)}, lambda: exported_lines(made, model.name)
+    )
+
+
+def _run_step(
+    path: Path, model: Model, tiles: Tiles, result: Figure, image: Path | None, rows: int | None, output: Path | None,
+    export: Path | None, backend: str | None,
+) -> None:  # fmt: skip
+    """Run the file of a step on an image."""
+    from ..report.steps import run_lines
+    from ..stream.sources import ImageRows
+    from ..stream.step.files import run_file, step_files
+    from ..stream.step.runner import StepRunner
+
+    options = {
+        "--tile": tiles.tile, "--plan": tiles.plan, "--input": model.input, "--weights": model.weights,
+        "--rows": rows, "--export": export, "--plot": result.plot,
+    }  # fmt: skip
+    for option in (name for name, given in options.items() if given is not None):
+        raise TiledSEError(
+            f"{path} is a step, which has its rows, tiles and weights in it; leave {option} out"
+        )
+    if backend == "torch":
+        raise TiledSEError(f"{path} is a step; it runs in onnxruntime or openvino")
+    if image is None:
+        raise TiledSEError(f"{path} is a step; give an image for it")
+    result.check([Output("-o", output)], [path, image])
+    source = ImageRows(image)
+    runner = StepRunner(path, source.height, backend=backend or "onnxruntime")  # type: ignore[arg-type]
+    files = [] if output is None else step_files(output, runner.header)
+    if len(files) > 1:
+        result.check([Output("-o", file) for file in files], [path, image])
+    found = run_file(runner, source, files, watched=_watched)
+    result.show(lambda: {"model": str(path), **found.to_dict()}, lambda: run_lines(found, path.name))
     if output is not None and not result.json:
         say(f"wrote {', '.join(map(str, files))}")
 

@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..correction import Correction
 from ..errors import TiledSEError, first_line
-from ..op.correction import correct
-from ..op.functional import direct, scale, tiled_squeeze_excite
+from ..op.functional import correct, direct, scale, tiled_squeeze_excite
 from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
@@ -270,7 +269,7 @@ def set_tile(
     if isinstance(block, TiledBlock):
         dialect, way = block.tiledse.dialect, way or block.tiledse.way
         untile(block)
-    if not tile.whole:
+    if tile != Tile(None, None):
         tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
 
 

@@ -259,7 +259,7 @@ def _changes(
             )
         changed = (tile, correction) != now
         changes.append((dialect, changed, now[0]))
-        if changed and not tile.whole and not isinstance(module, TiledSqueezeExcite):
+        if changed and tile != Tile(None, None) and not isinstance(module, TiledSqueezeExcite):
             candidates.append(Candidate(block, tile, dialect))
     return changes, candidates
 

@@ -6,31 +6,29 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 import onnx
 
-from ..correction import Correction
-from ..documents import write_json
 from ..errors import TiledSEError, TiledSEWarning
 from ..plan import NearMiss, Plan
+from ..targets import DEFAULT, Target
+from ..targets import load as load_target
 from ..tile import Tile
-from .constants import Constants
-from .emit import Sides, Writer, covers
-from .excitation import DENSE, RESHAPES, Excitation
-from .finder import Finding, Place, effect, fingerprint, locate
-from .metadata import METADATA_KEY, WEIGHTS_KEY, Stated, stated_tiles
+from .finder import Finding, fingerprint, locate
+from .fit import Fit, fitted
 from .model import OLDEST_OPSET, OnnxModel, upgraded
-from .nodes import integer
 from .proof import Proof, check_upgrade, prove
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
+from .squeeze import WHOLE
+from .tile_pass import TilePass
 
 
 def convert(
     model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
-    ir_version: int | None = None, verify: bool = True,
+    ir_version: int | None = None, verify: bool = True, target: Target | str | Path = DEFAULT,
 ) -> OnnxModel:  # fmt: skip
     """Give an ONNX network the tiles of a plan; ``HxW`` gives plain SE back.
 
@@ -50,6 +48,9 @@ def convert(
         batch: Fix the batch, and with it height and width: no size within is left symbolic.
         ir_version: The version of the file format to write, for tools that take no newer one.
         verify: Whether to try what was made.
+        target: What the form is for: a ``Target``, the name of one, or a file (``tiledse.targets.load``). One that
+            wants another form than ONNX Runtime's fixes height and width, and its batch. What is converted for it is
+            handed out only if it is what the target takes.
 
     Returns:
         A new network with the same opset, inputs, outputs and weights; ``find`` on it gives the plan, but for blocks
@@ -70,6 +71,7 @@ def convert(
         batch=batch,
         ir_version=ir_version,
         verify=verify,
+        target=None if target == DEFAULT else load_target(target),
     )
     for miss in made.refused:
         warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=2)
@@ -86,6 +88,7 @@ class Converted:
         refused: Blocks of the plan asked for that were left as they were, with the reason.
         proof: What was measured; None where nothing was verified.
         seconds: What verifying took.
+        fit: What the target takes of it; None without a target.
     """
 
     model: OnnxModel
@@ -93,11 +96,13 @@ class Converted:
     refused: tuple[NearMiss, ...] = ()
     proof: Proof | None = None
     seconds: float | None = None
+    fit: Fit | None = None
 
 
 def convert_verified(
     model: OnnxModel, plan: Plan, *, divisor_tiles: bool = False, fix_size: bool = False, batch: int | None = None,
     ir_version: int | None = None, verify: bool = True, found: Finding | None = None,
+    target: Target | None = None,
 ) -> Converted:  # fmt: skip
     """``convert``, with what was found out on the way.
 
@@ -122,6 +127,9 @@ def convert_verified(
         plan.check_weights(fingerprint(found, model))
     if divisor_tiles:
         plan = divisor_plan(plan)
+    if target is not None and batch is None:
+        batch = target.batch
+    fix_size = fix_size or (target is not None and target.static)
     if divisor_tiles or fix_size or batch is not None or plan.calibrated:
         model = model.clone()
         _fix(model, found.shapes.image, batch)
@@ -130,9 +138,9 @@ def convert_verified(
     changed = [
         block.name
         for (block, tile), was, learnt, before in zip(plan, now.tiles, plan.corrections, now.corrections)
-        if (tile, learnt) != (was, before) and not tile.whole
+        if ((tile, learnt) != (was, before) and tile != WHOLE) or not _plain(target)
     ]
-    result = _with_tiles(model, plan, found.shapes)
+    result = _with_tiles(model, plan, found.shapes, target=target)
     proof, refused = None, tuple[NearMiss, ...]()
     seconds = 0.0 if verify else None
     if verify and changed:
@@ -151,11 +159,22 @@ def convert_verified(
         refused = tuple(NearMiss(name, reason) for name, reason in proof.refused.items())
         if refused:
             plan = _without(plan, now, refused, len(changed))
-            result = _with_tiles(model, plan, found.shapes)
+            left = frozenset(miss.name for miss in refused)
+            result = _with_tiles(model, plan, found.shapes, target=target, left=left)
+    fit = None
+    if target is not None:
+        plain = result if target.plain else _with_tiles(model, plan, found.shapes)
+        result, fit = fitted(result, plain, plan, target, verify)
+        ir_version = ir_version or fit.ir_version
     if ir_version is not None:
         result.ir.ir_version = _checked_version(ir_version, result)
     checked(result, model)
-    return Converted(result, plan, refused, proof, seconds)
+    return Converted(result, plan, refused, proof, seconds, fit)
+
+
+def _plain(target: Target | None) -> bool:
+    """Whether the form is that for ONNX Runtime."""
+    return target is None or target.plain
 
 
 def _named(plan: Plan, names: Sequence[str], tile: Tile) -> Plan:
@@ -186,11 +205,14 @@ def _without(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> 
     return replace(plan, tiles=tiles)
 
 
-def _with_tiles(model: OnnxModel, plan: Plan, shapes: Shapes, forced: bool = False) -> OnnxModel:
+def _with_tiles(
+    model: OnnxModel, plan: Plan, shapes: Shapes, forced: bool = False, target: Target | None = None,
+    left: frozenset[str] = frozenset(),
+) -> OnnxModel:  # fmt: skip
     """A clone of a network with the tiles of a plan for it; ``shapes`` are those of the network."""
     result = model.clone()
     found = locate(result, plan.input_size, shapes)
-    TilePass(plan, found, forced)(result.ir)
+    TilePass(plan, found, forced, target, left)(result.ir)
     _forget_stale(result, found.shapes)
     return result
 
@@ -284,195 +306,3 @@ def _fix(model: OnnxModel, image: Image, batch: int | None) -> None:
         for value in model.ir.graph.outputs:
             if (shape := at.get(value.name or "")) is not None and None not in shape:
                 value.shape = ir.Shape(shape)
-
-
-class TilePass(ir.passes.InPlacePass):
-    """Puts the tiles of a plan into a graph.
-
-    Args:
-        plan: The plan.
-        found: Where its blocks stand in this very graph.
-        forced: Take all maps for free in size, so that a tile larger than the map is tiled as well.
-    """
-
-    def __init__(self, plan: Plan, found: Finding, forced: bool = False) -> None:
-        super().__init__()
-        self.plan = plan
-        self.found = found
-        self.forced = forced
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite the blocks whose tile changes."""
-        self.taken = set(ir.convenience.create_value_mapping(model.graph))
-        self.taken.update(node.name for node in model.graph.all_nodes() if node.name)
-        stated = stated_tiles(model)
-        changed, entries = False, dict[str, Stated]()
-        given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
-        for ((block, tile), learnt, before), now, place in zip(
-            given, self.found.plan.tiles, self.found.places
-        ):
-            pool = stated[block.name].pool if block.name in stated else place.squeeze.node.op_type
-            entries[block.name] = Stated(tile, pool)
-            if learnt != before or (tile != now and not self.same(place, tile, now)):
-                self.rewrite(model, place, block.name, tile, pool, learnt)
-                changed = True
-        model.metadata_props.pop(METADATA_KEY, None)
-        model.metadata_props.pop(WEIGHTS_KEY, None)
-        if self.plan.calibrated:
-            model.metadata_props[WEIGHTS_KEY] = next(
-                c.weights for c in self.plan.corrections if c is not None
-            )
-        tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if not tile.whole}
-        if tiled:
-            model.metadata_props[METADATA_KEY] = write_json(tiled)
-        return ir.passes.PassResult(model, changed or bool(tiled))
-
-    def same(self, place: Place, a: Tile, b: Tile) -> bool:
-        """Whether two tiles do the same to the map of a block, at every size that it can have."""
-        fixed = sizes = self.fixed(place)
-        if covers(a, fixed) and covers(b, fixed):
-            return True
-        return None not in sizes and effect(a, *sizes) == effect(b, *sizes)  # type: ignore[arg-type]
-
-    def fixed(self, place: Place) -> Sides:
-        """Rows and columns of a block's map; None where they are free."""
-        if self.forced:
-            return None, None
-        _, rows, cols = place.squeeze.axes
-        source, shapes = place.squeeze.source, self.found.shapes
-        return shapes.fixed(source, rows), shapes.fixed(source, cols)
-
-    def rewrite(
-        self, model: ir.Model, place: Place, name: str, tile: Tile, pool: str, learnt: Correction | None
-    ) -> None:
-        """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
-        squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
-        old = squeeze.descriptors
-        pooled = squeeze.node.inputs[0]
-        assert pooled is not None
-        dtype = shapes.type(pooled)  # not always that of the map: half precision is often averaged in single
-        fixed = self.fixed(place)
-        producer = old.producer()
-        assert producer is not None
-        doomed = [producer, *excitation.nodes, excitation.user, *self.between(excitation, place)]
-        writer = Writer(model, producer, name, dtype, self.taken)
-        x = squeeze.source
-        if shapes.type(x) != dtype:
-            x = writer.node("Cast", [x], to=int(dtype))
-        descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
-        writer = Writer(model, place.product, name, shapes.type(excitation.gate), self.taken)
-        if excitation.in_place:
-            old.replace_all_uses_with(descriptors)
-            gates = excitation.gate
-            for node in excitation.nodes:
-                for value in node.outputs:
-                    value.shape = None  # they now hold one value a tile
-            doomed = [n for n in doomed if n not in excitation.nodes]
-        else:
-            gates = _rebuild(writer, descriptors, excitation, shapes, self.found.constants)
-        repeated = writer.repeat(gates, squeeze.source, squeeze.axes, tile, fixed, place.layout)
-        place.product.replace_input_with(place.slot, repeated)
-        _remove(model.graph, [n for n in doomed if n is not place.product])
-        if old.producer() is None or old.producer().graph is None:  # type: ignore[union-attr]
-            descriptors.name = old.name
-        named.name = name
-
-    def between(self, excitation: Excitation, place: Place) -> list[ir.Node]:
-        """The nodes from the end of the excitation to the product, which repeat the gates."""
-        nodes, node = [], excitation.user
-        while node is not place.product:
-            nodes.append(node)
-            node = next(iter(node.outputs[0].uses())).node
-        return nodes
-
-
-def _rebuild(
-    writer: Writer, descriptors: ir.Value, excitation: Excitation, shapes: Shapes, constants: Constants
-) -> ir.Value:
-    """Write an excitation of one descriptor a channel again, with 1x1 convolutions, for a grid of them."""
-    start = {v for node in excitation.nodes for v in node.inputs if v is not None and v not in constants}
-    start -= {v for node in excitation.nodes for v in node.outputs}
-    new: dict[ir.Value, ir.Value] = dict.fromkeys(start, descriptors)
-    for node in excitation.nodes:
-        out = node.outputs[0]
-        if node.op_type in RESHAPES:
-            assert node.inputs[0] is not None
-            new[out] = new[node.inputs[0]]
-        elif node.op_type in DENSE:
-            new[out] = _dense(writer, node, new, constants)
-        else:
-            inputs = [
-                v
-                if v is None
-                else new[v]
-                if v in new
-                else _operand(writer, v, constants, node.op_type in ("BatchNormalization",))
-                for v in node.inputs
-            ]
-            attributes = {a.name: a for a in node.attributes.values()}
-            new[out] = writer.node(
-                node.op_type, inputs, node.name or node.op_type, shapes.type(out), **attributes
-            )
-    return new[excitation.gate]
-
-
-def _dense(writer: Writer, node: ir.Node, new: dict[ir.Value, ir.Value], constants: Constants) -> ir.Value:
-    """A dense layer as a 1x1 convolution."""
-    weight = next(v for v in node.inputs if v is not None and v in constants)
-    array = constants.array(weight)
-    assert array is not None
-    if node.op_type == "Conv":
-        array = array.reshape(array.shape[:2])
-    elif node.op_type == "Gemm":
-        array = (array if integer(node, "transB", 0) else array.T) * np.asarray(
-            _number(node, "alpha"), array.dtype
-        )
-    elif node.inputs[0] is not weight:
-        array = array.T
-    x = next(v for v in node.inputs if v is not None and v not in constants)
-    label = node.name or node.op_type
-    inputs = [new[x], writer.constant(f"{label}/weight", np.ascontiguousarray(array)[:, :, None, None])]
-    if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constants.array(node.inputs[2])
-        assert bias is not None
-        if node.op_type == "Gemm":
-            bias = bias * np.asarray(_number(node, "beta"), bias.dtype)
-        bias = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), array.shape[:1]))
-        inputs.append(writer.constant(f"{label}/bias", bias))
-    return writer.node("Conv", inputs, label, ir.DataType.from_numpy(array.dtype), kernel_shape=[1, 1])
-
-
-def _number(node: ir.Node, name: str) -> float:
-    attribute = node.attributes.get(name)
-    return 1.0 if attribute is None else float(attribute.as_float())
-
-
-def _operand(writer: Writer, value: ir.Value, constants: Constants, keep: bool) -> ir.Value:
-    """A constant of an elementwise node, its vector laid along the second axis."""
-    array = constants.array(value)
-    if keep or array is None or (array.size == 1 and array.ndim == 0):
-        return value
-    if array.size == 1:
-        return value if array.ndim <= 4 else writer.constant(value.name or "constant", array.reshape(()))
-    if array.ndim == 4 and array.shape[1] == array.size:
-        return value
-    return writer.constant(value.name or "constant", array.reshape(-1, 1, 1))
-
-
-def _remove(graph: ir.Graph, doomed: list[ir.Node]) -> None:
-    """Remove nodes that nothing uses any more, and what only they used."""
-    waiting = list(dict.fromkeys(doomed))
-    while waiting:
-        node = waiting.pop()
-        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
-            continue
-        inputs = [v for v in node.inputs if v is not None]
-        graph.remove(node, safe=True)
-        for value in inputs:
-            maker = value.producer()
-            if maker is not None:
-                waiting.append(maker)
-                continue
-            kept = value.uses() or value.is_graph_input() or value.is_graph_output()
-            if value.is_initializer() and not kept:
-                graph.initializers.pop(value.name or "", None)

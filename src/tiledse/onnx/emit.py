@@ -122,6 +122,9 @@ class Writer:
         if tile == Tile(1, 1):
             out = self.node("Identity", [self.nchw(x, axes)])
             return out, _made(out)
+        if tile.squeeze == "two-step":
+            out = self.mean(self.mean(x, axes[2]), axes[1])
+            return self.nchw(out, axes), _made(out)
         if covers(tile, fixed):
             if pool == "ReduceMean":
                 out = self.mean(x, *axes[1:])

@@ -62,7 +62,7 @@ def export_se(model: nn.Module, plan: Plan, opset: int = 18) -> OnnxModel:
         2, *plan.input_size, dtype=torch.float32 if parameter is None else parameter.dtype, device=device
     )
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model, (x,), dynamo=True, opset_version=opset, input_names=["input"], optimize=False,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
@@ -135,7 +135,7 @@ def _forget_stacks(proto: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's progress and the warnings about its own insides."""
     names = (
         "torch.onnx",

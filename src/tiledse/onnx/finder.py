@@ -16,7 +16,7 @@ from ..tile import Tile
 from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
-from .metadata import WEIGHTS_KEY, stated_tiles
+from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
 from .product import ProductReader
@@ -145,6 +145,7 @@ class _Finder:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     self.note_inner(node, attribute.as_graph())
+        self.note_target_forms()
         for node in self.model.ir.graph:
             if node.op_type == "Mul":
                 self.note_unread(node)
@@ -155,6 +156,20 @@ class _Finder:
                         f"it lies in the function '{function.name}'; inline the functions of the file first"
                     )
                     self.misses.append(NearMiss(f"{function.name}/{node.name}", reason))
+
+    def note_target_forms(self) -> None:
+        """Say of blocks that were written for a target, and are not read back, that this is so."""
+        target = self.model.ir.metadata_props.get(TARGET_KEY)
+        found = {block.name for block in self.blocks}
+        for name, (tile, _) in self.stated.items() if target is not None else ():
+            if name not in found:
+                own = f"{name}/"  # what its nodes are called
+                self.misses = [m for m in self.misses if m.name != name and not m.name.startswith(own)]
+                reason = (
+                    f"its tile {tile} is written in the form of target '{target}', which is not read back; give the "
+                    "file that it was made from"
+                )
+                self.misses.append(NearMiss(name, reason))
 
     def note_unread(self, product: ir.Node) -> None:
         """Note a product of a map and one number a channel that comes of this map in a way that nobody read."""

@@ -12,6 +12,7 @@ from ..tile import Tile
 
 METADATA_KEY = "tiledse.tiles"
 WEIGHTS_KEY = "tiledse.calibrated_weights"
+TARGET_KEY = "tiledse.target"
 
 
 class Stated(NamedTuple):

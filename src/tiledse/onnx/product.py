@@ -68,13 +68,7 @@ class ProductReader:
         if user is not None and user.op_type == "Slice":
             axes = self.constants.ints(user.inputs[3]) if len(user.inputs) > 3 else None
             starts = self.constants.ints(user.inputs[1])
-            if (
-                axes is None
-                or starts is None
-                or any(starts)
-                or not set(axes) <= {2, 3}
-                or len(user.inputs) > 4
-            ):
+            if axes is None or starts is None or any(starts) or not set(axes) <= {2, 3} or self._skips(user):
                 return None
             ends = self.constants.ints(user.inputs[2])
             lengths = {2: (rows, shape[rows]), 3: (cols, shape[cols])}
@@ -90,6 +84,11 @@ class ProductReader:
         if user is not None and user.op_type == "Transpose" and ints(user, "perm", ()) == (0, 2, 3, 1):
             user = only_user(user.outputs[0])
         return None if user is None or user.op_type != "Mul" else self.read(user, squeeze, shape)
+
+    def _skips(self, cut: ir.Node) -> bool:
+        """Whether a Slice takes other steps than 1."""
+        steps = cut.inputs[4] if len(cut.inputs) > 4 else None
+        return steps is not None and {*(self.constants.ints(steps) or (0,))} != {1}
 
     def _lengths(self, value: ir.Value | None, squeeze: Squeeze, axes: list[int]) -> bool:
         """Whether a value lists lengths of axes of the map."""

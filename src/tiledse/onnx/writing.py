@@ -15,6 +15,7 @@ from .comparing import relative
 from .converter import Converted, convert_verified
 from .export import export_se, transfer
 from .finder import Finding, fingerprint, locate
+from .fit import Fit
 from .hailo import alls
 from .model import OnnxModel, save
 from .proof import Proof
@@ -34,6 +35,7 @@ class OnnxWritten(Written):
         before: Operators of the network as it was.
         after: Operators of what was written.
         opsets: Of both.
+        fit: What the target takes of it; None where none was asked for.
     """
 
     proof: Proof | None
@@ -42,6 +44,7 @@ class OnnxWritten(Written):
     before: dict[str, int]
     after: dict[str, int]
     opsets: tuple[int, int]
+    fit: Fit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """See Written."""
@@ -58,6 +61,7 @@ class OnnxWritten(Written):
             "operators": {"before": self.before, "after": self.after},
             "output": str(self.path),
             "alls": None if self.alls is None else str(self.alls),
+            "target": None if self.fit is None else self.fit.to_dict(),
         }
 
     def lines(self) -> list[str]:
@@ -66,10 +70,12 @@ class OnnxWritten(Written):
         upgraded = (
             [] if old == new else [f"the file had opset {old}; onnx's version converter brought it to {new}"]
         )
+        fit = [] if self.fit is None else self.fit.lines()
         return [
             *super().lines(),
             *upgraded,
             *self._verified(),
+            *fit,
             "operators  before  after",
             *_operator_lines(self.before, self.after),
         ]
@@ -120,7 +126,7 @@ def write_exported(network: Network, plan: Plan, path: Path, form: Form) -> Onnx
 def _made(source: OnnxModel, plan: Plan, form: Form, found: Finding | None) -> Converted:
     return convert_verified(
         source, plan, divisor_tiles=form.divisor_tiles, batch=form.batch, ir_version=form.ir_version,
-        verify=form.verify, found=found,
+        verify=form.verify, found=found, target=form.target,
     )  # fmt: skip
 
 
@@ -134,7 +140,7 @@ def _saved(
             part.write_text(line + "\n", encoding="utf-8")
     return OnnxWritten(
         made.plan, made.refused, made.seconds, path, made.proof, against_source, form.alls, operators(source),
-        operators(made.model), (source.opset, made.model.opset),
+        operators(made.model), (source.opset, made.model.opset), made.fit,
     )  # fmt: skip
 
 

@@ -1,4 +1,8 @@
-"""The formula: squeeze and scale as plain operators on views, which compilers and exporters trace and fuse.
+"""The formula: squeeze and scale as plain operators, which compilers and exporters trace and fuse.
+
+Compilers get views of six axes, which they fuse. Exporters get what other people's runtimes take (``is_exported``):
+pools, means and nearest interpolation on four axes at the most, and products in place of sums from row to row. OpenVINO
+takes 2.3 times SE's time for the views at 4096 x 1024, and 0.9 times for pools; Vela refuses the views.
 
 Every faster way (functional.py lists them) gives the same numbers, and those that have no gradient of their own take
 torch's gradient of this.
@@ -10,12 +14,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from .grids import Span, running, spans
-from .sliding import by_rows, seen
+from .grids import Span, running, sizes, spans
+from .sliding import by_rows, seen, shares
 
 Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
 
@@ -39,6 +44,8 @@ def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 def squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
     """Descriptors of the tiles, (N, C, rows, cols)."""
     height, width = sides(x)
+    if reduce is mean and is_exported(height, width):
+        return _pooled(x, tile, height, width)
     if tile.single:
         first, stop = tile.rows(height)
         return reduce(x.narrow(2, first, stop - first), (2, 3))[:, :, None, None]
@@ -67,6 +74,8 @@ def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
     if tile.grid(height, width) == (1, 1):
         return x * gates
     tall, wide = tile.scaled(height, width)
+    if is_exported(height, width):
+        return x * _repeated(gates, tall, wide, height, width)
     bands, row = [], 0
     for rows in spans(height, tall):
         parts, col = [], 0
@@ -78,6 +87,69 @@ def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
         bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
         row += rows.number
     return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+
+def is_exported(height: int, width: int) -> bool:
+    """Whether an exporter, or torch.jit, traces a map of these rows and columns; not where they are symbols."""
+    known = isinstance(height, int) and isinstance(width, int)
+    return known and (torch.compiler.is_exporting() or torch.jit.is_tracing())
+
+
+def _pooled(x: Tensor, tile: Tile, height: int, width: int) -> Tensor:
+    """``squeeze`` for exporters: each window lies within its map, so no runtime has anything to round or pad."""
+    if tile.single:
+        first, stop = tile.rows(height)
+        return x.narrow(2, first, stop - first).mean((2, 3), keepdim=True)
+    if tile.squeeze == "two-step":
+        return x.mean(3, keepdim=True).mean(2, keepdim=True)
+    tall, wide = tile.size(height, width)
+    if (tall, wide) == (height, width):
+        return x.mean((2, 3), keepdim=True)
+    if by_rows(tile, height):
+        return _weighted(x.mean(3, keepdim=True), shares(tile, height, x))
+    strips = sizes(height, tall)
+    # Of a side that is cut, only means are: the other side is averaged before.
+    if height % tall and wide == width:
+        x, width, wide = x.mean(3, keepdim=True), 1, 1
+    if width % wide and tall == height:
+        x, height, tall = x.mean(2, keepdim=True), 1, 1
+    down, across = spans(height, tall), spans(width, wide)
+    bands = []
+    for rows in down:
+        band = x if len(down) == 1 else x.narrow(2, rows.start, rows.number * rows.size)
+        parts = [
+            F.avg_pool2d(
+                band if len(across) == 1 else band.narrow(3, cols.start, cols.number * cols.size),
+                (rows.size, cols.size),
+            )
+            for cols in across
+        ]
+        bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
+    grid = bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+    return _weighted(grid, _running_shares(grid, strips)) if tile.squeeze == "running" else grid
+
+
+def _running_shares(like: Tensor, rows: list[int]) -> Tensor:
+    """The share of each strip, of these rows, in the mean of all rows down to the end of each: (strips, strips)."""
+    ends = [sum(rows[: j + 1]) for j in range(len(rows))]
+    matrix = [[n / end if i <= j else 0.0 for i, n in enumerate(rows)] for j, end in enumerate(ends)]
+    return torch.tensor(matrix, dtype=like.dtype, device=like.device)
+
+
+def _weighted(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Weighted means of rows (N, C, rows, 1); the constant stands on the right, as in a dense layer."""
+    return (rows.transpose(2, 3) @ matrix.to(rows.dtype).t()).transpose(2, 3)
+
+
+def _repeated(gates: Tensor, tall: int, wide: int, height: int, width: int) -> Tensor:
+    """Gates repeated over the elements of their tiles and cropped; one a row or column is left to broadcast."""
+    tall = 1 if tall == height else tall
+    wide = 1 if wide == width else wide
+    if (tall, wide) != (1, 1):
+        gates = F.interpolate(gates, scale_factor=(float(tall), float(wide)), mode="nearest")
+    if tall > 1 and height % tall:
+        gates = gates.narrow(2, 0, height)
+    return gates.narrow(3, 0, width) if wide > 1 and width % wide else gates
 
 
 def sides(x: Tensor) -> tuple[int, int]:

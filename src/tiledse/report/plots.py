@@ -40,8 +40,8 @@ _KINDS = {
 def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
     """Figure 4: global against tile, descriptors and gates, for a shallow and a deep block; the centre half in black.
 
-    The shallow block is the first whose gates vary, the deep one the last of those that have at least two tiles (or as
-    many as any has) smaller than their maps. At most five tiles are drawn.
+    The shallow block is the first whose gates vary. The deep one is the last that has at least two tiles smaller than
+    its map, or as many as any block has. At most five tiles are drawn.
 
     Raises:
         TiledSEError: another ending than .png, .pdf or .svg, or the file cannot be written.

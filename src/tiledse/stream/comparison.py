@@ -23,6 +23,7 @@ from .executor import Stream
 from .flow import Held
 from .memory import peak_resident
 from .sources import OutputFile
+from .step.stream import StepStream
 
 
 class Rows(Protocol):
@@ -104,7 +105,7 @@ class Streamed:
 
 
 def stream_image(
-    s: Stream,
+    s: Stream | StepStream,
     image: Rows,
     *,
     whole: tuple[nn.Module, Plan] | None = None,
@@ -126,9 +127,10 @@ def stream_image(
         TiledSEError: an output is not finite, or the image cannot be read.
     """
     count = -(-image.height // s.rows)
-    # What torch loads at its first call of each operator is not the stream's.
-    few = torch.zeros(1, image.channels, min(image.height, 2 * s.rows), image.width)
-    Stream(s.graph, s.plan, s.height, s.rows).push(few)
+    if isinstance(s, Stream):
+        # What torch loads at its first call of each operator is not the stream's.
+        few = torch.zeros(1, image.channels, min(image.height, 2 * s.rows), image.width)
+        Stream(s.graph, s.plan, s.height, s.rows).push(few)
     error = full = None
     with TemporaryDirectory() as folder:
         # Outputs that are kept for the comparison lie in files: in memory they would count as the stream's.
@@ -155,13 +157,13 @@ def stream_image(
     return Streamed(size, s.rows, s.held(), s.whole, closed, s.peak_live_bytes, grown(), full, error)
 
 
-def output_files(path: Path, s: Stream) -> list[Path]:
+def output_files(path: Path, s: Stream | StepStream) -> list[Path]:
     """One file for each output of the network: out.npy, or out.0.npy, out.1.npy, ..."""
     count = len(s.graph.outputs)
     return [path] if count == 1 else [path.with_suffix(f".{i}{path.suffix}") for i in range(count)]
 
 
-def _run(s: Stream, chunks: Iterator[Tensor], files: Sequence[Path]) -> None:
+def _run(s: Stream | StepStream, chunks: Iterator[Tensor], files: Sequence[Path]) -> None:
     """Stream, and write outputs as their rows come."""
     values = [s.graph.values[i] for i in s.graph.outputs]
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from .flow import Held, count_held
 from .graph import RowGraph
 from .heights import check_free, check_unknown, sized_plan
 from .state import load_state, save_state
+
+if TYPE_CHECKING:
+    from .step.stream import StepStream
 
 
 class Stream:
@@ -238,7 +241,8 @@ def stream(
     width: int | None = None,
     batch: int = 1,
     rows: int = 64,
-) -> Stream:
+    backend: Literal["torch", "onnxruntime", "openvino"] = "torch",
+) -> Stream | StepStream:
     """Make a network run row by row, exactly as on the whole image.
 
     With row tiles every layer is local in rows, and memory does not grow with the height. A layer that is not local
@@ -251,7 +255,10 @@ def stream(
             out.
         width: Columns of the images; the plan's if left out.
         batch: Images at once.
-        rows: Rows that are computed at a time. More are faster up to about 64, and hold more.
+        rows: Rows that are computed at a time. More are faster up to about 64, and hold more. A runtime takes the next
+            multiple of what strides and tiles ask for.
+        backend: What computes: torch, operator by operator, or a runtime that runs the network in steps of fixed shapes
+            (see ``export_step``), in float32 and with as many threads as torch has.
 
     Raises:
         TiledSEError: the network cannot be traced, or its height must be known (the error says which layer
@@ -273,6 +280,13 @@ def stream(
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
     tall = height if isinstance(height, int) else plan.input_size[1]
     wide = width or plan.input_size[2]
+    if backend != "torch":
+        from .step.stream import stream_in_steps
+
+        return stream_in_steps(
+            model, plan, backend, height=None if height is None else tall, width=wide, batch=batch, rows=rows,
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
     graph = build_graph(model, plan, batch, (tall, wide), height is not None)
     if height is None:
         check_free(graph)

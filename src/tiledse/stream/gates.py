@@ -24,6 +24,7 @@ def squeeze(b: Builder, fx: torch.fx.Node, ref: Ref, tile: Tile, reduce: str, bl
     height, width = value.height, value.shape[3]
     fold = REDUCES[reduce]
     add: dict[str, Any] = {"kind": "squeeze", "inputs": [ref], "row_dim": 2, "block": block, "fresh": True}
+    add["squeeze"] = tile, reduce
     if tile.single:
         first, stop = tile.rows(height)
         why = "the middle strip is where the height says" if first else None
@@ -82,6 +83,7 @@ def squeeze_corrected(
     return b.add(
         fx, "squeeze", [ref], [means.map], run, 2, block=block, fresh=True, stateful=True,
         needs_height=f"block '{block}' is calibrated, and its numbers belong to strips at their places",
+        squeeze=(tile, "mean"), numbers=tuple(numbers),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tile import Tile
 from .maps import RowMap, Total, Whole
 
 # (rows of each operand, first output row, output row after the last); see Node.run.
@@ -69,6 +70,10 @@ class Node:
         needs_height: Why the height of the image must be known, if it must.
         fresh: The rows made share memory with nothing else.
         sizes: Whole numbers among the arguments of an operator that gets its operands in one piece.
+        outside: What rows outside of the map count as, where it reads some: a number, or None for the nearest row.
+        counted: Of a mean over windows: whether rows outside of the map are counted.
+        squeeze: The tile of a squeeze, and by what name of ``marks.REDUCES`` it squeezes.
+        numbers: Those of a calibrated squeeze: of own means, of seen means, and what is added.
     """
 
     name: str
@@ -85,6 +90,10 @@ class Node:
     needs_height: str | None = None
     fresh: bool = False
     sizes: tuple[int, ...] = ()
+    outside: float | None = 0.0
+    counted: bool = True
+    squeeze: tuple[Tile, str] | None = None
+    numbers: tuple[Tensor | None, ...] = ()
 
     @property
     def absorbs(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import TiledSEError
 from ..plan import Plan
 from .graph import RowGraph
-from .maps import Window
+from .maps import Linear, Repeat, Spread, Window
 
 
 def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
@@ -38,7 +38,9 @@ def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
         )
     for node, other in zip(graph.nodes, taller.nodes):
         same = len(node.maps) == len(other.maps) and all(
-            a == b for a, b in zip(node.maps, other.maps) if isinstance(a, Window) or type(a) is not type(b)
+            a == b
+            for a, b in zip(node.maps, other.maps)
+            if isinstance(a, (Window, Repeat, Spread, Linear)) or type(a) is not type(b)
         )
         if node.sizes != other.sizes:
             raise TiledSEError(

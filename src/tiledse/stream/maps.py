@@ -129,9 +129,12 @@ class Between:
 
 @dataclass(frozen=True)
 class Repeat:
-    """The scale's gates: row i reads the gate of strip i // k. Its height is that of the other operand."""
+    """Each row comes ``rows`` times: gates over their strips, whose height is the map's, and nearest interpolation."""
 
     rows: int
+
+    def height(self, h: int) -> int:
+        return h * self.rows
 
     def need(self, b: Rows, h: int) -> Rows:
         return clip((b + self.rows - 1) // self.rows, 0, h)
@@ -141,6 +144,59 @@ class Repeat:
 
     def ready(self, avail: int) -> int:
         return avail * self.rows
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Transposed convolution: row i adds to ``size`` rows of the output from ``i * stride - top`` on.
+
+    Example:
+        >>> up = Spread(4, 2, 1, 1)
+        >>> up.height(10), up.need(1, 10), up.low(4), up.ready(3)
+        (20, 1, 1, 5)
+    """
+
+    size: int
+    stride: int
+    top: int = 0
+    bottom: int = 0
+
+    def height(self, h: int) -> int:
+        return (h - 1) * self.stride + self.size - self.top - self.bottom
+
+    def need(self, b: Rows, h: int) -> Rows:
+        return clip((b - 1 + self.top) // self.stride + 1, min(1, h), h)
+
+    def low(self, b: Rows) -> Rows:
+        return clip(-((self.size - 1 - b - self.top) // self.stride), 0, FOREVER)
+
+    def ready(self, avail: int) -> int:
+        return max(0, avail * self.stride - self.top)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear interpolation to ``factor`` times the rows: row i lies at ``(i + 0.5) / factor - 0.5``.
+
+    Example:
+        >>> double = Linear(2)
+        >>> double.height(10), double.need(2, 10), double.low(3), double.ready(3)
+        (20, 2, 1, 5)
+    """
+
+    factor: int
+
+    def height(self, h: int) -> int:
+        return h * self.factor
+
+    def need(self, b: Rows, h: int) -> Rows:
+        return clip((2 * b - 1 - self.factor) // (2 * self.factor) + 2, 0, clip(b, 0, 1) * h)
+
+    def low(self, b: Rows) -> Rows:
+        return clip((2 * b + 1 - self.factor) // (2 * self.factor), 0, FOREVER)
+
+    def ready(self, avail: int) -> int:
+        return max(0, avail * self.factor - (self.factor + 1) // 2)
 
 
 @dataclass(frozen=True)
@@ -212,4 +268,4 @@ class Whole(_All):
         return self.rows
 
 
-RowMap = Window | Strips | Between | Repeat | First | Table | Total | Whole
+RowMap = Window | Strips | Between | Repeat | Spread | Linear | First | Table | Total | Whole

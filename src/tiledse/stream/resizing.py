@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .maps import Table
+from .maps import Linear, Repeat, Table
 
 
 def nearest(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], height: int, width: int, out: tuple[int, ...]
-) -> tuple[Table, Any]:
+) -> tuple[Table | Repeat, Any]:
     """Nearest: the operator itself, on a map of row and of column numbers, says where each row comes from."""
     kwargs = dict(kwargs)
 
@@ -28,6 +28,16 @@ def nearest(
     first = rows[0, 0, :, 0].long().numpy()
     column = cols[0, 0, 0].long()
     table = Table(first, first)
+    factor = out[2] // height
+    if out[2] == factor * height and (first == np.arange(out[2]) // factor).all():
+
+        def repeat(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+            rows_now = torch.arange(lo, hi, device=parts[0].device) // factor - lo // factor
+            part = parts[0].index_select(2, rows_now)
+            same = bool((column == torch.arange(width)).all()) if len(column) == width else False
+            return part if same else part.index_select(3, column.to(part.device))
+
+        return Repeat(factor), repeat
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         rows_now = torch.from_numpy(first[lo:hi] - first[lo]).to(parts[0].device)
@@ -46,7 +56,7 @@ def _size(args: tuple[Any, ...], out: tuple[int, ...], only: int) -> tuple[Any, 
 
 def bilinear(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], height: int, out: tuple[int, ...]
-) -> tuple[Table, Any]:
+) -> tuple[Table | Linear, Any]:
     """Bilinear: columns by the operator itself, then each row from the two rows that it lies between."""
     aligned = bool(args[2] if len(args) > 2 else kwargs.get("align_corners", False))
     given = args[3] if len(args) > 3 else kwargs.get("scale_factors")
@@ -61,6 +71,9 @@ def bilinear(
     last = np.minimum(first + 1, height - 1)
     share = torch.from_numpy(place - first)
     columns = None if given is None else float(given[1])
+    factor = rows // height
+    if not aligned and rows == factor * height and (scale is None or scale * factor == 1):
+        return Linear(factor), _linear(Linear(factor), out[3], columns)
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         part = parts[0]
@@ -75,3 +88,21 @@ def bilinear(
         return wide.index_select(2, above) * (1 - weight) + wide.index_select(2, below) * weight
 
     return Table(first, last), run
+
+
+def _linear(how: Linear, width: int, columns: float | None) -> Any:
+    """A whole factor: the rows and their shares are the same at any height."""
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        part = parts[0]
+        wide = torch.ops.aten.upsample_bilinear2d.default(part, [part.shape[2], width], False, 1.0, columns)
+        place = (np.arange(lo, hi) + 0.5) / how.factor - 0.5
+        row, base = np.floor(place).astype(np.int64), int(how.low(lo))
+        above, below = (
+            torch.from_numpy(np.clip(at - base, 0, part.shape[2] - 1)).to(part.device)
+            for at in (row, row + 1)
+        )
+        weight = torch.from_numpy(place - row).to(part)[:, None]
+        return wide.index_select(2, above) * (1 - weight) + wide.index_select(2, below) * weight
+
+    return run

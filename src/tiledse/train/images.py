@@ -1,7 +1,7 @@
 """Training images in the order of an epoch, each varied by its own random numbers.
 
-What an image looks like in an epoch depends on (seed, epoch, image) alone, so a run that is resumed, or that has
-other workers or more processes, sees the same.
+What an image looks like in an epoch depends on (seed, epoch, image) alone. So a run that is resumed sees the same, and
+so does one with other workers or more processes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..builder import Builder, Ref
-from ..maps import SAME, Window
+from ..maps import SAME, RowMap, Spread, Table, Window
 from .table import Fx, argument, by_row, on, shape_of
 
 
@@ -18,7 +18,9 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A convolution; one of one row without padding is row to row."""
     ref = _window_input(b, fx)
     args, kwargs = b.filled(fx)
-    if ref is None or kwargs or (str(fx.target).startswith("aten.convolution") and args[6]):
+    if ref is not None and not kwargs and str(fx.target).startswith("aten.convolution") and args[6]:
+        return _spread(b, fx, pick, ref, args[1], args[2], args[3], args[4], args[5], args[7], args[8])
+    if ref is None or kwargs:
         return b.whole(fx, pick)
     weight, bias = args[1], _argument_of(args, 2)
     stride, dilation = _pair(_argument_of(args, 3, 1)), _pair(_argument_of(args, 5, 1))
@@ -43,6 +45,41 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     return b.add(fx, kind, [ref], [window], run, 2, pick, fresh=True)
 
 
+@on("conv_transpose2d")
+def conv_transpose(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """A transposed convolution."""
+    ref = _window_input(b, fx)
+    args, kwargs = b.filled(fx)
+    if ref is None or kwargs:
+        return b.whole(fx, pick)
+    given = [_argument_of(args, i, default) for i, default in enumerate((None, None, None, 1, 0, 0, 1, 1))]
+    _, weight, bias, stride, padding, more, groups, dilation = given
+    return _spread(b, fx, pick, ref, weight, bias, stride, padding, dilation, more, groups)
+
+
+def _spread(
+    b: Builder, fx: Fx, pick: Any, ref: Ref, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    dilation: Any, more: Any, groups: int,
+) -> Ref:  # fmt: skip
+    """Each row is spread over several; what the rows outside of the map would add is cut off."""
+    stride, padding, dilation, more = map(_pair, (stride, padding, dilation, more))
+    size = dilation[0] * (weight.shape[2] - 1) + 1
+    spread = Spread(size, stride[0], padding[0], padding[0] - more[0])
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        wide = torch.conv_transpose2d(
+            parts[0], weight, bias, stride, (0, padding[1]), (0, more[1]), groups, dilation
+        )
+        first = lo + spread.top - int(spread.low(lo)) * stride[0]
+        if first + hi - lo > wide.shape[2]:  # rows that nothing is added to, but the bias
+            rest = F.pad(wide.new_zeros(1), (0, first + hi - lo - wide.shape[2] - 1)).view(1, 1, -1, 1)
+            rest = rest if bias is None else rest + bias.view(1, -1, 1, 1)
+            wide = torch.cat([wide, rest.expand(wide.shape[0], wide.shape[1], -1, wide.shape[3])], 2)
+        return wide.narrow(2, first, hi - lo)
+
+    return b.add(fx, "spread", [ref], [spread], run, 2, pick, fresh=True)
+
+
 def _argument_of(args: tuple[Any, ...], index: int, default: Any = None) -> Any:
     return args[index] if len(args) > index else default
 
@@ -63,7 +100,7 @@ def max_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
         rows = _padded(parts[0], window, lo, hi, float("-inf"))
         return F.max_pool2d(rows, kernel, stride, (0, padding[1]), dilation, ceil)
 
-    return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True)
+    return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True, outside=float("-inf"))
 
 
 @on("avg_pool2d")
@@ -107,7 +144,7 @@ def avg_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
 
     # With ceil_mode the divisor of a window below the padding depends on the height.
     why = f"{b.layer(fx)} counts its padding" if counted and ceil else None
-    return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True, needs_height=why)
+    return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True, needs_height=why, counted=counted)
 
 
 @on("constant_pad_nd", "pad")
@@ -136,7 +173,8 @@ def pad(b: Builder, fx: Fx, pick: Any) -> Ref:
         now[at], now[at + 1] = above, below
         return F.pad(parts[0], now, value=0.0 if fill is None else fill)
 
-    return b.add(fx, "pad", refs, [window], run, value.row_dim, pick, fresh=True)
+    outside = 0.0 if fill is None else float(fill)
+    return b.add(fx, "pad", refs, [window], run, value.row_dim, pick, fresh=True, outside=outside)
 
 
 @on("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d")
@@ -149,14 +187,18 @@ def resized(b: Builder, fx: Fx, pick: Any) -> Ref:
         return b.whole(fx, pick)
     value, out = b.values[ref.index], shape_of(fx, pick)
     args, kwargs = b.filled(fx)
-    why = f"{b.layer(fx)} resizes to a height that it computes from the map's"
+    how: RowMap
     if "bilinear" in str(fx.target):
-        table, run = bilinear(fx.target, args, kwargs, value.height, out)
+        how, run = bilinear(fx.target, args, kwargs, value.height, out)
         kind = "bilinear"
     else:
-        table, run = nearest(fx.target, args, kwargs, value.height, value.shape[3], out)
+        how, run = nearest(fx.target, args, kwargs, value.height, value.shape[3], out)
         kind = "nearest"
-    return b.add(fx, kind, [ref], [table], run, 2, pick, needs_height=why, fresh=True)
+    why = f"{b.layer(fx)} resizes to a height that it computes from the map's"
+    return b.add(
+        fx, kind, [ref], [how], run, 2, pick, needs_height=why if isinstance(how, Table) else None, fresh=True,
+        outside=None,
+    )  # fmt: skip
 
 
 def _pair(x: Any) -> tuple[int, int]:

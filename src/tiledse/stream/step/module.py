@@ -1,0 +1,270 @@
+"""Step: a network on R rows of an image at a time, as a module of fixed shapes that takes and gives its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Node, RowGraph
+from ..maps import Linear, RowMap, Spread, Window
+from .clock import Clock
+from .descriptors import LOWEST, Descriptors
+from .reach import first, reach
+from .schedule import Schedule
+from .sums import add
+
+# Shape, start value and meaning of what is kept.
+Kept = tuple[tuple[int, ...], float, str]
+# Far from the first row, so that nothing pads.
+_FAR = 1 << 20
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step hands to the next.
+
+    Args:
+        name: After the layer.
+        layer: The layer that made it.
+        shape: Its shape, always the same.
+        start: What it is filled with before the first step.
+        meaning: What it holds.
+    """
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]
+    start: float
+    meaning: str
+
+
+class Step(nn.Module):
+    """One step of a network: ``step(image, first, height, *state)`` gives outputs, a table of rows and the new state.
+
+    Args:
+        graph: The row graph.
+        schedule: Of the step.
+        edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image.
+
+    Shape:
+        image (N, C, R, W); first, height (1,) int64. Each output with as many rows as a step brings; rows (heads, 3)
+        int64: of each output the first row that is one, the row after the last, and how many come later.
+    """
+
+    def __init__(self, graph: RowGraph, schedule: Schedule, edges: bool = True) -> None:
+        super().__init__()
+        self.graph, self.schedule, self.edges = graph, schedule, edges
+        self.states: list[State] = []
+        self._place: dict[tuple[str, int], dict[str, int]] = {}
+        self._descriptors: dict[int, Descriptors] = {}
+        self._names: dict[str, int] = {}
+        for index, track in enumerate(schedule.tracks):
+            if track is not None and track.kept:
+                value = graph.values[index]
+                assert value.row_dim is not None
+                shape = list(value.shape)
+                shape[value.row_dim] = track.kept
+                what = f"the last {track.kept} rows"
+                self._keep(("rows", index), value.name, {"rows": (tuple(shape), 0.0, what)})
+        for index, node in enumerate(graph.nodes):
+            if node.kind == "squeeze":
+                source = graph.values[node.inputs[0]]
+                made = Descriptors(
+                    node, schedule.track(node.inputs[0]), schedule.track(node.output), source.shape[3]
+                )
+                self._descriptors[index] = made
+                self._keep(("node", index), str(node.block), made.states(*source.shape[:2]))
+            elif node.absorbs:
+                self._keep(("node", index), node.name, self._total_states(node))
+
+    def _keep(self, key: tuple[str, int], layer: str, kept: dict[str, Kept]) -> None:
+        places = self._place[key] = {}
+        for what, (shape, start, meaning) in kept.items():
+            name = f"{layer}:{what}"
+            number = self._names[name] = self._names.get(name, 0) + 1
+            name = name if number == 1 else f"{name}:{number}"
+            places[what] = len(self.states)
+            self.states.append(State(name, layer, shape, start, meaning))
+
+    def _total_states(self, node: Node) -> dict[str, Kept]:
+        value = self.graph.values[node.inputs[0]]
+        part = torch.zeros((1,), dtype=self.graph.dtype).expand(value.shape)
+        shape = tuple(node.run(part, None)[0].shape)
+        if node.kind == "amax":
+            return {"largest": (shape, LOWEST, "the largest of all rows so far")}
+        return {
+            "sum": (shape, 0.0, "the sum of all rows so far"),
+            "rest": (shape, 0.0, "what rounding left out of that sum"),
+        }
+
+    @property
+    def descriptors(self) -> list[Descriptors]:
+        """The squeezes."""
+        return list(self._descriptors.values())
+
+    def start(self) -> list[Tensor]:
+        """The state before the first step."""
+        return [torch.full(s.shape, s.start, dtype=self.graph.dtype) for s in self.states]
+
+    def forward(self, image: Tensor, first: Tensor, height: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """See Step."""
+        graph, tracks = self.graph, self.schedule.tracks
+        clock = Clock(graph, self.schedule, first, height)
+        new: list[Tensor] = list(state)
+        values: dict[int, Tensor] = {}
+        complete: dict[int, Tensor] = {}
+
+        def hold(index: int, rows: Tensor) -> None:
+            track, dim = tracks[index], graph.values[index].row_dim
+            if track is not None and track.kept:
+                assert dim is not None
+                place = self._place["rows", index]["rows"]
+                rows = torch.cat([state[place], rows], dim)
+                new[place] = rows.narrow(dim, rows.shape[dim] - track.kept, track.kept)
+            values[index] = rows
+
+        hold(0, image)
+        for index, node in enumerate(graph.nodes):
+            if index in self._descriptors:
+                places = self._place["node", index]
+                kept = {what: state[place] for what, place in places.items()}
+                rows, kept = self._descriptors[index](
+                    self._new(values, node.inputs[0]), clock, kept, self.edges
+                )
+                for what, place in places.items():
+                    new[place] = kept[what]
+            elif node.absorbs:
+                rows = self._total(index, node, values, clock, state, new)
+                complete[node.output] = clock.seen(node.inputs[0]) >= clock.height(node.inputs[0])
+            elif tracks[node.output] is None:
+                rows = node.run([values[i] for i in node.inputs], 0, graph.values[node.output].height)
+                ready = [complete[i] for i in node.inputs]
+                complete[node.output] = ready[0] if len(ready) == 1 else torch.stack(ready).all(0)
+            else:
+                rows = self._rows(node, values, clock)
+            for step in node.tail:
+                rows = step(rows)
+            hold(node.output, rows)
+        outputs = [self._new(values, index) for index in graph.outputs]
+        table = torch.stack([self._valid(index, clock, complete) for index in graph.outputs])
+        return (*outputs, table, *new)
+
+    def _new(self, values: dict[int, Tensor], index: int) -> Tensor:
+        """The rows that this step brings, without those kept."""
+        track, dim = self.schedule.tracks[index], self.graph.values[index].row_dim
+        if track is None or not track.kept or dim is None:
+            return values[index]
+        return values[index].narrow(dim, track.kept, track.rows)
+
+    def _rows(self, node: Node, values: dict[int, Tensor], clock: Clock) -> Tensor:
+        """The rows of a node that is local in rows."""
+        out = self.schedule.track(node.output)
+        parts = []
+        for index, how in zip(node.inputs, node.maps):
+            source = self.schedule.track(index)
+            low = first(how, -out.lag) + source.lag
+            high = self._until(how, out.rows - out.lag) + source.lag
+            parts.append(self._read(index, low, high - low, node, how, clock, values))
+        start = out.rows * _FAR - out.lag
+        rows: Tensor = node.run(parts, start, start + out.rows)
+        if self.edges and not node.counted and reads_outside(node.maps[0]):
+            rows = rows * self._share(node, clock).to(rows.dtype)
+        return rows
+
+    @staticmethod
+    def _until(how: RowMap, b: int) -> int:
+        """The row after the last that is read; what is cropped at the end is not."""
+        crop = min(how.bottom, 0) if isinstance(how, (Window, Spread)) else 0
+        return reach(how, b) + crop
+
+    def _read(
+        self,
+        index: int,
+        low: int,
+        count: int,
+        node: Node,
+        how: RowMap,
+        clock: Clock,
+        values: dict[int, Tensor],
+    ) -> Tensor:
+        """Rows of a value, from ``low`` rows after the first of this step on; as the node sees those outside."""
+        track, dim = self.schedule.track(index), self.graph.values[index].row_dim
+        assert dim is not None
+        if self.edges and reads_outside(how) and node.outside is None:
+            # The nearest row of the map, as far as it is there; what is not, no row of the map asks for.
+            height = clock.height(index)
+            rows = torch.minimum(clock.rows(index, low, count).clamp(min=0), height - 1)
+            place = rows - clock.rows(index, -track.kept, 1)
+            return values[index].index_select(dim, place.clamp(0, track.kept + track.rows - 1))
+        part = values[index]
+        if low + track.kept or count != part.shape[dim]:
+            part = part.narrow(dim, low + track.kept, count)
+        if not self.edges or not reads_outside(how):
+            return part
+        assert node.outside is not None
+        shape = [1] * part.dim()
+        shape[dim] = count
+        outside = max(node.outside, LOWEST)
+        return torch.where(clock.inside(index, low, count).view(shape), part, outside)
+
+    def _share(self, node: Node, clock: Clock) -> Tensor:
+        """Of means over the rows that are there: what a mean over whole windows is to be multiplied with."""
+        how, out = node.maps[0], self.schedule.track(node.output)
+        assert isinstance(how, Window)
+        height = clock.height(node.inputs[0])
+        tops = clock.rows(node.output, 0, out.rows) * how.stride - how.top
+        ends = torch.minimum(tops + how.size, height)
+        rows = (ends - tops.clamp(min=0)).clamp(min=1)
+        return (how.size / rows.to(torch.float32)).view(1, 1, -1, 1)
+
+    def _total(
+        self, index: int, node: Node, values: dict[int, Tensor], clock: Clock, state: tuple[Tensor, ...],
+        new: list[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """A mean, sum or maximum over all rows so far."""
+        source = node.inputs[0]
+        part, track, dim = (
+            self._new(values, source),
+            self.schedule.track(source),
+            self.graph.values[source].row_dim,
+        )
+        assert dim is not None
+        if self.edges:
+            shape = [1] * part.dim()
+            shape[dim] = track.rows
+            outside = LOWEST if node.kind == "amax" else 0.0
+            part = torch.where(clock.inside(source, 0, track.rows).view(shape), part, outside)
+        now, elements = node.run(part, None)
+        places = self._place["node", index]
+        assert node.finish is not None
+        if node.kind == "amax":
+            largest = torch.maximum(state[places["largest"]], now)
+            new[places["largest"]] = largest
+            return node.finish((largest, 0))
+        total = add((state[places["sum"]], state[places["rest"]]), now)
+        new[places["sum"]], new[places["rest"]] = total
+        count = clock.seen(source).clamp(min=1).to(now.dtype) * (elements // track.rows)
+        return node.finish((total[0] + total[1], count))
+
+    def _valid(self, index: int, clock: Clock, complete: dict[int, Tensor]) -> Tensor:
+        """Of an output: the first row that is one, the row after the last, and how many come later."""
+        track = self.schedule.tracks[index]
+        if track is None:
+            done = complete[index].to(torch.int64)
+            return torch.cat([torch.zeros_like(done), done, 1 - done])
+        start = clock.rows(index, 0, 1)
+        left = clock.height(index) - start
+        low = (-start).clamp(0, track.rows)
+        high = torch.maximum(left.clamp(0, track.rows), low)
+        return torch.cat([low, high, (left - track.rows).clamp(min=0)])
+
+
+def reads_outside(how: RowMap) -> bool:
+    """Whether rows of the map are made from rows outside of the map that is read."""
+    if isinstance(how, Window):
+        return how.top > 0 or how.bottom > 0 or how.ceil
+    if isinstance(how, Spread):
+        return how.size > how.stride or how.top > 0 or how.bottom < 0
+    return isinstance(how, Linear) and how.factor > 1

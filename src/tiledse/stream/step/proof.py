@@ -1,0 +1,107 @@
+"""Prove a step before it is handed out: against the whole image, and its file against the step in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from ...errors import TiledSEError
+from ...networks.converter import convert_shared
+from ...plan import Plan
+from .header import Header
+from .making import Made
+from .run import StepRun
+from .sessions import OnnxSession, Session, TorchSession
+
+# Of float32 on random numbers; a row in a wrong place is off by a tenth or more.
+_LARGEST = 1e-3
+# The whole image of a proof is no larger, so that it fits into memory anywhere.
+_MOST_PIXELS = 1 << 21
+
+
+def check_against_whole(model: nn.Module, plan: Plan, made: Made) -> float | None:
+    """Stream a random image in torch and compare with the converted network on the whole of it.
+
+    Returns:
+        The largest difference, relative to the largest number of its output; None where the image that the step takes
+        is too large for that.
+
+    Raises:
+        TiledSEError: they are not the same.
+    """
+    header = made.header
+    height = header.height or _some_height(header)
+    if height * header.width * header.images > _MOST_PIXELS:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(header.images, header.channels, height, header.width, generator=generator)
+    image = image.to(made.graph.dtype)
+    with torch.no_grad():
+        expected = tree_flatten(convert_shared(model, plan)(image))[0]
+    run = StepRun(TorchSession(made.step, made.middle), header, height, image.numpy().dtype)
+    got = run(image.numpy())
+    worst = max(_difference(a, b.numpy()) for a, b in zip(got.values(), expected, strict=True))
+    if not worst < _LARGEST:
+        raise TiledSEError(
+            f"the step differs from the whole image by {worst:.1e} of the largest output at {height} rows; this is an "
+            "error of tiledse: please report the network"
+        )
+    return worst
+
+
+def _some_height(header: Header) -> int:
+    """A height that no step divides, with as many rows as there are before the first output."""
+    height = max(header.least, header.rows + header.rows // 2 + 1)
+    return -(-height // header.multiple) * header.multiple
+
+
+def check_files(made: Made, files: Mapping[str, Path]) -> float:
+    """Run a step of random numbers from each file, and compare with the step in torch.
+
+    Returns:
+        The largest difference, relative to the largest number of its tensor.
+
+    Raises:
+        TiledSEError: they are not the same, or ONNX Runtime does not take a file.
+    """
+    header = made.header
+    generator = np.random.default_rng(0)
+    image = generator.standard_normal(
+        (header.images, header.channels, header.rows, header.width), dtype=np.float32
+    )
+    arrays = [generator.random(state.shape, dtype=np.float32) for state in header.states]
+    torch_session = TorchSession(made.step, made.middle)
+    onnx_session = OnnxSession(files, header, torch.get_num_threads())
+    far = header.middle_from + header.rows
+    height = header.height or far + 2 * header.rows
+    cases = [(0, height, False), (far, far + header.rows // 2 + 1, False)]
+    cases += [(far, height, True)] if "middle" in files else []
+    worst = 0.0
+    for first, height, middle in cases:
+        one, other = (
+            _flat(session, image, first, height, arrays, middle) for session in (torch_session, onnx_session)
+        )
+        worst = max(worst, *(_difference(a, b) for a, b in zip(other, one, strict=True)))
+    if not worst < _LARGEST:
+        raise TiledSEError(
+            f"the file differs from the step in torch by {worst:.1e} of the largest number; nothing was written"
+        )
+    return worst
+
+
+def _flat(
+    session: Session, image: np.ndarray, first: int, height: int, arrays: list[np.ndarray], middle: bool
+) -> list[np.ndarray]:
+    outputs, table, state = session.run(image, first, height, session.state(arrays), middle)
+    return [*outputs, table, *session.arrays(state)]
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0) / max(float(np.abs(b).max(initial=0)), 1e-30))

@@ -1,0 +1,254 @@
+"""StepRun: a page of rows through the steps of a network, wherever they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import TiledSEError
+from .clock import UNKNOWN
+from .header import Header
+from .saved import load_state, save_state
+from .sessions import Session, start_arrays
+
+Rows = dict[str, "np.ndarray | None"]
+
+
+class StepRun:
+    """Takes the rows of an image in any numbers, runs a step whenever it has enough, and gives the outputs' rows.
+
+    After ``finish`` it is ready for the next image.
+
+    Attributes:
+        header: What the step says of itself.
+        height: Rows of an image; None where it shows when the image ends.
+        seen: Rows of the image that have come.
+    """
+
+    def __init__(self, session: Session, header: Header, height: int | None, dtype: Any = np.float32) -> None:
+        self.session, self.header, self.dtype = session, header, np.dtype(dtype)
+        self.height = header.height if height is None else height
+        if self.height is not None:
+            self._check_height(self.height)
+        self._begin()
+
+    def _begin(self) -> None:
+        header = self.header
+        self._state = self.session.state(start_arrays(header, self.dtype))
+        self._waiting = np.zeros((header.images, header.channels, header.rows, header.width), self.dtype)
+        self.seen = self._stepped = 0
+        self._ended = self._broken = False
+        self._given = [False] * len(header.heads)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state that a step hands to the next."""
+        return self.header.state_elements * self.dtype.itemsize
+
+    def push(self, rows: Any, start: int | None = None) -> Rows:
+        """Take the next rows of the image.
+
+        Args:
+            rows: (N, C, any number of rows, W), an array or a tensor.
+            start: The number of the first of them, if the source counts its rows: a dropped row is noticed.
+
+        Returns:
+            By output, its new rows; None where there are none. Where the height is known, the last ones come with
+            the last rows of the image.
+
+        Raises:
+            TiledSEError: rows of another shape or type, rows that are not finite, more rows than the image has, or a
+                row was dropped or sent twice. The state is then as it was.
+        """
+        part = self._checked(rows, start)
+        self._broken = True  # until all of it is through: what stops half-way cannot be taken back
+        gathered: list[list[np.ndarray]] = [[] for _ in self.header.heads]
+        size, top = self.header.rows, 0
+        while top < part.shape[2]:
+            held = self.seen - self._stepped
+            count = min(size - held, part.shape[2] - top)
+            chunk = part[:, :, top : top + count]
+            top += count
+            self.seen += count
+            if count < size:
+                self._waiting[:, :, held : held + count] = chunk
+                chunk = self._waiting
+            if self.seen - self._stepped == size:
+                self._step(chunk, gathered)
+        if self.seen == self.height:
+            self._drain(gathered)
+        self._broken = False
+        return self._joined(gathered)
+
+    def finish(self) -> Rows:
+        """End the image, and give the rows that waited for that.
+
+        Raises:
+            TiledSEError: there were fewer rows than the image has, none at all, or a height that the network does not
+                take. The state is then as it was.
+        """
+        self._alive()
+        if self.seen == 0:
+            raise TiledSEError("the image ended before its first row; push rows first")
+        if self.height is not None and self.seen != self.height:
+            raise TiledSEError(
+                f"the image ended after {self.seen} rows, expected {self.height}; push the missing rows, or leave the "
+                "height out"
+            )
+        self._check_height(self.seen)
+        gathered: list[list[np.ndarray]] = [[] for _ in self.header.heads]
+        self._broken = True
+        if not self._ended:
+            self._drain(gathered)
+        self._begin()
+        return self._joined(gathered)
+
+    def run(self, chunks: Iterable[Any]) -> Iterator[Rows]:
+        """Stream an image that comes in chunks of rows: one result for each chunk that gives any."""
+        for rows in chunks:
+            out = self.push(rows)
+            if any(part is not None for part in out.values()):
+                yield out
+        out = self.finish()
+        if any(part is not None for part in out.values()):
+            yield out
+
+    def __call__(self, image: Any) -> dict[str, np.ndarray]:
+        """Stream an image that is there as a whole: each output as a whole."""
+        gathered: dict[str, list[np.ndarray]] = {head.name: [] for head in self.header.heads}
+        for out in self.run([image]):
+            for name, part in out.items():
+                if part is not None:
+                    gathered[name].append(part)
+        dims = {head.name: head.row_dim or 0 for head in self.header.heads}
+        return {name: np.concatenate(parts, dims[name]) for name, parts in gathered.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the state between two pushes to a safetensors file; ``load`` goes on from it, in any runtime.
+
+        Raises:
+            TiledSEError: the file cannot be written.
+        """
+        self._alive()
+        arrays = self.session.arrays(self._state)
+        waiting = self._waiting[:, :, : self.seen - self._stepped]
+        save_state(Path(path), self.header, arrays, waiting, self.seen, self.height, self._given)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            TiledSEError: no state, or that of another step. The run is then as it was.
+        """
+        saved = load_state(Path(path), self.header, self.dtype, self.height)
+        state = self.session.state(saved.arrays)
+        self._begin()
+        self._state, self.seen = state, saved.seen
+        self._stepped = saved.seen // self.header.rows * self.header.rows
+        self._waiting[:, :, : saved.waiting.shape[2]] = saved.waiting
+        self._ended, self._given = saved.ended, list(saved.given)
+
+    def _step(self, chunk: np.ndarray, gathered: list[list[np.ndarray]], ended: bool = False) -> bool:
+        """Run one step; whether rows are still to come."""
+        height = self.seen if ended else UNKNOWN if self.height is None else self.height
+        middle = not ended and self._stepped >= self.header.middle_from
+        chunk = np.ascontiguousarray(chunk)
+        outputs, table, self._state = self.session.run(chunk, self._stepped, height, self._state, middle)
+        self._stepped += self.header.rows
+        for number, (head, rows) in enumerate(zip(self.header.heads, outputs)):
+            low, high, _ = (int(n) for n in table[number])
+            if high > low and not self._given[number]:
+                if head.row_dim is None:
+                    self._given[number] = True
+                    gathered[number].append(rows.copy())
+                else:
+                    cut = (slice(None),) * head.row_dim + (slice(low, high),)
+                    gathered[number].append(rows[cut].copy())
+        return bool(table[:, 2].any())
+
+    def _drain(self, gathered: list[list[np.ndarray]]) -> None:
+        """Steps without rows of the image, until all outputs have all of theirs."""
+        chunk = self._waiting
+        chunk[:, :, self.seen - self._stepped :] = 0
+        most = 2 + -(-self.header.latency // self.header.rows) + self.header.middle_from // self.header.rows
+        for _ in range(most):
+            if not self._step(chunk, gathered, ended=True):
+                self._ended = True
+                return
+            chunk = np.zeros_like(chunk)
+        raise TiledSEError("the step does not end; its file was changed, export it again")
+
+    def _joined(self, gathered: list[list[np.ndarray]]) -> Rows:
+        found: Rows = {}
+        for head, parts in zip(self.header.heads, gathered):
+            found[head.name] = (
+                None
+                if not parts
+                else parts[0]
+                if len(parts) == 1
+                else np.concatenate(parts, head.row_dim or 0)
+            )
+        return found
+
+    def _alive(self) -> None:
+        if self._broken:
+            raise TiledSEError(
+                "this run was interrupted in the middle of a push and its state is lost; load a saved state, or make "
+                "it new"
+            )
+
+    def _check_height(self, height: int) -> None:
+        header = self.header
+        if not header.least <= height < UNKNOWN:
+            raise TiledSEError(
+                f"an image of {height} rows cannot go through this step: it takes {header.least} to {UNKNOWN - 1} rows"
+            )
+        if height % header.multiple:
+            raise TiledSEError(
+                f"this network takes heights in multiples of {header.multiple}, got {height}; pad the image"
+            )
+        if header.height not in (None, height):
+            raise TiledSEError(
+                f"the step was made for images of {header.height} rows, got {height}; export it without a height, or "
+                "for this one"
+            )
+
+    def _checked(self, rows: Any, start: int | None) -> np.ndarray:
+        self._alive()
+        header = self.header
+        detach = getattr(rows, "detach", None)
+        part: Any = rows if detach is None else detach().cpu().numpy()
+        expected = (header.images, header.channels, header.width)
+        if not isinstance(part, np.ndarray) or part.ndim != 4 or (*part.shape[:2], part.shape[3]) != expected:
+            got = part.shape if isinstance(part, np.ndarray) else type(rows).__name__
+            raise TiledSEError(
+                f"rows {self.seen} and on: expected ({expected[0]}, {expected[1]}, rows, {expected[2]}), got {got}; "
+                "every row has the width and the channels that the step was made for"
+            )
+        if start is not None and start != self.seen:
+            what = "dropped" if start > self.seen else "sent twice"
+            raise TiledSEError(
+                f"expected row {self.seen} next, got row {start}: {abs(start - self.seen)} {what}"
+            )
+        most = UNKNOWN - 1 if self.height is None else self.height
+        if self.seen + part.shape[2] > most:
+            raise TiledSEError(
+                f"{self.seen + part.shape[2]} rows came, the image has {most} at the most; finish() ends an image"
+            )
+        if part.dtype != self.dtype:
+            raise TiledSEError(
+                f"expected rows of {self.dtype}, got {part.dtype}; scale and normalise integers as the network wants "
+                "them"
+            )
+        # A sum is one pass without memory; only where it is not finite is each value looked at.
+        with np.errstate(all="ignore"):
+            total = part.sum(dtype=self.dtype)
+        if not np.isfinite(total) and not np.isfinite(part).all():
+            bad = np.argwhere(~np.isfinite(part))[0].tolist()
+            raise TiledSEError(
+                f"row {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
+            )
+        return part

@@ -1,0 +1,64 @@
+"""Measured: one figure that a target's own tools gave for a network, with SE and in another form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..numerals import quoted, text_of
+
+KINDS = ("two-step", "tiles", "sliding")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of a target's own compiler or simulator; no hardware.
+
+    Args:
+        kind: What it is of: ``two-step`` SE, ``tiles`` or ``sliding`` tiles.
+        network: The network and its input.
+        form: What was run, in words.
+        se: The figure with plain SE.
+        value: The figure in this form.
+        unit: Of both, such as ``Mcycles``.
+        source: The tool and its version.
+    """
+
+    kind: str
+    network: str
+    form: str
+    se: float
+    value: float
+    unit: str
+    source: str
+
+    @property
+    def gain(self) -> float:
+        """Per cent less than SE; below 0 it is more.
+
+        Example:
+            >>> round(Measured("tiles", "net at 224", "8xW", 46.75, 43.03, "Mcycles", "vela 5.2.0").gain, 1)
+            8.0
+        """
+        return 100 * (1 - self.value / self.se)
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Measured:
+        """From TOML types.
+
+        Raises:
+            ValueError: a key that is missing or unknown, or a value of another kind.
+        """
+        known = [f.name for f in fields(cls)]
+        if not isinstance(content, Mapping) or set(content) != set(known):
+            raise ValueError(f"expected each entry of measured to have the keys {', '.join(known)}")
+        for key in ("network", "form", "unit", "source"):
+            text_of(content[key], f"measured.{key}")
+        if content["kind"] not in KINDS:
+            raise ValueError(f"expected measured.kind of {', '.join(KINDS)}, got {quoted(content['kind'])}")
+        for key in ("se", "value"):
+            number = content[key]
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or number <= 0:
+                raise ValueError(f"expected measured.{key} to be a number above 0, got {quoted(number)}")
+        return cls(**content)
