@@ -18,7 +18,9 @@ def on_config(config: Any) -> Any:
     from tiledse.cli.verbs import VERBS
 
     own = ["verbs.md", *({verb: f"verbs/{verb}.md"} for verb in VERBS)]
-    config.nav = [{"Verbs": own} if isinstance(entry, dict) and "Verbs" in entry else entry for entry in config.nav]
+    config.nav = [
+        {"Verbs": own} if isinstance(entry, dict) and "Verbs" in entry else entry for entry in config.nav
+    ]
     return config
 
 
@@ -54,7 +56,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         link = found[2].partition("#")[0]
         if files.get_file_from_path(link.removeprefix("../")) is not None and link.startswith("../results/"):
             return f"[{found[1]}]({found[2].removeprefix('../')})"
-        return f"{found[1]} (`{link.removeprefix('../')}` in the repository)" if _leads_out(link, page) else found[0]
+        return (
+            f"{found[1]} (`{link.removeprefix('../')}` in the repository)"
+            if _leads_out(link, page)
+            else found[0]
+        )
 
     return re.sub(r"\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s]+)\)", kept, markdown)
 

@@ -29,7 +29,9 @@ def _commands() -> Any:
 def help_of(verb: str) -> str:
     """What ``tiledse VERB --help`` prints, 100 columns wide."""
     command = _commands().get_command(None, verb)
-    context = command.make_context(verb, [], resilient_parsing=True, max_content_width=100, terminal_width=100)
+    context = command.make_context(
+        verb, [], resilient_parsing=True, max_content_width=100, terminal_width=100
+    )
     context.info_name = f"tiledse {verb}"
     text: str = command.get_help(context)
     return re.sub(r"[ \t]+$", "", text, flags=re.M)
@@ -64,7 +66,12 @@ def api() -> str:
     """The Python reference: every public name, the verbs before the values."""
     placed = {name for names in _KINDS.values() for name in names}
     kinds = {**_KINDS, "Values": tuple(name for name in tiledse.__all__ if name not in placed)}
-    lines = ["# Python reference", "", "All of it is `import tiledse as ts`; [what is public](public.md).", ""]
+    lines = [
+        "# Python reference",
+        "",
+        "All of it is `import tiledse as ts`; [what is public](public.md).",
+        "",
+    ]
     for kind, names in kinds.items():
         lines += [f"## {kind}", ""]
         for name in names:

@@ -80,7 +80,9 @@ def drawn() -> str:
             }
         )
     loader = FileSystemLoader(Path(__file__).parent)
-    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
+    made = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
+    )
     return made.get_template("rows.svg.j2").render(panels=panels, count=ROWS, step=STEP, rest=REST) + "\n"
 
 

@@ -78,7 +78,10 @@ def sheets(task: Task[Any], results: Results[Any], name: str) -> list[dict[str, 
         classes = class_names(task.images)
         rows = {
             kind: [
-                (image.name, f"is {classes(image.label)}; SE says {classes(image.se)}, tiles {classes(image.tse)}")
+                (
+                    image.name,
+                    f"is {classes(image.label)}; SE says {classes(image.se)}, tiles {classes(image.tse)}",
+                )
                 for image in found.images
                 if image.outcome == kind
             ]
