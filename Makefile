@@ -40,7 +40,7 @@ $(DOCS)/ready: website/requirements.txt $(READY)
 	touch $@
 
 docs: $(DOCS)/ready  ## the site in build/site, strict: every link leads somewhere; it opens from disk
-	PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 pages: docs  ## the report in a browser, and the pages of the site typed as they stand (needs chromium)
 	PYTHONPATH="$(CURDIR)" $(DOCS)/bin/python -m pytest -n0 --quiet -m "slow or not slow" tests/report/test_browser.py tests/test_website.py

@@ -8,14 +8,19 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from website.reference import PAGES
+
 ROOT = Path(__file__).parents[1]
-# Files outside docs/ that are pages too.
-PAGES = {"architecture.md": "ARCHITECTURE.md", "changes.md": "CHANGELOG.md"}
 
 
 def on_config(config: Any) -> Any:
-    """Put a line for each verb into the navigation."""
+    """Put a line for each verb into the navigation, and pages of docs/ that nobody placed yet behind all others."""
     from tiledse.cli.verbs import VERBS
+
+    placed = (ROOT / "mkdocs.yml").read_text("utf-8")
+    new = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in placed]
+    if new:
+        config.nav.append({"More": new})
 
     own = ["verbs.md", *({verb: f"verbs/{verb}.md"} for verb in VERBS)]
     config.nav = [

@@ -12,6 +12,10 @@ import tiledse
 from tiledse.cli.app import app
 from tiledse.cli.verbs import PANELS, VERBS
 
+# Files outside docs/ that are pages too; and the pages that the site makes itself.
+PAGES = {"architecture.md": "ARCHITECTURE.md", "changes.md": "CHANGELOG.md"}
+MADE = ("api.md", "verbs.md", *PAGES)
+
 _KINDS = {
     "Verbs": ("find", "cost", "convert", "verify", "open", "write", "report"),
     "Measuring": ("evaluate", "correlate", "sensitivity", "sweep", "open_images"),

@@ -26,8 +26,8 @@ def tables() -> dict[str, dict[str, tuple[str, bool]]]:
     found: dict[str, dict[str, tuple[str, bool]]] = {}
     for section in re.split(r"^## ", PAGE, flags=re.M)[1:]:
         verb, _, text = section.partition("\n")
-        rows = re.findall(r"^\| (\*?)([\w.\[\]{}]+)\*? \| (\w+\??) \|", text, re.M)
-        found[verb] = {key: (kind, not italic) for italic, key, kind in rows if key != "key"}
+        rows = re.findall(r"^\| (\*?)`([\w.\[\]{}]+)`\*? \| (\w+\??) \|", text, re.M)
+        found[verb] = {key: (kind, not italic) for italic, key, kind in rows}
     return found
 
 
