@@ -176,7 +176,10 @@ class _Whole:
         self.model, self.found = model, found
         self.taps = list(dict.fromkeys(name for end in ends for name in end))
         self.limit = max(_rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
+        # Where numbers are rounded to steps, a millionth moves none of them, or one by a step.
+        self.nudge = 1e-6
         if any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
+            self.nudge = 1e-3
             self.limit = max(self.limit, _HALF)  # a step of the scale, where a number lies between two
         self.jumps = any(node.op_type in _JUMPS for node in model.ir.graph)
         self.outputs = [v.name or "" for v in model.ir.graph.outputs]
@@ -227,13 +230,13 @@ class _Whole:
         return None
 
     def _magnified(self, name: str) -> float:
-        """What becomes of a relative change of the image by a millionth."""
+        """What becomes of a relative change of the image by a millionth, or by what moves quantised numbers."""
         if not hasattr(self, "_moved"):
             near = dict(self.feeds)
             image = self.found.shapes.image.name
             if near[image].dtype.kind == "f":
                 noise = np.random.default_rng(1).standard_normal(near[image].shape)
-                near[image] = (near[image] * (1 + 1e-6 * noise)).astype(near[image].dtype)
+                near[image] = (near[image] * (1 + self.nudge * noise)).astype(near[image].dtype)
             self._moved = _tapped(self.model, self.taps)(near)
         return relative(self.values[name], self._moved[name])
 
