@@ -1,7 +1,7 @@
 """The notebook of examples/: its cells are run in order, and what they print is kept in it.
 
-``python -m website.notebook`` runs it and writes what it printed; tests/test_website.py runs it and compares. Its cells are
-plain Python, so that no server is needed for that.
+``python -m website.notebook`` runs it and writes what it printed; tests/test_website.py runs it and compares. Its cells
+are plain Python, so that no server is needed for that.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,15 @@ def filled(book: dict[str, Any]) -> dict[str, Any]:
         text = run(cell, known)
         cell["execution_count"] = number
         cell["outputs"] = (
-            [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}] if text else []
+            [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}]
+            if text
+            else []
         )
     return book
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         made = filled(json.loads(NOTEBOOK.read_text("utf-8")))
     NOTEBOOK.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
