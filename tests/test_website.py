@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ import typer
 from tests.conftest import ROOT
 from tiledse.cli import app
 from tiledse.cli.verbs import VERBS
-from website import pages, reference, rows
+from website import notebook, pages, reference, rows
 
 WAYS = sorted(path.name for path in (ROOT / "docs" / "start").glob("*.md"))
 
@@ -104,3 +105,21 @@ def test_a_page_a_verb_is_its_help(verb):
     assert f"Usage: tiledse {verb}" in text
     assert "--help" in text
     assert verb in reference.overview()
+
+
+@pytest.mark.slow
+def test_the_notebook_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, object] = {}
+    cells = notebook.code_cells(json.loads(notebook.NOTEBOOK.read_text("utf-8")))
+    assert len(cells) >= 6
+    for cell in cells:
+        assert notebook.run(cell, known) == notebook.shown(cell), "".join(cell["source"])
+
+
+def test_every_example_has_its_line():
+    text = (ROOT / "examples" / "README.md").read_text("utf-8")
+    files = {
+        path.name for path in (ROOT / "examples").iterdir() if path.is_file() and path.name != "README.md"
+    }
+    assert files == set(re.findall(r"\]\(([\w.]+)\)", text))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import os
 import re
 import shlex
 import sys
@@ -93,8 +94,8 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path = path.absolute()
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    for path in [Path(name).absolute() for name in sys.argv[1:]]:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
             sys.path.insert(0, folder)
             path.write_text(filled(path.read_text("utf-8")), encoding="utf-8")
