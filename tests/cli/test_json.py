@@ -96,6 +96,7 @@ QUICK = {
     "sensitivity": ("sensitivity", *SMALL, "--tiles", "1xW", *IMAGES),
     "stream": ("stream", *SMALL, "--tile", "1xW"),
     "simulate": ("simulate", *SMALL, "--tile", "1xW"),
+    "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "zoo": ("zoo",),
 }
 SLOW = {
