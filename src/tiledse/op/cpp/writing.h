@@ -42,8 +42,16 @@ class Writer {
   // which repeat after so many runs. None is shorter than a vector.
   template <bool kAdd>
   void runs(const T *x, T *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
-    const bool past = past_cache_ && n * Int(sizeof(T)) >= kShortRun;
-    Int i = 0, k = 0, left = lengths[0], vectors = 0;
+    if (past_cache_ && n * Int(sizeof(T)) >= kShortRun)
+      all_runs<kAdd, true>(x, out, n, gates, shares, lengths, period);
+    else
+      all_runs<kAdd, false>(x, out, n, gates, shares, lengths, period);
+  }
+
+ private:
+  template <bool kAdd, bool kPast>
+  void all_runs(const T *x, T *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
+    Int i = 0, k = 0, left = lengths[0];
     const auto next = [&] {
       ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
       if (kAdd) ++shares;
@@ -53,26 +61,33 @@ class Writer {
       ++i;
       if (--left <= 0) next();
     };
-    const auto vector = [&](Vector gate, Vector share) {
-      if (vectors++ % (line<T>() / kWide) == 0) fetch();
-      const Vector v = kAdd ? load(x + i) * gate + share : load(x + i) * gate;
-      past ? stream(out + i, v) : store(out + i, v);
-      i += kWide, left -= kWide;
+    const auto vector = [&](Int at, Vector gate, Vector share) {
+      const Vector v = kAdd ? load(x + at) * gate + share : load(x + at) * gate;
+      kPast ? stream(out + at, v) : store(out + at, v);
     };
-    if (past)
+    if (kPast)
       while (!starts_line(out + i)) one();
     while (i + kWide <= n) {
       const Vector gate = all(gates[0]), share = all(kAdd ? shares[0] : 0.0f);
-      while (left >= kWide && i + kWide <= n) vector(gate, share);
+      const Int whole = std::min(left, n - i), lines = i + whole / line<T>() * line<T>(), end = i + whole / kWide * kWide;
+      left += i;
+      for (; i < lines; i += line<T>()) {
+        fetch();
+        for (Int v = 0; v < line<T>(); v += kWide) vector(i + v, gate, share);
+      }
+      if (i < end) fetch();
+      for (; i < end; i += kWide) vector(i, gate, share);
+      left -= i;
       if (i + kWide > n) break;
-      // One that reaches into the next run.
-      if (left > 0) vector(joined(gate, all(gates[1]), left), kAdd ? joined(share, all(shares[1]), left) : share);
+      if (left > 0) {  // one that reaches into the next run
+        vector(i, joined(gate, all(gates[1]), left), kAdd ? joined(share, all(shares[1]), left) : share);
+        i += kWide, left -= kWide;
+      }
       next();
     }
     while (i < n) one();
   }
 
- private:
   template <class Vectors, class Number, class Step>
   void write(T *out, Int n, Int &i, Vectors vector, Number number, Step step) {
     const auto one = [&] { put(out + i, number()), step(1); };
