@@ -163,6 +163,10 @@ double sum(const T *x, const T *y, Int n) {
     for (; i + 4 * kWide <= end; i += 4 * kWide)
       s0 += at(i), s1 += at(i + kWide), s2 += at(i + 2 * kWide), s3 += at(i + 3 * kWide);
     for (; i + kWide <= end; i += kWide) s0 += at(i);
+    if (i < end && end >= kWide) {  // the last numbers, by a vector that reaches back over some that are summed
+      s1 += joined(Vector{}, at(end - kWide), kWide - (end - i));
+      i = end;
+    }
     float rest = total((s0 + s1) + (s2 + s3));
     for (; i < end; ++i) rest += kTwo ? number(x + i) * number(y + i) : number(x + i);
     whole += rest;
