@@ -153,7 +153,14 @@ const Int kPiece = 64 * 4 * kWide;
 
 // Of x, or of x * y.
 template <bool kTwo, class T>
-double sum(const T *x, const T *y, Int n) {
+inline double sum(const T *x, const T *y, Int n) {
+  if (n >= kWide && n < 4 * kWide) {  // a row of a small map
+    const auto at = [&](Int k) { return kTwo ? load(x + k) * load(y + k) : load(x + k); };
+    Vector s = at(0);
+    Int i = kWide;
+    for (; i + kWide <= n; i += kWide) s += at(i);
+    return total(i < n ? s + joined(Vector{}, at(n - kWide), kWide - (n - i)) : s);
+  }
   double whole = 0;
   for (Int from = 0; from < n; from += kPiece) {
     const Int end = std::min(from + kPiece, n);

@@ -38,6 +38,17 @@ class Writer {
         });
   }
 
+  // A run of a few vectors, and at least of one, to the last number of it: by a vector that reaches back.
+  template <bool kAdd>
+  void few(const T *x, T *out, Int n, float gate, float share) {
+    const Vector g = all(gate), s = all(share);
+    const auto at = [&](Int k) { return kAdd ? load(x + k) * g + s : load(x + k) * g; };
+    const Vector last = at(n - kWide);  // before that is overwritten, where out is x
+    fetch();
+    for (Int i = 0; i + kWide <= n; i += kWide) store(out + i, at(i));
+    store(out + n - kWide, last);
+  }
+
   // Short runs behind each other, n numbers in all: a gate and a share for each, with one to spare, and their lengths,
   // which repeat after so many runs. None is shorter than a vector.
   template <bool kAdd>
@@ -131,6 +142,13 @@ class Scaling {
         for (Int c = 0; c < job_.channels; ++c)
           for (Int k = 0; k < unit.bands; ++k)
             columns(at + plane(c), unit.band + k, g + k * of_band + c, s + k * of_band + c);
+      else if (job_.rows(unit.band) * job_.width < 4 * kWide && !job_.part() && shortest(unit) >= kWide)
+        for (Int c = 0; c < job_.channels; ++c)
+          for (Int k = 0; k < unit.bands; ++k) {
+            const Int run = at + plane(c) + job_.top(unit.band + k) * job_.width, channel = k * job_.channels + c;
+            const Int n = job_.rows(unit.band + k) * job_.width;
+            writer.template few<kAdd>(x_ + run, out_ + run, n, g[channel], kAdd ? s[channel] : 0.0f);
+          }
       else if (job_.rows(unit.band) * job_.width < kLong && !job_.part() && shortest(unit) >= kWide)
         short_runs(at, unit, g, s);
       else
