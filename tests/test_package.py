@@ -172,6 +172,7 @@ VERBS_ALONE = {
     "effdet": (("find", "effdet:efficientdet_d0"), "effdet"),
     "tables of effdet": (("paper", "5"), "effdet"),
     "shards": (("eval", *SMALL, "--tile", "3xW", "--data", "shards.tar"), "webdataset"),
+    "TensorFlow Lite": (("find", "net.tflite"), "ai-edge-litert"),
     "TIFF": (("stream", *SMALL, "tall.tif", "--tile", "3xW"), "tifffile"),
     "detect": (
         ("eval", *SMALL, "--tile", "3xW", "--task", "detect", "--data", "coco.json", "--adapter", "adapt:detector"),
@@ -192,6 +193,7 @@ def workplace(bare, tmp_path_factory) -> Path:
         rows.append(f"{number}.png,{number}")
     (folder / "images" / "labels.csv").write_text("\n".join(rows) + "\n")
     Image.fromarray(pixels).save(folder / "tall.tif")
+    (folder / "net.tflite").write_bytes(b"\x10\0\0\0TFL3" + bytes(64))
     (folder / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
     (folder / "adapt.py").write_text(
         "from tiledse.evaluate.adapters import Detector\n"

@@ -303,8 +303,7 @@ class _Finder:
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
     """What a tile does to a map of one size; equal for tiles that do the same there."""
-    scaled, seen = tile.scaled(height, width), tile.bounds(height).tolist()
-    return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
+    return tile.effect(height, width)
 
 
 def _second(node: ir.Node) -> ir.Value | None:
