@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .grids import layout, like
-
 if TYPE_CHECKING:
     from .choosing import Call
 
@@ -39,6 +37,7 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ACTS = {"relu": 0, "silu": 1, "hardswish": 2}
 _GATES = {"sigmoid": 0, "hardsigmoid": 1}
 _Numbers = ctypes.c_int64 * 16
+_NOWHERE: tuple[int | None, ...] = (None, None, None)
 
 
 class Job(NamedTuple):
@@ -48,6 +47,10 @@ class Job(NamedTuple):
     inplace: ctypes.Array[ctypes.c_int64]  # the same for a map that is written into
     bounds: np.ndarray | None
     bounds_at: int | None
+    form: torch.memory_format
+    tiles: int
+    reduced: int
+    library: ctypes.CDLL
 
 
 def why_not(call: Call) -> str | None:
@@ -85,24 +88,29 @@ def prepare(call: Call) -> Job:
         bool(call.last), nbytes >= _PAST_CACHE_BYTES, threads, _TYPES[call.dtype],
     ]  # fmt: skip
     inplace = [*numbers[:13], 0, *numbers[14:]]
-    return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, None if bounds is None else bounds.ctypes.data)
+    at = None if bounds is None else bounds.ctypes.data
+    form = torch.channels_last if call.last else torch.contiguous_format
+    tiles, found = n * tile.tiles(height, width), library()
+    assert not isinstance(found, str)  # why_not() was asked
+    return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, at, form, tiles, call.reduced, found)
 
 
 def forward(x: Tensor, weights: tuple[Tensor, ...], job: Job, save: bool, out: Tensor | None) -> list[Tensor]:
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
-    inplace = out is not None
-    y = like(x) if out is None else out
-    kept = []
+    y = torch.empty_like(x, memory_format=job.form) if out is None else out
+    kept, at = [], _NOWHERE
     if save:
-        tiles = -(-x.shape[2] // job.numbers[4]) * -(-x.shape[3] // job.numbers[5]) * x.shape[0]
-        widths = x.shape[1], job.numbers[9], x.shape[1]
         # Each in memory of its own, as torch asks of what an operator gives.
-        kept = [torch.empty((tiles, width), dtype=torch.float32) for width in widths]
-    ready = [_ready(w) for w in weights]
+        widths = x.shape[1], job.reduced, x.shape[1]
+        kept = [torch.empty((job.tiles, width), dtype=torch.float32) for width in widths]
+        at = tuple(part.data_ptr() for part in kept)
+    # Each call into torch that it is spared takes a microsecond.
+    if not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
+        weights = tuple(map(_ready, weights))
+    w1, b1, w2, b2 = weights
     _call(
-        _built().tiledse_forward, x.data_ptr(), y.data_ptr(), *(w.data_ptr() for w in ready),
-        *(part.data_ptr() for part in kept) if save else (None, None, None),
-        job.bounds_at, job.inplace if inplace else job.numbers,
+        job.library.tiledse_forward, x.data_ptr(), y.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(),
+        b2.data_ptr(), *at, job.bounds_at, job.numbers if out is None else job.inplace,
     )  # fmt: skip
     return [y, *kept]
 
@@ -111,11 +119,15 @@ def backward(
     x: Tensor, grad: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, gates: Tensor, job: Job
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
-    grad = grad.contiguous(memory_format=layout(x))
-    out, to_a1, to_a2 = like(x), torch.empty_like(hidden), torch.empty_like(gates)
+    grad = grad.contiguous(memory_format=job.form)
+    out, to_a1, to_a2 = (
+        torch.empty_like(x, memory_format=job.form),
+        torch.empty_like(hidden),
+        torch.empty_like(gates),
+    )
     w1, w2, hidden, gates = _ready(w1), _ready(w2), hidden.contiguous(), gates.contiguous()
     _call(
-        _built().tiledse_backward, x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(),
+        job.library.tiledse_backward, x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(),
         hidden.data_ptr(), gates.data_ptr(), to_a1.data_ptr(), to_a2.data_ptr(), job.bounds_at, job.numbers,
     )  # fmt: skip
     return out, to_a1, to_a2
@@ -133,26 +145,19 @@ def of_weights(
         return None
     found = [torch.empty(shape, dtype=torch.float32) for shape in (w1.shape, reduced, w2.shape, channels)]
     _call(
-        _built().tiledse_of_weights, tiles, channels, reduced, job.numbers[10], to_a1.data_ptr(), to_a2.data_ptr(),
+        job.library.tiledse_of_weights, tiles, channels, reduced, job.numbers[10], to_a1.data_ptr(), to_a2.data_ptr(),
         descriptors.data_ptr(), hidden.data_ptr(), *(part.data_ptr() for part in found),
     )  # fmt: skip
     return found
 
 
 def _ready(weight: Tensor) -> Tensor:
-    # Each call into torch that it is spared takes a microsecond.
-    return weight if weight.dtype == torch.float32 and weight.is_contiguous() else weight.float().contiguous()
+    return weight.float().contiguous()
 
 
 def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
     if function(*arguments):
         raise MemoryError("the C++ kernels of tiledse found no memory to work in")
-
-
-def _built() -> ctypes.CDLL:
-    found = library()
-    assert not isinstance(found, str)  # why_not() was asked
-    return found
 
 
 @lru_cache(maxsize=1)

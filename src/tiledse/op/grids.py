@@ -132,5 +132,8 @@ def is_batched(x: Tensor) -> bool:
     return _batched(x) or _batched_by_autograd(x)
 
 
-_batched, _batched_by_autograd = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+_batched, _batched_by_autograd = (
+    torch._C._functorch.is_batchedtensor,
+    torch._C._functorch.is_legacy_batchedtensor,
+)
 _transformed, _traced = torch._C._are_functorch_transforms_active, torch._C._is_tracing

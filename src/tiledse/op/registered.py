@@ -75,7 +75,7 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
     dx, to_a1, to_a2 = kernel.backward(x, grad, w1, w2, hidden, gates, prepared)
-    if kernel is by_cpp:
+    if isinstance(prepared, by_cpp.Job):
         few = by_cpp.of_weights(to_a1, to_a2, descriptors.contiguous(), hidden, w1, w2, prepared)
         if few is not None:
             return [dx, *few] if w1.dtype == torch.float32 else [dx, *(part.to(w1.dtype) for part in few)]
