@@ -143,7 +143,7 @@ def bare(wheel, tmp_path_factory) -> Path:
 
 
 SMALL = ("timm:lcnet_050", "--input", "3x64x64")
-IMAGES = ("--data", "images", "--batch-size", "2")
+IMAGES = ("--data", "images", "--batch-size", "20")
 # What each verb is typed as, and the package without which it says so in a line.
 VERBS_ALONE = {
     "find": (("find", *SMALL), None),
@@ -155,12 +155,13 @@ VERBS_ALONE = {
     "correlate": (("correlate", *SMALL, "--tile", "3xW", *IMAGES), None),
     "sensitivity": (("sensitivity", *SMALL, "--tiles", "3xW", *IMAGES), None),
     "sweep": (("sweep", *SMALL, "--tiles", "3xW", *IMAGES, "-o", "sweep.csv"), None),
-    "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "1", "--tiles", "7xW"), None),
+    "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "2", "--tiles", "7xW"), None),
     "calibrate": (("calibrate", *SMALL, "--tile", "3xW", *IMAGES, "-o", "fitted.json"), None),
     "search": (("search", *SMALL, "--max-buffer", "5000", *IMAGES, "-o", "found.json", "--tiles", "1xW"), None),
     "stream": (("stream", *SMALL, "--tile", "3xW"), None),
     "simulate": (("simulate", *SMALL, "--tile", "3xW"), None),
     "zoo": (("zoo",), None),
+    "report": (("report", *SMALL, *IMAGES, "-o", "report.html"), None),
     "demo": (("demo",), "rapidocr"),
     "train": (("train", "recipe.toml", "--data", "images", "-o", "runs"), "accelerate"),
     "finetune": (
@@ -187,7 +188,7 @@ def workplace(bare, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     (folder / "images").mkdir()
     rows = ["file,label"]
-    for number in range(6):
+    for number in range(40):
         pixels = np.random.default_rng(number).integers(0, 256, (72, 72, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
         rows.append(f"{number}.png,{number}")

@@ -162,7 +162,8 @@ def test_without_the_package_there_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     try:
         with pytest.raises(
-            TiledSEError, match=r"need the package ai-edge-litert; .* install .*ai-edge-litert"
+            TiledSEError,
+            match=r"^TensorFlow Lite files need the package ai-edge-litert; .* install .*ai-edge-litert",
         ):
             ts.open(path)
     finally:

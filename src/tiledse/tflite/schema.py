@@ -11,6 +11,7 @@ from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from ..errors import TiledSEError
 from ..extras import missing
 
 
@@ -59,7 +60,7 @@ def parse(data: bytes) -> Any:
         raise BadFile("it does not begin as one")
     try:
         return schema().ModelT.InitFromObj(schema().Model.GetRootAs(checked, 0))
-    except BadFile:
+    except (BadFile, TiledSEError):  # the second: the schema's package is missing
         raise
     except Exception as error:  # numbers out of their range, text that is none
         raise BadFile(str(error)) from error
