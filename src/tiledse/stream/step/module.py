@@ -200,6 +200,10 @@ class Step(nn.Module):
             parts.append(self._read(index, low, high - low, node, how, clock, values))
         start = out.rows * _FAR - out.lag
         rows: Tensor = node.run(parts, start - again, start + out.rows)
+        if self.edges and node.outside == float("-inf"):
+            # A maximum over no row of the map is no number to go on with.
+            inside = clock.inside(node.output, -again, out.rows + again)
+            rows = torch.where(inside.view(1, 1, -1, 1), rows, 0.0)
         if self.edges and not node.counted and reads_outside(node.maps[0]):
             rows = rows * self._share(node, clock).to(rows.dtype)
         return rows
@@ -236,6 +240,10 @@ class Step(nn.Module):
         assert node.outside is not None
         shape = [1] * part.dim()
         shape[dim] = count
+        if node.outside == 0:
+            # Runtimes are three times as fast at a product as at a choice. Rows outside are finite, as those of a
+            # black image are; what is not shows in the output.
+            return part * clock.share(index, low, count).view(shape)
         outside = max(node.outside, LOWEST)
         return torch.where(clock.inside(index, low, count).view(shape), part, outside)
 
