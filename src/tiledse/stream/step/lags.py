@@ -136,7 +136,7 @@ def _line(how: RowMap) -> tuple[int, int, int]:
     if isinstance(how, Spread):
         return 1, how.top - how.stride * min(how.bottom, 0), how.size - how.top - how.stride
     assert isinstance(how, Linear)
-    return 1, (how.factor - 1) // 2 + 1, 0
+    return 1, how.factor if how.corner else (how.factor - 1) // 2 + 1, 0
 
 
 def may_run_again(graph: RowGraph, value: int) -> Node | None:

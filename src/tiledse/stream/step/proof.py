@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,13 @@ _LARGEST = 1e-3
 _MOST_PIXELS = 1 << 21
 
 
-def check_against_whole(model: nn.Module, plan: Plan, made: Made) -> float | None:
+def check_against_whole(model: Any, plan: Plan, made: Made) -> float | None:
     """Stream a random image in torch and compare with the converted network on the whole of it.
+
+    Args:
+        model: A module of PyTorch, or an open ONNX network.
+        plan: The tiles.
+        made: The step.
 
     Returns:
         The largest difference, relative to the largest number of its output; None where the image that the step takes
@@ -42,7 +48,8 @@ def check_against_whole(model: nn.Module, plan: Plan, made: Made) -> float | Non
     image = torch.randn(header.images, header.channels, height, header.width, generator=generator)
     image = image.to(made.graph.dtype)
     with torch.no_grad():
-        expected = tree_flatten(convert_shared(model, plan)(image))[0]
+        tiled = convert_shared(model, plan) if isinstance(model, nn.Module) else model.tiled(plan)
+        expected = tree_flatten(tiled(image))[0]
     run = StepRun(TorchSession(made.step, made.middle), header, height, image.numpy().dtype)
     got = run(image.numpy())
     worst = max(_difference(a, b.numpy()) for a, b in zip(got.values(), expected, strict=True))
