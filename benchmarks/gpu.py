@@ -15,11 +15,9 @@ import argparse
 import gc
 import json
 import multiprocessing
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,9 @@ from torch import Tensor, nn
 
 import tiledse as ts
 from tiledse.bench.operator import LAYOUTS, SHAPES, PaperBlock, Shape
-from tiledse.op import formula, fused
+from tiledse.op import by_triton, choosing, formula
+from tiledse.op.excitation import two_layers
 from tiledse.op.formula import mean
-from tiledse.op.two_layers import two_layers
 
 DEVICE = "cuda"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,29 +47,15 @@ class Clock:
         return self.end - time.monotonic()
 
 
-@contextmanager
-def triton_kernels(value: str) -> Iterator[None]:
-    """TILEDSE_TRITON for a while: 0 plain PyTorch, 1 kernels wherever they can, "" as tiledse chooses."""
-    before = os.environ.get("TILEDSE_TRITON")
-    os.environ["TILEDSE_TRITON"] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TILEDSE_TRITON"]
-        else:
-            os.environ["TILEDSE_TRITON"] = before
-
-
 class With(nn.Module):
-    """A module that runs under a setting of TILEDSE_TRITON."""
+    """A module that runs with some of the kernels (ts.kernels)."""
 
     def __init__(self, module: nn.Module, value: str) -> None:
         super().__init__()
         self.module, self.value = module, value
 
     def forward(self, x: Tensor) -> Tensor:
-        with triton_kernels(self.value):
+        with ts.kernels(self.value):
             return self.module(x)
 
 
@@ -122,12 +106,12 @@ def _check(numbers: list[int], limit: float) -> tuple[int, dict[str, float], lis
         block = ts.TiledSqueezeExcite(channels, reduced, tile, act=act, gate=gate)
         block = block.to(DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
         x = torch.randn(3, channels, *size, device=DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
-        found = gradients(With(block, "1"), block, x)
-        plain = gradients(With(block, "0"), block, x)
+        found = gradients(With(block, "triton"), block, x)
+        plain = gradients(With(block, "torch"), block, x)
         exact_block = ts.TiledSqueezeExcite(channels, reduced, tile, act=act, gate=gate).to(DEVICE).double()
         exact_block.load_state_dict(block.state_dict())
         exact = gradients(Formula(exact_block), exact_block, x.double())
-        with torch.no_grad(), triton_kernels("1"):
+        with torch.no_grad(), ts.kernels("triton"):
             inplace = x.clone(memory_format=torch.preserve_format)
             ts.tiled_squeeze_excite(inplace, block.excite, tile, inplace=True)
         errors = {n: error(found[n], exact[n]) for n in exact}
@@ -279,8 +263,8 @@ def modules_of(shape: Shape, layout: str, dtype: str, tile: str = "7xW") -> dict
         "paper": PaperBlock(
             shape.channels, shape.reduced, ts.Tile.parse(tile).size(shape.height, shape.width)
         ),
-        "plain": With(block, "0"),
-        "fused": With(block, "1"),
+        "plain": With(block, "torch"),
+        "fused": With(block, "triton"),
     }
     return {n: m.to(DEVICE).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout]) for n, m in made.items()}
 
@@ -381,7 +365,7 @@ def compiled_modules(shape: Shape, layout: str) -> dict[str, nn.Module]:
         .to(DEVICE)
         .to(memory_format=LAYOUTS[layout])
     )
-    made["compile fused"] = With(torch.compile(other, fullgraph=True), "1")
+    made["compile fused"] = With(torch.compile(other, fullgraph=True), "triton")
     return made
 
 
@@ -463,35 +447,39 @@ def tuning_jobs() -> list[tuple]:
 
 def tune_call(
     job: tuple, batch: int, sets: int, launches: int = 1
-) -> tuple[list[Callable[[int], Any]], fused.Cut]:
+) -> tuple[list[Callable[[int], Any]], by_triton.Cut]:
     (network, channels, reduced, height, width), layout, dtype, backward, wanted = job
     shape = Shape(network, batch, channels, reduced, height, width)
     xs = maps(shape, layout, dtype, sets)
     tile = ts.Tile.parse("7xW")
     block = ts.TiledSqueezeExcite(channels, reduced, tile).to(DEVICE).to(DTYPES[dtype])
     block.requires_grad_(False)
-    *weights, act, gate = two_layers(block.excite)
-    geometry = fused.geometry(xs[0], tile, reduced, act, gate)
-    cut = fused.cut(geometry, *wanted)
+    layers = two_layers(block.excite)
+    weights = layers.weights
+    geometry = by_triton.prepare(choosing.call_of(xs[0], layers.w1, tile, layers.act, layers.gate))
+    cut = by_triton.cut(geometry, *wanted)
     copy = lambda k: torch.empty_like(xs[k]).copy_(xs[k])  # noqa: E731
     if not backward:
-        with torch.no_grad(), triton_kernels("0"):
+        with torch.no_grad(), ts.kernels("torch"):
             expected = block(xs[0]).double()
         wrong = error(
-            fused.forward(xs[0], torch.full_like(xs[0], torch.nan), weights, geometry, None, cut, launches),
+            by_triton.forward(
+                xs[0], weights, geometry, False, torch.full_like(xs[0], torch.nan), launches, cut
+            )[0],
             expected,
         )
         if not wrong < 2 * TOLERANCES[dtype]:
             raise AssertionError(f"wrong by {wrong}")
         return [
-            lambda k: fused.forward(xs[k], torch.empty_like(xs[k]), weights, geometry, None, cut, launches),
+            lambda k: by_triton.forward(xs[k], weights, geometry, False, None, launches, cut),
             copy,
         ], cut
     tiles = batch * geometry.tiles
     hidden = torch.randn(tiles, reduced, device=DEVICE)
     gates = torch.rand(tiles, channels, device=DEVICE)
     grads = [torch.randn_like(x) for x in xs]
-    return [lambda k: fused.backward(xs[k], grads[k], (weights[0], weights[2]), hidden, gates, geometry, cut, launches),
+    w1, _, w2, _ = weights
+    return [lambda k: by_triton.backward(xs[k], grads[k], w1, w2, hidden, gates, geometry, launches, cut),
             copy], cut  # fmt: skip
 
 

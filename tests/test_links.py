@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
+from website.reference import MADE
 
 FILES = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -26,7 +27,9 @@ def test_links_lead_somewhere(page):
     here = ROOT / page
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", here.read_text("utf-8")):
         path, _, heading = link.partition("#")
-        target = here.parent / path if path else here
+        target = (here.parent / path).resolve() if path else here
+        if target.parent == ROOT / "docs" and target.name in MADE:
+            continue  # `make docs` makes it, and checks the link
         assert target.exists(), f"{page} links to {link}"
         assert not heading or heading in headings(target.read_text("utf-8")), f"{page} links to {link}"
 

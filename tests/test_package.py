@@ -88,9 +88,14 @@ def test_the_wheel_holds_what_git_has_of_the_package(wheel):
     assert {"tiledse/py.typed", "tiledse/op/cpp/squeeze_excite.cpp"} <= expected
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        libraries = {name for name in names if name.endswith(".so")}
+        assert all(name.startswith("tiledse/op/kernels_") for name in libraries)
+        if any(map(shutil.which, ("c++", "g++", "clang++"))):
+            assert libraries
+        assert wheel.name.split("-")[-3:-1] == ["py3", "none"]
         about = next(name for name in names if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
         further = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        assert names == expected | {f"{about}/{name}" for name in further}
+        assert names - libraries == expected | {f"{about}/{name}" for name in further}
         for name in names:
             held = archive.read(name)
             assert str(ROOT).encode() not in held, name
@@ -138,7 +143,7 @@ def bare(wheel, tmp_path_factory) -> Path:
 
 
 SMALL = ("timm:lcnet_050", "--input", "3x64x64")
-IMAGES = ("--data", "images", "--batch-size", "2")
+IMAGES = ("--data", "images", "--batch-size", "20")
 # What each verb is typed as, and the package without which it says so in a line.
 VERBS_ALONE = {
     "find": (("find", *SMALL), None),
@@ -150,12 +155,13 @@ VERBS_ALONE = {
     "correlate": (("correlate", *SMALL, "--tile", "3xW", *IMAGES), None),
     "sensitivity": (("sensitivity", *SMALL, "--tiles", "3xW", *IMAGES), None),
     "sweep": (("sweep", *SMALL, "--tiles", "3xW", *IMAGES, "-o", "sweep.csv"), None),
-    "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "1", "--tiles", "7xW"), None),
+    "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "2", "--tiles", "7xW"), None),
     "calibrate": (("calibrate", *SMALL, "--tile", "3xW", *IMAGES, "-o", "fitted.json"), None),
     "search": (("search", *SMALL, "--max-buffer", "5000", *IMAGES, "-o", "found.json", "--tiles", "1xW"), None),
     "stream": (("stream", *SMALL, "--tile", "3xW"), None),
     "simulate": (("simulate", *SMALL, "--tile", "3xW"), None),
     "zoo": (("zoo",), None),
+    "report": (("report", *SMALL, *IMAGES, "-o", "report.html"), None),
     "demo": (("demo",), "rapidocr"),
     "train": (("train", "recipe.toml", "--data", "images", "-o", "runs"), "accelerate"),
     "finetune": (
@@ -167,6 +173,7 @@ VERBS_ALONE = {
     "effdet": (("find", "effdet:efficientdet_d0"), "effdet"),
     "tables of effdet": (("paper", "5"), "effdet"),
     "shards": (("eval", *SMALL, "--tile", "3xW", "--data", "shards.tar"), "webdataset"),
+    "TensorFlow Lite": (("find", "net.tflite"), "ai-edge-litert"),
     "TIFF": (("stream", *SMALL, "tall.tif", "--tile", "3xW"), "tifffile"),
     "detect": (
         ("eval", *SMALL, "--tile", "3xW", "--task", "detect", "--data", "coco.json", "--adapter", "adapt:detector"),
@@ -181,12 +188,13 @@ def workplace(bare, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     (folder / "images").mkdir()
     rows = ["file,label"]
-    for number in range(6):
+    for number in range(40):
         pixels = np.random.default_rng(number).integers(0, 256, (72, 72, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
         rows.append(f"{number}.png,{number}")
     (folder / "images" / "labels.csv").write_text("\n".join(rows) + "\n")
     Image.fromarray(pixels).save(folder / "tall.tif")
+    (folder / "net.tflite").write_bytes(b"\x10\0\0\0TFL3" + bytes(64))
     (folder / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
     (folder / "adapt.py").write_text(
         "from tiledse.evaluate.adapters import Detector\n"
@@ -238,6 +246,9 @@ def test_the_commands_run_from_the_wheel_alone(command, tmp_path):
     python = command.with_name("python")
     where = run(python, tmp_path, "-c", "import tiledse; print(tiledse.__file__)")
     assert Path(where).is_relative_to(command.parent.parent)
+    if any(map(shutil.which, ("c++", "g++", "clang++"))):
+        script = "import torch, tiledse as ts; print(ts.explain(ts.TiledSqueezeExcite(8, 4), torch.zeros(1, 8, 7, 7)))"
+        assert "the operator in cpp" in run(python, tmp_path, "-c", script)
     assert "blocks.0.0.se" in run(command, tmp_path, "find", NETWORK)
     assert "the network" in run(command, tmp_path, "cost", NETWORK, "--tile", "7xW")
     assert "have tiles now" in run(command, tmp_path, "convert", NETWORK, "--tile", "7xW", "-o", "x.onnx")

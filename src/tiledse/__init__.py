@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost
     from .network import Form, Network
     from .networks import Dialect, Layers, TiledBlock, register_dialect
-    from .op import TiledSqueezeExcite, tiled_squeeze_excite
+    from .op import TiledSqueezeExcite, explain, kernels, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
     from .report.page import report
@@ -51,13 +51,16 @@ __all__ = [
     "TiledSEWarning",
     "TiledSqueezeExcite",
     "Totals",
+    "advise",
     "calibrate",
     "convert",
     "correlate",
     "cost",
     "evaluate",
+    "explain",
     "export_step",
     "find",
+    "kernels",
     "open",
     "open_images",
     "register_dialect",
@@ -77,12 +80,13 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
     **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
-    **dict.fromkeys(("TiledSqueezeExcite", "tiled_squeeze_excite"), ".op"),
+    **dict.fromkeys(("TiledSqueezeExcite", "explain", "kernels", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
     **dict.fromkeys(("convert", "find", "search", "verify"), ".verbs"),
     **dict.fromkeys(("Form", "Network"), ".network"),
     "Tile": ".tile",
+    "advise": ".choose.advising",
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
     "StepRunner": ".stream.step.runner",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # How the files of a kind end, and the module that opens it; "" opens what has a name and no file.
 KINDS = {
     ".onnx": ".onnx.opening",
+    ".tflite": ".tflite.opening",
     "": ".networks.opening",
 }
 
@@ -40,6 +41,16 @@ def kind_of(name: str | Path) -> str:
     """
     text = str(name).lower()
     return next((ending for ending in KINDS if ending and text.endswith(ending)), "")
+
+
+def written_endings() -> tuple[str, ...]:
+    """How files end that a network can be written into.
+
+    Example:
+        >>> written_endings()
+        ('.onnx', '.tflite', '.safetensors')
+    """
+    return (*filter(None, KINDS), ".safetensors")
 
 
 def shown_name(name: str) -> str:
@@ -69,15 +80,15 @@ def open(
 
     Args:
         source: ``timm:NAME``, ``torchvision:NAME``, ``effdet:NAME``, ``zoo:NAME``, ``package.module:factory``,
-            ``FILE.onnx``, a module of PyTorch, or what ``tiledse.onnx.load`` gives. A network that is open already is
-            given back.
+            ``FILE.onnx``, ``FILE.tflite``, a module of PyTorch, or what ``tiledse.onnx.load`` gives. A network that is
+            open already is given back.
         input_size: (C, H, W) of its images; left out, the network's own.
         weights: A state dict, as safetensors or a torch checkpoint, for a network that is named.
         pretrained: Take the library's own weights, from its hub.
-        image: Which input of FILE.onnx takes the image, where several could.
+        image: Which input of a file takes the image, where several could.
         example_inputs: For a module that takes more or other than one image; see ``find``.
         device: Where a network of PyTorch that is named runs, such as ``cuda``. A module stays where it is.
-        threads: Threads of ONNX Runtime; 0 leaves them to it, None takes torch's.
+        threads: Threads of ONNX Runtime or LiteRT; 0 leaves them to it, None takes torch's.
         name: What tables and messages call it; left out, its own name.
         runs: Whether it is to be run; one that is only looked at may be without numbers, on torch's device ``meta``.
 

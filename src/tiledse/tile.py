@@ -233,6 +233,16 @@ class Tile:
         rows, cols = self.grid(height, width)
         return rows * cols
 
+    def effect(self, height: int, width: int) -> tuple[object, ...]:
+        """What the tile does to a map of one size: equal for tiles that do the same there.
+
+        Example:
+            >>> Tile.parse("7xW").effect(7, 7) == Tile.parse("HxW").effect(7, 7)
+            True
+        """
+        scaled, seen = self.scaled(height, width), self.bounds(height).tolist()
+        return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
+
     def rows(self, height: int) -> tuple[int, int]:
         """First row and the row after the last that the first gate is computed from.
 

@@ -10,12 +10,17 @@ import random
 import torch
 
 import tiledse as ts
-from tiledse.op import compiled
-from tiledse.op.two_layers import two_layers
+from tiledse.op import by_cpp, choosing
+from tiledse.op.excitation import TwoLayers, two_layers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _kept: list[object] = []
+TILES = (
+    "7xW", "3xW", "HxW", "Hx3", "Hx7", "2x5", "7x7", "1x1", "2xW:running", "3xW:upper", "2xW:middle",
+    "1xW:running+6", "2xW:window-3+4", "2xW:running-1",
+)  # fmt: skip
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
@@ -27,38 +32,42 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
     for forbidden in (start, start + page + room):
         assert _libc.mprotect(forbidden, page, 0) == 0
     offset = page + (room - size if at_end else 0)
-    flat = torch.frombuffer(memory, dtype=torch.float32, count=values.numel(), offset=offset)
+    flat = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=offset)
     _kept.append(memory)
     return flat.as_strided(values.shape, values.stride()).copy_(values)
 
 
 def main() -> None:
-    assert compiled.library() is not None
-    compiled._BYTES_OF_A_THREAD = 4096
+    library = by_cpp.library()
+    assert not isinstance(library, str)
+    types = TYPES if library.tiledse_has_float16() else TYPES[:2]
+    by_cpp._BYTES_OF_A_THREAD = 4096
     chance, checked = random.Random(0), 0
-    tiles = ("7xW", "3xW", "HxW", "Hx3", "Hx7", "2x5", "7x7", "1x1", "2xW:running", "3xW:upper", "2xW:middle")
-    for tile, channels_last, past_cache in itertools.product(tiles, (False, True), (False, True)):
-        compiled._PAST_CACHE_BYTES = 0 if past_cache else 1 << 40
-        for _ in range(4):
+    for tile, channels_last, past_cache in itertools.product(TILES, (False, True), (False, True)):
+        by_cpp._PAST_CACHE_BYTES = 0 if past_cache else 1 << 40
+        choosing._chosen.cache_clear()
+        for dtype in types:
             shape = [chance.randint(*ends) for ends in ((1, 3), (1, 40), (1, 30), (1, 40))]
-            channels = shape[1]
-            block = ts.TiledSqueezeExcite(channels, chance.randint(1, 20), tile)
-            layers, wanted = two_layers(block.excite), block.tile
-            assert layers is not None
-            x = torch.randn(shape)
+            block = ts.TiledSqueezeExcite(shape[1], chance.randint(1, 20), tile)
+            layers = two_layers(block.excite)
+            assert isinstance(layers, TwoLayers)
+            x = torch.randn(shape).to(dtype)
             x = x.to(memory_format=torch.channels_last) if channels_last else x
             torch.set_num_threads(chance.randint(1, 3))
             found = []
             for at_end in (True, False):
-                map_, grad = guarded(x, at_end), guarded(x.cos(), at_end)
+                x_, grad = guarded(x, at_end), guarded(x.cos(), at_end)
                 with torch.no_grad():
-                    y, _, hidden, gates = compiled.forward_saving(map_, layers, wanted)
-                    dx, *_ = compiled.backward(
-                        map_, grad, layers.w1, layers.w2, hidden, gates, wanted, layers.act, layers.gate
-                    )
-                    out = compiled.forward(map_, guarded(torch.zeros_like(x), at_end), layers, wanted)
-                    compiled.forward(map_, map_, layers, wanted)
-                found.append((y, dx, out, map_))
+                    call = choosing.call_of(x_, layers.w1, block.tile, layers.act, layers.gate)
+                    kernel, job = choosing.chosen(call)
+                    assert kernel is by_cpp
+                    y, _, hidden, gates = by_cpp.forward(x_, layers.weights, job, True, None)
+                    dx, *_ = by_cpp.backward(x_, grad, layers.w1, layers.w2, hidden, gates, job)
+                    out = by_cpp.forward(
+                        x_, layers.weights, job, False, guarded(torch.zeros_like(x), at_end)
+                    )[0]
+                    by_cpp.forward(x_, layers.weights, job, False, x_)
+                found.append((y, dx, out, x_))
             for one, other in zip(*found):
                 torch.testing.assert_close(one, other)
             torch.testing.assert_close(found[0][0], found[0][2])

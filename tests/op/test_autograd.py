@@ -8,8 +8,7 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import formula, functional, scale, squeeze, tiled_squeeze_excite
-from tiledse.op import gradients as op_gradients
+from tiledse.op import formula, scale, squeeze, tiled_squeeze_excite
 from tiledse.op.formula import mean
 
 
@@ -37,31 +36,18 @@ def assert_same(got, expected, **tolerance):
         torch.testing.assert_close(a, b, **tolerance)
 
 
-@pytest.fixture(autouse=True)
-def nodes_for_every_map(monkeypatch):
-    """Maps of a test are small: have them go the way of large ones."""
-    monkeypatch.setattr(functional, "SMALL_BYTES", 0)
-
-
-@pytest.mark.parametrize("small_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("known", [True, False])  # two layers, and an excitation that is called
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [(14, 14), (10, 9), (1, 8)])
 @pytest.mark.parametrize("tile", TILES)
-def test_gradients_are_those_of_the_formula(tile, size, channels_last, small_bytes, monkeypatch):
-    monkeypatch.setattr(functional, "SMALL_BYTES", small_bytes)
-    check_gradients(tile, size, channels_last)
+def test_gradients_are_those_of_the_formula(tile, size, channels_last, known):
+    check_gradients(tile, size, channels_last, known)
 
 
-@pytest.mark.parametrize("piece_bytes", [1000, 1])  # a few images or strips at a time, one strip
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("tile", ["3xW", "Hx2", "3x5", "3xW:running", "3xW:middle"])
-def test_gradients_in_pieces(tile, channels_last, piece_bytes, monkeypatch):
-    monkeypatch.setattr(op_gradients, "_PIECE_BYTES", piece_bytes)
-    check_gradients(tile, (10, 9), channels_last)
-
-
-def check_gradients(tile, size, channels_last):
+def check_gradients(tile, size, channels_last, known):
     block = block_of(tile)
+    if not known:
+        block.act = nn.GELU()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(3, 5, *size, dtype=torch.float64).to(memory_format=layout)
     upstream = torch.randn_like(x)

@@ -41,6 +41,7 @@ def test_float32_sums_do_not_drift_on_a_tall_map(tile):
 def test_compiled_and_traced_it_gives_the_same(tile):
     block = ts.TiledSqueezeExcite(4, 2, tile).eval()
     x = torch.randn(1, 4, 12, 5)
+    torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), block(x))

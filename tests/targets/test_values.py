@@ -34,8 +34,8 @@ def test_figures_of_hardware_md_stand_in_the_files():
 
 
 def test_gain_is_per_cent_less_than_se():
-    assert Measured("tiles", "n", "f", 200.0, 150.0, "cycles", "s").gain == 25.0
-    assert Measured("tiles", "n", "f", 100.0, 104.0, "cycles", "s").gain == pytest.approx(-4)
+    assert Measured("tiles", "n", (8, 8), "f", 200.0, 150.0, "cycles", "s").gain == 25.0
+    assert Measured("tiles", "n", (8, 8), "f", 100.0, 104.0, "cycles", "s").gain == pytest.approx(-4)
 
 
 def test_a_file_of_ones_own(tmp_path):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..op import TiledSqueezeExcite
 from ..tile import Tile
@@ -28,8 +25,7 @@ class CompiledComparison:
     Attributes:
         shape: The map.
         layout: ``NCHW`` or ``channels_last``.
-        inference: ``copy``, ``se``, ``paper``, ``tse``, the three compiled (``compiled tse`` is the formula), and
-            ``compiled by name``, the operator of library.py.
+        inference: ``copy``, ``se``, ``paper``, ``tse``, and the three compiled.
         training: The same, forward and backward.
     """
 
@@ -53,33 +49,6 @@ class CompiledComparison:
         return found
 
 
-@contextmanager
-def library(value: str) -> Iterator[None]:
-    """TILEDSE_LIBRARY for a while."""
-    before = os.environ.get("TILEDSE_LIBRARY")
-    os.environ["TILEDSE_LIBRARY"] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TILEDSE_LIBRARY"]
-        else:
-            os.environ["TILEDSE_LIBRARY"] = before
-
-
-class _Compiled(nn.Module):
-    """A compiled copy of a module, compiled and called with the operator by name or not."""
-
-    def __init__(self, module: nn.Module, by_name: bool, backend: str) -> None:
-        super().__init__()
-        self.compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend=backend)
-        self.value = "1" if by_name else "0"
-
-    def forward(self, x: Tensor) -> Tensor:
-        with library(self.value):
-            return self.compiled(x)
-
-
 def compare_compiled(
     shape: Shape, layout: str, repeats: int = 9, backend: str = "inductor"
 ) -> CompiledComparison:
@@ -99,7 +68,7 @@ def compare_compiled(
     source = torch.randn(shape.batch, shape.channels, shape.height, shape.width).to(memory_format=form)
     x, out, upstream = source.clone(), torch.empty_like(source), torch.randn_like(source)
     tile = Tile.parse("7xW")
-    modules: dict[str, nn.Module] = {
+    modules: dict[str, Any] = {
         "se": SEModule(shape.channels, rd_channels=shape.reduced),
         "paper": PaperBlock(shape.channels, shape.reduced, tile.size(shape.height, shape.width)),
         "tse": TiledSqueezeExcite(shape.channels, shape.reduced, tile),
@@ -107,8 +76,9 @@ def compare_compiled(
     for module in modules.values():
         module.to(memory_format=form)
     for name in tuple(modules):
-        modules[f"compiled {name}"] = _Compiled(modules[name], False, backend)
-    modules["compiled by name"] = _Compiled(modules["tse"], True, backend)
+        modules[f"compiled {name}"] = torch.compile(
+            copy.deepcopy(modules[name]), fullgraph=True, backend=backend
+        )
     with torch.no_grad():
         inference = interleave(
             {

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..op import TiledSqueezeExcite, explain
+
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -27,6 +29,12 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
+def kernel_of_maps() -> str:
+    """The kernel that float32 maps on this CPU take: ``cpp`` or ``torch``."""
+    (taken,) = explain(TiledSqueezeExcite(8, 4), torch.zeros(1, 8, 14, 14)).taken
+    return taken.kernel or "torch"
+
+
 def machine(allocator: str) -> dict[str, Any]:
     """The facts to be kept beside a timing."""
     return {
@@ -37,7 +45,7 @@ def machine(allocator: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "allocator": allocator,
-        "kernels": "C++" if os.environ.get("TILEDSE_CPP") == "1" else "PyTorch",
+        "kernels": kernel_of_maps(),
         "preload": Path(os.environ["LD_PRELOAD"]).name if os.environ.get("LD_PRELOAD") else None,
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }

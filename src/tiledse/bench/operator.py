@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy as copying
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -89,7 +90,11 @@ class PaperBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One map, layout and tile: the timings of a run, and the bytes of a training step."""
+    """One map, layout and tile: the timings of a run, and the bytes of a training step.
+
+    ``half_inference`` is of blocks in bfloat16, ``half_training`` of bfloat16 maps under autocast;
+    both of SE and 7xW only.
+    """
 
     shape: Shape
     layout: str
@@ -98,6 +103,8 @@ class Comparison:
     training: dict[str, Timing]
     saved_bytes: dict[str, int]
     peak_bytes: dict[str, int]
+    half_inference: dict[str, Timing] = field(default_factory=dict)
+    half_training: dict[str, Timing] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON: ratios of thread time, with the middle half of them; bytes."""
@@ -122,6 +129,8 @@ class Comparison:
             "copy_s": round(sorted(self.inference["copy"].cpu_s)[len(self.inference["copy"].cpu_s) // 2], 7),
             "inference": {f"to_{base}": ratios(self.inference, base) for base in bases},
             "training": {f"to_{base}": ratios(self.training, base) for base in bases},
+            "bfloat16_inference": {"to_se": ratios(self.half_inference, "se")} if self.half_inference else {},
+            "autocast_training": {"to_se": ratios(self.half_training, "se")} if self.half_training else {},
             "saved_bytes": self.saved_bytes,
             "peak_bytes": self.peak_bytes,
         }
@@ -188,7 +197,38 @@ def compare(shape: Shape, layout: str, tile: str, repeats: int = 15) -> Comparis
     )
     saved = {name: saved_bytes(m, leaf) for name, m in modules.items()}
     peak = {name: peak_bytes(lambda m=m: step(m)) for name, m in modules.items()}  # type: ignore[misc]
-    return Comparison(shape, layout, tile, inference, training, saved, peak)
+    half = _half(modules, source, upstream, repeats) if tile == "7xW" else ({}, {})
+    return Comparison(shape, layout, tile, inference, training, saved, peak, *half)
+
+
+def _half(
+    modules: dict[str, nn.Module], source: Tensor, upstream: Tensor, repeats: int
+) -> tuple[dict[str, Timing], dict[str, Timing]]:
+    """SE and TSE on bfloat16 maps: in bfloat16, without gradients; and a training step under autocast."""
+    x, source, upstream = (value.bfloat16() for value in (source, source, upstream))
+    halves = {name: copying.deepcopy(modules[name]).bfloat16() for name in ("se", "tse")}
+
+    def renew() -> None:
+        leaf.grad = None
+        with torch.no_grad():
+            leaf.copy_(source)
+
+    def step(module: nn.Module) -> None:
+        leaf.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(leaf)
+        y.backward(upstream)
+
+    leaf = x
+    with torch.no_grad():
+        inference = interleave(
+            {name: lambda m=m: m(x) for name, m in halves.items()},  # type: ignore[misc]
+            repeats,
+            renew,
+        )
+    leaf = x.clone().requires_grad_()
+    training = interleave({name: lambda m=modules[name]: step(m) for name in halves}, repeats, renew)  # type: ignore[misc]
+    return inference, training
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:

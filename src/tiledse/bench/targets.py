@@ -66,13 +66,13 @@ def verdicts(comparisons: Sequence[Comparison], networks: Sequence[NetworkCompar
 
     def judge(
         target: str, limit: float, at_least: bool, figure: Callable[[Comparison], float],
-        layout: str | None = None, tiles: tuple[str, ...] = ("7xW",), large: bool = True,
+        layout: str | None = None, tiles: tuple[str, ...] = ("7xW",), large: bool | None = True,
     ) -> None:  # fmt: skip
         figures = [
             (figure(c), f"{c.shape} {c.layout} {c.tile}")
             for c in comparisons
             if c.layout == (layout or c.layout) and c.tile in tiles
-            and (not large or c.shape.map_bytes >= _LARGE_BYTES)
+            and (large is None or large == (c.shape.map_bytes >= _LARGE_BYTES))
         ]  # fmt: skip
         if figures:
             found.append(_verdict(f"{target}{f', {layout}' if layout else ''}", limit, at_least, figures))
@@ -83,28 +83,26 @@ def verdicts(comparisons: Sequence[Comparison], networks: Sequence[NetworkCompar
     def training(a: str, b: str) -> Callable[[Comparison], float]:
         return lambda c: c.training[a].ratio(c.training[b]).median
 
-    for layout, times in (("NCHW", 2.0), ("channels_last", 6.0)):
+    for layout, new, inplace, step in (("NCHW", 0.85, 0.65, 0.55), ("channels_last", 0.6, 0.45, 0.3)):
+        judge("7xW inference, in times of timm's SE", new, False, inference("tse", "se"), layout)
+        judge("7xW in place, in times of timm's SE", inplace, False, inference("tse in place", "se"), layout)
+        judge("7xW training, in times of timm's SE", step, False, training("tse", "se"), layout)
+    halves = [c for c in comparisons if c.half_inference]
+    if halves:
         judge(
-            "7xW inference, times as fast as the paper's code", times, True, inference("paper", "tse"), layout
-        )
-    for layout, most in (("NCHW", 1.15), ("channels_last", 1.0)):
-        judge("7xW inference, in times of timm's SE", most, False, inference("tse", "se"), layout)
-        judge("7xW in place, in times of timm's SE", 1.0, False, inference("tse in place", "se"), layout)
-        judge("7xW in place, in times of a copy", 1.5, False, inference("tse in place", "copy"), layout)
-    for layout, times in (("NCHW", 1.5), ("channels_last", 4.0)):
+            "7xW inference in bfloat16, in times of timm's SE", 0.7, False,
+            lambda c: c.half_inference["tse"].ratio(c.half_inference["se"]).median,
+        )  # fmt: skip
         judge(
-            "7xW training, times as fast as the paper's code", times, True, training("paper", "tse"), layout
-        )
-        judge("7xW training, in times of timm's SE", 1.0, False, training("tse", "se"), layout)
+            "7xW training under autocast, in times of timm's SE", 0.8, False,
+            lambda c: c.half_training["tse"].ratio(c.half_training["se"]).median,
+        )  # fmt: skip
+    judge("7xW inference, small maps, in times of timm's SE", 0.9, False, inference("tse", "se"), large=False)
+    judge("7xW training, small maps, in times of timm's SE", 1.0, False, training("tse", "se"), large=False)
     judge(
         "7xW training, saved bytes by SE's", 1.0, False, lambda c: c.saved_bytes["tse"] / c.saved_bytes["se"]
     )
     judge("7xW training, peak bytes by SE's", 1.0, False, lambda c: c.peak_bytes["tse"] / c.peak_bytes["se"])
-    for layout in ("NCHW", "channels_last"):
-        judge(
-            "Hx7 and 7x7 inference, times as fast as the paper's code", 1.5, True, inference("paper", "tse"),
-            layout, ("Hx7", "7x7"),
-        )  # fmt: skip
     every = ("7xW", "Hx7", "7x7")
     judge(
         "any map, inference, times as fast as the paper's code",
@@ -113,7 +111,7 @@ def verdicts(comparisons: Sequence[Comparison], networks: Sequence[NetworkCompar
         inference("paper", "tse"),
         None,
         every,
-        False,
+        None,
     )
     judge(
         "any map, training, times as fast as the paper's code",
@@ -122,11 +120,15 @@ def verdicts(comparisons: Sequence[Comparison], networks: Sequence[NetworkCompar
         training("paper", "tse"),
         None,
         every,
-        False,
+        None,
     )
     if networks:
         figures = [
-            (n.timings["tse"].ratio(n.timings["se"]).median, f"{n.network} {n.layout}") for n in networks
+            (
+                n.timings["tse"].ratio(n.timings["se"]).median,
+                f"{n.network} {n.shape[0]}x{n.shape[2]}x{n.shape[3]} {n.layout} {n.tile}",
+            )
+            for n in networks
         ]
         found.append(_verdict("whole networks, TSE in times of SE", 1.0, False, figures))
     return found

@@ -121,7 +121,7 @@ def _operator(wanted: Wanted, titled: Titled) -> list[Comparison]:
 
 
 def _networks(repeats: int, titled: Titled) -> list[NetworkComparison]:
-    work = [(name, shape, layout) for name, shape in NETWORKS for layout in LAYOUTS]
+    work = [(name, shape, layout, tile) for name, shape, tile in NETWORKS for layout in LAYOUTS]
     with titled("networks") as progress:
         return [compare_network(*case, repeats=repeats) for case in _counted(work, progress)]
 

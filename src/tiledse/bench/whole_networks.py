@@ -53,8 +53,17 @@ class NetworkComparison:
         }
 
 
-# The two that the targets name.
-NETWORKS = (("regnety_008", (8, 3, 224, 224)), ("mobilenetv3_large_100", (1, 3, 1024, 2048)))
+# Those that the targets name, with the tiles.
+NETWORKS = tuple(
+    (name, shape, tile)
+    for name, shape in (
+        ("regnety_008", (8, 3, 224, 224)),
+        ("mobilenetv3_large_100", (1, 3, 1024, 2048)),
+        ("efficientnet_b0", (1, 3, 224, 224)),
+        ("efficientnet_b0", (8, 3, 224, 224)),
+    )
+    for tile in ("7xW", "1xW:running+6")
+)
 
 
 def compare_network(

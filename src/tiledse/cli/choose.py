@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from ..errors import TiledSEError
+from ..opening import written_endings
 from .app import say
 from .data import Images
 from .groups import verb
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 CalibratedOutput = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", metavar="FILE", help="plan.json, out.safetensors, or out.onnx of FILE.onnx"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="plan.json, out.safetensors, or out.onnx of FILE.onnx (.tflite likewise)",
     ),
 ]
 MostImages = Annotated[int, typer.Option("--images", metavar="N", help="Take at most N images.")]
@@ -51,7 +55,7 @@ def calibrate(
     from .arguments import tell_random
     from .progress import progress_bar
 
-    endings = (".json", ".safetensors", ".onnx")
+    endings = (".json", *written_endings())
     result.check([Output("-o", output, endings)], [*model.files, tiles.plan, *data.files])
     if not 0 < prior < inf or images < 1 or data.batch_size < 1:
         raise TiledSEError(

@@ -60,11 +60,15 @@ class Images:
     ] = "network"
     mean: Annotated[
         str | None,
-        typer.Option("--mean", metavar="R,G,B", help="FILE.onnx: subtracted from values in 0..1."),
+        typer.Option(
+            "--mean", metavar="R,G,B", help="FILE.onnx, FILE.tflite: subtracted from values in 0..1."
+        ),
     ] = None
     std: Annotated[
         str | None,
-        typer.Option("--std", metavar="R,G,B", help="FILE.onnx: what values are divided by after that."),
+        typer.Option(
+            "--std", metavar="R,G,B", help="FILE.onnx, FILE.tflite: what values are divided by after that."
+        ),
     ] = None
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a batch.")] = 16
     class_map: Path | None = None

@@ -113,7 +113,7 @@ class ModelWithImage(Model):
     image: Annotated[
         str | None,
         typer.Option(
-            "--image", metavar="NAME", help="FILE.onnx with several inputs: the one that takes the image."
+            "--image", metavar="NAME", help="A file with several inputs: the one that takes the image."
         ),
     ] = None
 

@@ -27,7 +27,7 @@ First = Annotated[
     int | None, typer.Option("--first", metavar="N", help="Give --tile to the first N blocks only.")
 ]
 ConvertedOutput = Annotated[
-    Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx or out.safetensors")
+    Path, typer.Option("-o", "--output", metavar="FILE", help="out.onnx, out.tflite or out.safetensors")
 ]
 Verify = Annotated[
     bool,
@@ -145,10 +145,11 @@ def convert(
     verify: Verify = True,
 ) -> None:
     """Write the network with tiles in place of its global pools, and verify it."""
+    from ..opening import written_endings
     from ..writing import write
     from .arguments import tell_random
 
-    outputs = [Output("-o", output, (".onnx", ".safetensors")), Output("--alls", form.alls)]
+    outputs = [Output("-o", output, written_endings()), Output("--alls", form.alls)]
     result.check(outputs, [*model.files, tiles.plan])
     how = form.form(verify, result.force)
     if output.suffix.lower() != ".onnx":

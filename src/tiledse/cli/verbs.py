@@ -61,6 +61,10 @@ PANELS = {
             "choose",
             "Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result.",
         ),
+        "advise": (
+            "advise",
+            "Say what a target gains from two-step SE, tiles and sliding tiles, and which plan to take.",
+        ),
         "search": ("choose", "Choose a tile for each block under a budget: of buffer, or of accuracy."),
     },
     "Stream": {

@@ -113,7 +113,9 @@ class TaskImages:
         said = {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if network.says_images:
             if said:
-                raise TiledSEError("--mean and --std go with FILE.onnx; a PyTorch network says them itself")
+                raise TiledSEError(
+                    "--mean and --std go with FILE.onnx and FILE.tflite; a PyTorch network says them itself"
+                )
             return Preprocessing.of(nn.Identity(), size, kind, dict(network.config or {}))
         if len(said) < 2:
             tell(

@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..correction import Correction
 from ..errors import TiledSEError, first_line
-from ..op.correction import correct
-from ..op.functional import direct, scale, tiled_squeeze_excite
+from ..op.functional import correct, direct, scale, tiled_squeeze_excite
 from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile

@@ -21,6 +21,7 @@ from .finder import Finding, fingerprint, locate
 from .fit import Fit, fitted
 from .model import OLDEST_OPSET, OnnxModel, upgraded
 from .proof import Proof, check_upgrade, prove
+from .requantising import requantised
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
 from .squeeze import WHOLE
 from .tile_pass import TilePass
@@ -140,6 +141,9 @@ def convert_verified(
         for (block, tile), was, learnt, before in zip(plan, now.tiles, plan.corrections, now.corrections)
         if ((tile, learnt) != (was, before) and tile != WHOLE) or not _plain(target)
     ]
+    tiled_names = {b.name for b, tile in plan if tile != WHOLE and b.name in changed}
+    if (requant := requantised(model, found, tiled_names)) is not model:
+        model, found = requant, locate(requant, plan.input_size)
     result = _with_tiles(model, plan, found.shapes, target=target)
     proof, refused = None, tuple[NearMiss, ...]()
     seconds = 0.0 if verify else None

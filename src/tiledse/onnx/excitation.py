@@ -26,7 +26,9 @@ NORMS = {"BatchNormalization"}
 # They hand on the values of their first input in another shape.
 RESHAPES = {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand"}
 DENSE = {"Conv", "Gemm", "MatMul"}
-QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+# With one constant scale they keep one number a channel and tile.
+PAIRED = {"QuantizeLinear", "DequantizeLinear"}
+QUANTISED = {*PAIRED, "DynamicQuantizeLinear"}
 _LONGEST = 64
 
 
@@ -115,6 +117,11 @@ class ExcitationReader:
         if layers[-1].outputs != channels:
             raise Miss("it has one gate for all channels")
         in_place = self._in_place(descriptors, nodes)
+        if not in_place and any(node.op_type in PAIRED for node in nodes):
+            raise Miss(
+                "its excitation is quantised and takes one descriptor a channel, not a grid of them (1x1 convolutions "
+                "would); tile the float network and quantise that"
+            )
         if not in_place:
             if not plain:
                 raise Miss("its excitation takes one descriptor a channel, and it has a grid of tiles")
@@ -155,6 +162,10 @@ class ExcitationReader:
             if not all(v is None or v in seen or v in self.constants for v in node.inputs):
                 return False
             return self._small(node)
+        if node.op_type in PAIRED:
+            scales = [v for v in node.inputs[1:] if v is not None]
+            whole = all(v in self.constants and prod(self.shapes.of(v) or (1,)) == 1 for v in scales)
+            return node.inputs[0] in seen and bool(scales) and whole
         return False
 
     def _same_size(self, a: ir.Value | None, b: ir.Value) -> bool:
@@ -321,8 +332,8 @@ class ExcitationReader:
             quantised = node.op_type in QUANTISED or node.op_type.startswith("QLinear")
             if quantised:
                 return Miss(
-                    f"its descriptors are quantised ({node.op_type} '{node.name}') to the range of means over the "
-                    "whole map, which means over tiles leave; tile the float network and quantise that"
+                    f"its descriptors are quantised ({node.op_type} '{node.name}') without one constant scale, or not "
+                    "in pairs of QuantizeLinear and DequantizeLinear; tile the float network and quantise that"
                 )
         for node in frontier:
             if node.op_type == "Mul":

@@ -20,6 +20,7 @@ from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
 from .product import ProductReader
+from .scales import quantised, scale_of_map
 from .shapes import Shapes, shapes_of
 from .squeeze import Squeeze, SqueezeReader
 
@@ -136,6 +137,13 @@ class _Finder:
                 name not in self.stated or self.stated[name].tile != Tile(1, 1)
             ):
                 continue  # nothing pools here: 1x1 tiles are read where the file says that they are
+            if node.domain not in ("", "ai.onnx") and "AveragePool" in node.op_type:
+                reason = (
+                    f"it is pooled by {node.op_type} of {node.domain}, which is no operator of ONNX; quantise in pairs "
+                    "of QuantizeLinear and DequantizeLinear (QDQ), or take the file from before"
+                )
+                self.misses.append(NearMiss(name, reason))
+                continue
             try:
                 squeeze = self.squeezes.read(node)
                 if squeeze is not None:
@@ -298,13 +306,18 @@ class _Finder:
         product, slot, layout = ended[excitation.user]
         if product is excitation.user:
             self.products.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
-        return Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
+        place = Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
+        if quantised(place) and scale_of_map(place) is None:
+            raise Miss(
+                "its descriptors are quantised to the range of means over the whole map, which means over tiles leave, "
+                "and its map is not, so its own range is not known; tile the float network and quantise that"
+            )
+        return place
 
 
 def effect(tile: Tile, height: int, width: int) -> tuple[object, ...]:
     """What a tile does to a map of one size; equal for tiles that do the same there."""
-    scaled, seen = tile.scaled(height, width), tile.bounds(height).tolist()
-    return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
+    return tile.effect(height, width)
 
 
 def _second(node: ir.Node) -> ir.Value | None:

@@ -25,6 +25,7 @@ from .finder import Finding, fingerprint, locate
 from .graph import Graph, with_outputs
 from .model import OnnxModel
 from .runner import OnnxModule
+from .scales import quantised
 from .writing import write
 
 if TYPE_CHECKING:
@@ -149,8 +150,12 @@ class OnnxNetwork(Network):
         return OnnxModule(self.form(plan), self.threads)
 
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
-        """See Network. Strips of rows run in the probe; columns and patches in networks that are cut in two."""
-        if all(tile.width is None for plan in plans for tile in plan.tiles):
+        """See Network. Strips of rows run in the probe; columns and patches in networks that are cut in two.
+
+        So do quantised blocks: with tiles their descriptors have another scale than in the SE network.
+        """
+        whole = not any(quantised(place) for place in self._located.places)
+        if whole and all(tile.width is None for plan in plans for tile in plan.tiles):
             return Probed(self.probe, plans)
         return Cut(self.model, plans, [self.form(plan) for plan in plans], self.threads)
 
@@ -173,6 +178,12 @@ class OnnxNetwork(Network):
         """See Network."""
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
+
+    def refuses(self, block: int) -> str | None:
+        """See Network."""
+        if quantised(self._located.places[block]):
+            return "its descriptors are quantised, and a correction may leave the range of its map"
+        return None
 
     def squeeze(self, block: int, x: Tensor, tile: Tile) -> Tensor:
         """See Network; by torch, on the map that ONNX Runtime gave."""

@@ -64,7 +64,7 @@ class ProductReader:
             return None
         cropped = {2} if tile.height is not None and shape[rows] % tall else set()
         cropped |= {3} if tile.width is not None and shape[cols] % wide else set()
-        user = only_user(node.outputs[0])
+        user = self._after(node)
         if user is not None and user.op_type == "Slice":
             axes = self.constants.ints(user.inputs[3]) if len(user.inputs) > 3 else None
             starts = self.constants.ints(user.inputs[1])
@@ -78,12 +78,21 @@ class ProductReader:
             elif not self._lengths(user.inputs[2], squeeze, [lengths[a][0] for a in axes]):
                 return None
             cropped -= set(axes)
-            user = only_user(user.outputs[0])
+            user = self._after(user)
         if cropped:
             return None
         if user is not None and user.op_type == "Transpose" and ints(user, "perm", ()) == (0, 2, 3, 1):
-            user = only_user(user.outputs[0])
+            user = self._after(user)
         return None if user is None or user.op_type != "Mul" else self.read(user, squeeze, shape)
+
+    def _after(self, node: ir.Node) -> ir.Node | None:
+        """The one node that takes what a node gives, past quantising it and back."""
+        user = only_user(node.outputs[0])
+        if user is not None and user.op_type == "QuantizeLinear":
+            back = only_user(user.outputs[0])
+            if back is not None and back.op_type == "DequantizeLinear":
+                return only_user(back.outputs[0])
+        return user
 
     def _skips(self, cut: ir.Node) -> bool:
         """Whether a Slice takes other steps than 1."""

@@ -24,11 +24,15 @@ from .cutting import Arrays, CutOut, Ends
 from .finder import Finding, Place
 from .model import OnnxModel
 from .runner import session
+from .scales import quantised, scale_of_map
 from .shapes import Image, batched
 
 # The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
 _ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
 _HALF, _NETWORK = 2e-2, 10.0
+# Of a block whose descriptors are quantised a mean between two steps is rounded up here and down there: what it makes
+# is less than what a step up or down in every channel does, by this.
+_STEPS = 2.0
 # Tiles of a block that are tried: the first, the last and one between.
 _TILES = 3
 # A second size is larger by this: strides of most networks. Its sides are no longer than needed.
@@ -172,7 +176,10 @@ class _Whole:
         self.model, self.found = model, found
         self.taps = list(dict.fromkeys(name for end in ends for name in end))
         self.limit = max(_rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
+        # Where numbers are rounded to steps, a millionth moves none of them, or one by a step.
+        self.nudge = 1e-6
         if any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
+            self.nudge = 1e-3
             self.limit = max(self.limit, _HALF)  # a step of the scale, where a number lies between two
         self.jumps = any(node.op_type in _JUMPS for node in model.ir.graph)
         self.outputs = [v.name or "" for v in model.ir.graph.outputs]
@@ -223,13 +230,13 @@ class _Whole:
         return None
 
     def _magnified(self, name: str) -> float:
-        """What becomes of a relative change of the image by a millionth."""
+        """What becomes of a relative change of the image by a millionth, or by what moves quantised numbers."""
         if not hasattr(self, "_moved"):
             near = dict(self.feeds)
             image = self.found.shapes.image.name
             if near[image].dtype.kind == "f":
                 noise = np.random.default_rng(1).standard_normal(near[image].shape)
-                near[image] = (near[image] * (1 + 1e-6 * noise)).astype(near[image].dtype)
+                near[image] = (near[image] * (1 + self.nudge * noise)).astype(near[image].dtype)
             self._moved = _tapped(self.model, self.taps)(near)
         return relative(self.values[name], self._moved[name])
 
@@ -275,6 +282,8 @@ class _Alone:
                 off[i] = max(off[i], residue)
         for i, t in enumerate(tried):
             name, limit = t.trial.block.name, _rounding(self.found.shapes.type(t.trial.place.squeeze.source))
+            if quantised(t.trial.place):
+                limit = max(_HALF, _STEPS * self._stepped(t))
             far = t.difference(np.concatenate(gates[i]), got[t.trial.ends.product])
             self.proof.figures[name] = max(far, self.proof.figures.get(name, 0.0))
             if not off[i] <= limit:
@@ -286,6 +295,22 @@ class _Alone:
                     f"with tile {t.trial.tile} it is {far:.1e} off from itself on each tile alone, relative to its "
                     f"largest number, where {limit:.0e} is allowed"
                 )
+
+    def _stepped(self, tried: _Tiles) -> float:
+        """How far gates move where the mean of each channel moves by a step of its scale, up or down."""
+        place, maps = tried.trial.place, tried.maps(0)
+        scale = scale_of_map(place)
+        steps = None if not scale else self.found.constants.array(scale[0])
+        if steps is None:
+            return 0.0
+        axis = place.squeeze.axes[0]
+        sides = [d if i == axis else 1 for i, d in enumerate(maps.shape)]
+        up = np.random.default_rng(0).choice([-1.0, 1.0], sides)
+        moved = (maps + up * float(steps.reshape(-1)[0])).astype(maps.dtype)
+        source, product = tried.trial.ends
+        cut = CutOut(self.before, [tried.trial.ends], self.found.shapes)
+        gates = [tried.gates(each, cut.run({source: each})[product])[0] for each in (maps, moved)]
+        return float(np.abs(gates[1] - gates[0]).max())
 
 
 class _Tiles:

@@ -16,6 +16,7 @@ from .excitation import DENSE, RESHAPES, Excitation
 from .finder import Finding, Place, effect
 from .metadata import METADATA_KEY, TARGET_KEY, WEIGHTS_KEY, Stated, stated_tiles
 from .nodes import integer
+from .scales import scale_of_gates
 from .shapes import Shapes
 from .squeeze import WHOLE
 from .target_writer import TargetWriter, takes_whole
@@ -146,6 +147,9 @@ class TilePass(ir.passes.InPlacePass):
             doomed.append(place.product)
         else:
             repeated = writer.repeat(gates, squeeze.source, squeeze.axes, tile, fixed, place.layout)
+            steps = scale_of_gates(place)
+            if steps is not None and repeated is not gates:
+                repeated = _requantise(writer, repeated, steps)
             place.product.replace_input_with(place.slot, repeated)
             doomed = [n for n in doomed if n is not place.product]
         _remove(model.graph, doomed)
@@ -160,6 +164,14 @@ class TilePass(ir.passes.InPlacePass):
             nodes.append(node)
             node = next(iter(node.outputs[0].uses())).node
         return nodes
+
+
+def _requantise(writer: Writer, value: ir.Value, steps: tuple[ir.Value | None, ...]) -> ir.Value:
+    """Quantise gates that were repeated, and back: the product takes integers as it did."""
+    zero = steps[1] if len(steps) > 1 else None
+    kind = ir.DataType.UINT8 if zero is None else zero.dtype
+    there = writer.node("QuantizeLinear", [value, *steps], dtype=kind)
+    return writer.node("DequantizeLinear", [there, *steps])
 
 
 def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -11,8 +11,7 @@ import torch
 
 from ..correction import Correction
 from ..errors import TiledSEError, first_line
-from ..op.correction import correct
-from ..op.functional import scale, squeeze
+from ..op.functional import correct, scale, squeeze
 from ..plan import Plan
 from ..tile import Tile
 from .comparing import distance, feeds_of, relative

@@ -60,8 +60,8 @@ class ViewReader:
         return to.is_floating_point() and self.types(node.inputs[0]).is_floating_point()
 
     def same(self, a: ir.Value, b: ir.Value) -> bool:
-        """Whether two values are the same map; dequantised twice from one tensor they are."""
-        if a is b:
+        """Whether two values are the same map: one of them, or both, may have been quantised and back."""
+        if a is b or unquantised(a) is b or unquantised(b) is a:
             return True
         one, two = a.producer(), b.producer()
         return (
@@ -95,3 +95,14 @@ class ViewReader:
             and self.trace(shape.inputs[0]) == self.trace(source)
             and not shape.attributes
         )
+
+
+def unquantised(value: ir.Value) -> ir.Value:
+    """What a value was before it was quantised and dequantised again; else the value."""
+    back = value.producer()
+    if back is None or back.op_type != "DequantizeLinear" or back.inputs[0] is None:
+        return value
+    there = back.inputs[0].producer()
+    if there is None or there.op_type != "QuantizeLinear" or there.inputs[0] is None:
+        return value
+    return there.inputs[0]

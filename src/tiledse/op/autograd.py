@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..tile import Tile
-from . import formula, gradients, scaling, squeezing
+from . import by_pytorch, formula
 from .grids import is_batched, is_channels_last
 
 
@@ -43,14 +43,14 @@ class Squeeze(torch.autograd.Function):
         ctx.tile, ctx.link, ctx.shape = tile, link, x.shape
         ctx.channels_last = is_channels_last(x)
         ctx.set_materialize_grads(False)
-        return x.view_as(x), squeezing.squeeze(x, tile)
+        return x.view_as(x), by_pytorch.squeeze(x, tile)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, None, None]:
         """The gradient of x, from that of y (see the module) or of x and that of the descriptors."""
         gates, ctx.link.gates = ctx.link.gates, None
         if grad is not None and gates is not None:
-            return gradients.spread(grad, gates, grad_z, ctx.tile, ctx.channels_last), None, None
+            return by_pytorch.spread(grad, gates, grad_z, ctx.tile, ctx.channels_last), None, None
         if grad_z is not None:
             # The squeeze is linear: its gradient depends on no number of the map.
             x = torch.zeros((), dtype=grad_z.dtype, device=grad_z.device).expand(ctx.shape).requires_grad_()
@@ -67,7 +67,7 @@ class Scale(torch.autograd.Function):
         """Saves the map, which whoever made it holds anyway, and the gates."""
         ctx.tile, ctx.link = tile, link
         ctx.save_for_backward(x, gates)
-        return scaling.scale(x, gates, tile)
+        return by_pytorch.scale(x, gates, tile)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -82,7 +82,7 @@ class Scale(torch.autograd.Function):
             inputs = [value for value, asked in zip((x, gates), wanted) if asked]
             given = iter(_of_formula(lambda: formula.scale(x, gates, tile), inputs, grad))
             return next(given) if wanted[0] else None, next(given) if wanted[1] else None, None, None
-        sums = gradients.dot(grad, x, tile) if wanted[1] else None
+        sums = by_pytorch.dot(grad, x, tile) if wanted[1] else None
         if wanted[0]:
             link.gates = gates.detach()
         return grad if wanted[0] else None, sums, None, None

@@ -3,31 +3,22 @@
 Source: Vosco et al., "Tiled Squeeze-and-Excite", 2021, section 3.1 and figure A1. Where text and code differ, the
 code is followed: rows are repeated and cropped, so row i belongs to tile i // h.
 
-The formula (formula.py) is plain operators on views, which compilers and exporters trace and fuse. The public
-functions take it, or the same numbers faster:
+A map takes one of three ways; the first is one of the kernels of choosing.py:
 
 ==========================================================  ====================================================
-the map and who asks                                        the way
+the excitation, and who asks                                the way
 ==========================================================  ====================================================
-torch.compile on a CPU, two layers as excitation            the operator by name where that is faster: library.py
-torch.compile else, torch.export, torch.func, a subclass    the formula
-of Tensor
-two layers, on a GPU with Triton: row strips (R to 256)     whole.py, fused.py: one kernel, which reads the map once
-two layers, on a CPU with TILEDSE_CPP=1, float32            whole.py, compiled.py: by units that stay in the cache
-two layers else, but no gradients of less than 0.25 MB      whole.py, composed.py: as below, in one autograd node
-other excitations, no gradient recorded                     squeezing.py, scaling.py: by layout and tile
-gradients, maps of half a megabyte and up                   autograd.Squeeze, autograd.Scale about the excitation
-gradients, smaller maps; squeeze and scale alone            the same; the formula's scale for ragged strips
-a squeeze that is no mean                                   the formula's squeeze, and scale as above
+two 1x1 convolutions with biases, a known activation and    the registered operator (registered.py)
+gate, no hooks (excitation.py); eager or ``torch.compile``
+any other; eager                                            PyTorch's squeeze and scale about it, in two autograd
+                                                            nodes (autograd.py)
+any; exporters, other tracers, ``torch.func``, a subclass   the formula in plain operators (formula.py)
+of Tensor, a squeeze that is no mean
 ==========================================================  ====================================================
-
-"Two layers" are 1x1 convolutions with biases, known activations and no hooks (two_layers.py), not in training under
-autocast. TILEDSE_TRITON=0 leaves Triton out, =1 takes it wherever it can run.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -35,20 +26,16 @@ from torch import Tensor, fx
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import compiled, formula, scaling, squeezing, whole
-from . import library as library  # registers torch.ops.tiledse
+from . import by_pytorch, formula, registered
 from .autograd import Link, Scale, Squeeze
+from .excitation import TwoLayers, two_layers
+from .explaining import tell
 from .formula import Reduce, mean
-from .grids import is_autocast, is_channels_last, is_dense, is_eager, layout
-from .two_layers import two_layers
-
-# Below, two nodes of Python take longer than the passes over the map that they save: torch's own gradients of
-# squeeze and scale are 1.1 to 1.3 times as fast at 0.15 to 0.25 MB, and 1.2 times slower at 0.8 MB.
-SMALL_BYTES = 1 << 19
-# So does even the one node of composed.py here: 445 us, not 383, for a step on 0.15 MB; as long on 0.25 MB.
-TINY_BYTES = 1 << 18
+from .grids import is_autocast, is_dense, is_eager, layout, running
+from .sliding import by_rows, own_of, seen
 
 Excite = Callable[[Tensor], Tensor]
+_ROWS = Tile(1, None)
 
 
 def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
@@ -76,7 +63,7 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
         given = (x, str(tile)) if reduce is mean else (x, str(tile), reduce)
         return x.tracer.create_proxy("call_function", squeeze, given, {})
     _check_map(x)
-    return squeezing.squeeze(x, tile) if reduce is mean and is_eager(x) else formula.squeeze(x, tile, reduce)
+    return by_pytorch.squeeze(x, tile) if reduce is mean and is_eager(x) else formula.squeeze(x, tile, reduce)
 
 
 def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) -> Tensor:
@@ -106,8 +93,8 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
     _check_gates(x, gates, tile)
     recorded = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
     _check_inplace(inplace and recorded)
-    if is_eager(x) and (not recorded or scaling.fills_strips(tile, x)):
-        return scaling.scale(x, gates, tile, inplace)
+    if is_eager(x) and not recorded:
+        return by_pytorch.scale(x, gates, tile, x if inplace else None)
     scaled = formula.scale(x, gates, tile)
     if inplace:
         return x.copy_(scaled)
@@ -143,25 +130,45 @@ def tiled_squeeze_excite(
     tile = Tile.parse(tile)
     if isinstance(x, fx.Proxy):
         return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
-    if reduce is mean and x.dim() == 4:
-        done = _as_one(x, excite, tile, inplace)
-        if done is not None:
-            return done
-    excite = direct(excite, x)
-    if torch.is_grad_enabled() and x.nbytes >= SMALL_BYTES and reduce is mean and is_eager(x):
-        _check_map(x)
-        link = Link()
-        x, descriptors = Squeeze.apply(x, tile, link)
-        gates = excite(descriptors)
-        if torch.promote_types(x.dtype, gates.dtype) == x.dtype and (x.requires_grad or gates.requires_grad):
-            _check_gates(x, gates, tile)
-            _check_inplace(inplace)
-            gates = gates.to(x.dtype).expand(x.shape[0], -1, -1, -1)
-            return Scale.apply(x, gates, tile, link)
-    else:
-        descriptors = squeeze(x, tile, reduce)
-        gates = excite(descriptors)
+    layers = _layers(x, excite, reduce)
+    if isinstance(layers, TwoLayers):
+        if torch.compiler.is_compiling():
+            return registered.traced(x, layers, tile)
+        _check_inplace(
+            inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights))
+        )
+        tell(x, tile, layers, excite)
+        return registered.run(x, layers, tile, inplace)
+    tell(x, tile, layers, excite)
+    if not (torch.is_grad_enabled() and reduce is mean and is_eager(x)):
+        return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
+    _check_map(x)
+    link = Link()
+    x, descriptors = Squeeze.apply(x, tile, link)
+    gates = direct(excite, x)(descriptors)
+    if torch.promote_types(x.dtype, gates.dtype) == x.dtype and (x.requires_grad or gates.requires_grad):
+        _check_gates(x, gates, tile)
+        _check_inplace(inplace)
+        gates = gates.to(x.dtype).expand(x.shape[0], -1, -1, -1)
+        return Scale.apply(x, gates, tile, link)
     return scale(x, gates, tile, inplace=inplace)
+
+
+def _layers(x: Tensor, excite: Excite, reduce: Reduce) -> TwoLayers | str:
+    """The layers that the registered operator runs, or why it is not the way to take."""
+    if reduce is not mean:
+        return "it squeezes more than a mean"
+    if x.dim() != 4 or 0 in formula.sides(x):
+        return "this is no map of shape (N, C, H, W)"
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return "an exporter gets plain operators"
+    elif not is_eager(x):
+        return "a tracer, torch.func or a subclass of Tensor asks"
+    layers = two_layers(excite)
+    if isinstance(layers, str):
+        return layers
+    return layers.why_not(x) or layers
 
 
 def direct(excite: Excite, x: Tensor) -> Excite:
@@ -177,50 +184,55 @@ def direct(excite: Excite, x: Tensor) -> Excite:
     if x.dim() != 4 or not is_eager(x) or is_autocast(x):
         return excite
     layers = two_layers(excite)
-    return layers.excite if layers is not None and layers.fit(x) else excite
+    return layers.excite if isinstance(layers, TwoLayers) and layers.why_not(x) is None else excite
 
 
-def _as_one(x: Tensor, excite: Excite, tile: Tile, inplace: bool) -> Tensor | None:
-    """The operator with its excitation inside, where that is the way to take (see the table above)."""
-    traced = torch.compiler.is_compiling()
-    if traced:
-        if not library_is_on(x):
-            return None
-    elif not is_eager(x):
-        return None
-    layers = two_layers(excite)
-    if layers is None or not layers.fit(x) or not x.shape[2] or not x.shape[3]:
-        return None
-    if traced:
-        return torch.ops.tiledse.squeeze_excite(x, *layers.weights, str(tile), layers.act, layers.gate)[0]
-    if torch.is_grad_enabled():
-        if is_autocast(x):
-            return None  # which types its layers get is autocast's choice
-        if x.nbytes < TINY_BYTES and not whole.has_kernel(x, tile, layers):
-            return None
-        _check_inplace(inplace and any(v.requires_grad for v in (x, *layers.weights)))
-    return whole.run(x, layers, tile, inplace)
+def known(x: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """What each row strip knows of its map: the mean over ``Tile.own_bounds``, and that over ``Tile.bounds``.
 
+    Args:
+        x: Map, (N, C, H, W).
+        tile: Strips of rows.
 
-def library_is_on(x: Tensor) -> bool:
-    """Whether a compiler or exporter gets the operator by name (library.py), not the formula.
+    Returns:
+        Two of (N, C, strips, 1); the same for strips that see only their own rows.
 
-    TILEDSE_LIBRARY=1 and 0 say always and never. Else torch.compile gets it on a CPU where that is faster: for
-    gradients, which take 5.5 to 7.3 copies by the operator and 10 to 19 compiled, in channels_last, 2.2 to 3.4 and 3.0
-    to 5.8, and with the C++ kernels (three maps, one thread; in NCHW without gradients the compiled formula has 1.8 to
-    2.1 and the operator 2.1 to 2.7, 1.5 to 2.6 in C++). On a GPU neither was measured under torch.compile. An exported
-    program is the formula, which runs where tiledse is not installed.
+    Example:
+        >>> own, seen = known(torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1), Tile.parse("1xW:running+1"))
+        >>> own.flatten().tolist(), seen.flatten().tolist()
+        ([2.0, 4.0, 5.0], [2.0, 3.0, 3.0])
     """
-    if is_autocast(x):
-        return False  # which types its layers get is autocast's choice
-    asked = os.environ.get("TILEDSE_LIBRARY")
-    if asked in ("0", "1"):
-        return asked == "1"
-    if torch.compiler.is_exporting() or x.device.type != "cpu":
-        return False
-    if x.numel() * x.element_size() < SMALL_BYTES:  # a compiler has no nbytes of symbolic sizes
-        return False
-    return torch.is_grad_enabled() or is_channels_last(x) or compiled.asked(x)
+    height = int(x.shape[2])
+    if by_rows(tile, height):
+        rows = squeeze(x, _ROWS)
+        return own_of(rows, tile), seen(rows, tile)
+    tall, _ = tile.size(height, 1)
+    own = squeeze(x, Tile(tall, None))
+    return own, running(own, height, tall) if tile.slides else own
+
+
+def correct(x: Tensor, tile: Tile, numbers: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
+    """Descriptors of row strips by the numbers of a calibration: a linear map of what each strip knows.
+
+    Args:
+        x: Map, (N, C, H, W).
+        tile: Strips of rows.
+        numbers: The factor of the mean of a strip's own rows, that of the mean of the rows seen (None: it is not
+            used), and what is added; each (C, strips, 1).
+
+    Returns:
+        (N, C, strips, 1).
+
+    Example:
+        >>> x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(1, 1, 4, 1)
+        >>> half = torch.full((1, 2, 1), 0.5)
+        >>> correct(x, Tile.parse("2xW:running"), (half, half, 0 * half)).flatten().tolist()
+        [1.0, 2.5]
+    """
+    of_own, of_seen, offset = numbers
+    own, rows_seen = known(x, tile)
+    descriptors = own * of_own + offset
+    return descriptors if of_seen is None else descriptors + rows_seen * of_seen
 
 
 def _check_map(x: Tensor) -> None:

@@ -96,5 +96,4 @@ def compiled_table(comparisons: Sequence[CompiledComparison]) -> Table:
             pair = (t[name].ratio(t["copy"]).median for t in (c.inference, c.training))
             cells.append(" / ".join(f"{ratio:.1f}" for ratio in pair))
         table.add_row(*cells)
-    table.caption, table.caption_justify = "compiled tse: the formula; by name: one operator", "left"
     return table

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.block import TiledBlock
-from ..op.correction import correct
 from ..op.formula import mean, mean_and_max
+from ..op.functional import correct
 from ..op.functional import scale as scale_tiles
 from ..op.functional import squeeze as squeeze_tiles
 from ..op.module import TiledSqueezeExcite

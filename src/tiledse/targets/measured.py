@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..numerals import quoted, text_of
+from ..numerals import quoted, text_of, whole
 
 KINDS = ("two-step", "tiles", "sliding")
 
@@ -17,7 +17,8 @@ class Measured:
 
     Args:
         kind: What it is of: ``two-step`` SE, ``tiles`` or ``sliding`` tiles.
-        network: The network and its input.
+        network: The network.
+        input: Rows and columns of its image.
         form: What was run, in words.
         se: The figure with plain SE.
         value: The figure in this form.
@@ -27,6 +28,7 @@ class Measured:
 
     kind: str
     network: str
+    input: tuple[int, int]
     form: str
     se: float
     value: float
@@ -38,10 +40,15 @@ class Measured:
         """Per cent less than SE; below 0 it is more.
 
         Example:
-            >>> round(Measured("tiles", "net at 224", "8xW", 46.75, 43.03, "Mcycles", "vela 5.2.0").gain, 1)
+            >>> round(Measured("tiles", "net", (224, 224), "8xW", 46.75, 43.03, "Mcycles", "vela 5.2.0").gain, 1)
             8.0
         """
         return 100 * (1 - self.value / self.se)
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.input[0] * self.input[1]
 
     @classmethod
     def from_dict(cls, content: Any) -> Measured:
@@ -61,4 +68,8 @@ class Measured:
             number = content[key]
             if isinstance(number, bool) or not isinstance(number, (int, float)) or number <= 0:
                 raise ValueError(f"expected measured.{key} to be a number above 0, got {quoted(number)}")
-        return cls(**content)
+        sides = content["input"]
+        if not isinstance(sides, list) or len(sides) != 2:
+            raise ValueError(f"expected measured.input to be rows and columns, got {quoted(sides)}")
+        rows, cols = (whole(side, "measured.input") for side in sides)
+        return cls(**{**content, "input": (rows, cols)})

@@ -45,6 +45,7 @@ class Target:
         opset: Newest ONNX opset; None: any.
         ir_version: Newest version of the ONNX file format; None: any.
         heights: Rows of a strip that it runs best; empty: any.
+        streams: Whether it runs row by row, so that gates hold rows of their maps: what ``tiledse cost`` counts.
         rejects: Operators that it leaves to the CPU or does not take, each with the reason.
         measured: What its own tools said of networks in this form, and of SE.
 
@@ -52,9 +53,9 @@ class Target:
         TiledSEError: a number below 1, or a word that is none of those above.
 
     Example:
-        >>> Target("npu", window=8, spread=("slices",)).window
+        >>> Target("npu", window=8, spread=("slices",), static=True).window
         8
-        >>> Target("npu", spread=("Tile",))
+        >>> Target("npu", spread=("Tile",), static=True)
         Traceback (most recent call last):
         tiledse.errors.TiledSEError: target npu: expected spread of Resize, ConvTranspose, Concat, slices, got 'Tile'
     """
@@ -77,6 +78,7 @@ class Target:
     opset: int | None = None
     ir_version: int | None = None
     heights: tuple[int, ...] = ()
+    streams: bool = False
     rejects: Mapping[str, str] = field(default_factory=dict)
     measured: tuple[Measured, ...] = field(default=(), compare=False)
 
@@ -146,7 +148,7 @@ class Target:
                     if not isinstance(given[key], list):
                         raise ValueError(f"expected {key} to be a list, got {quoted(given[key])}")
                     given[key] = tuple(given[key])
-            for key in ("static", "two_step"):
+            for key in ("static", "two_step", "streams"):
                 if not isinstance(given.get(key, False), bool):
                     raise ValueError(f"expected {key} to be true or false, got {quoted(given[key])}")
             for key in ("name", "about", "sides", "mean"):

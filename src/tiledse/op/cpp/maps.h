@@ -1,4 +1,4 @@
-// A map cut into tiles and into units of work: what is summed over it, and what is written of it.
+// A map cut into tiles and into units of work: what is summed over it.
 //
 // NCHW and channels_last ("last"). A band is a row of tiles, all columns of it. A unit is so many bands of an image, or
 // so many whole images, that it is still in the second-level cache when, once summed, it is scaled.
@@ -13,14 +13,16 @@ namespace tiledse {
 
 const Int kUnitBytes = 256 << 10, kFewWeightBytes = 64 << 10;
 const Int kSummed = 256;    // rows or pixels that are summed in float32
-const Int kShortRun = 128;  // numbers: too many ends of such runs would share a line with the next one
+const Int kShortRun = 512;  // bytes: too many ends of such runs would share a line with the next one
 
+// What op/cpp.py has as numbers. grain: rows that no gate of a sliding tile tells apart; 0 where tiles do not slide.
 struct Job {
-  Int images, channels, height, width, tall, wide, first, stop, running, reduced, act, gate, last, past_cache, threads;
+  Int images, channels, height, width, tall, wide, first, stop, grain, reduced, act, gate, last, past_cache, threads, type;
 
   Int bands() const { return (height + tall - 1) / tall; }
   Int cols() const { return (width + wide - 1) / wide; }
-  Int elements() const { return images * channels * height * width; }
+  Int grains() const { return grain ? (height + grain - 1) / grain : 0; }
+  Int image() const { return channels * height * width; }
   Int tiles() const { return images * bands() * cols(); }
   Int top(Int band) const { return band * tall; }
   Int rows(Int band) const { return std::min(tall, height - top(band)); }
@@ -35,7 +37,8 @@ struct Unit {
   Int tiles(const Job &job) const { return images * bands * job.cols(); }
   Int first_tile(const Job &job) const { return (image * job.bands() + band) * job.cols(); }
   Int first_row(const Job &job) const { return job.top(band); }
-  Int rows(const Job &job) const { return std::min((band + bands) * job.tall, job.height) - first_row(job); }
+  Int end_row(const Job &job) const { return std::min((band + bands) * job.tall, job.height); }
+  Int rows(const Job &job) const { return end_row(job) - first_row(job); }
 };
 
 // How a job is cut; ``whole`` asks for whole images.
@@ -43,8 +46,11 @@ struct Units {
   Int bands, images, an_image, number;  // bands or images in a unit; units in an image, where it has several; of all
   const Job &job;
 
-  Units(const Job &j, Int inputs, bool whole) : job(j) {
-    const Int row_bytes = 4 * inputs * job.channels * job.width, all = job.images * job.height * row_bytes;
+  Units(const Job &j, Int inputs, Int bytes, bool whole) : job(j) {
+    const Int row_bytes = bytes * inputs * job.channels * job.width, all = job.images * job.height * row_bytes;
+    // An image in NCHW is one run of memory, a band of it as many as it has channels: of 1.5 KB they are read in 1.4
+    // copies, whole images in 0.6.
+    whole |= !job.last && job.images >= job.threads && row_bytes * job.height <= 4 * kUnitBytes;
     // A quarter of a second-level cache of 1 MB: the next unit is fetched beside the present one. Larger weights are read
     // for four tiles at once, if those fit that cache.
     const Int four = 4 * row_bytes * job.tall / job.cols();
@@ -64,19 +70,19 @@ struct Units {
 };
 
 // Fetches the memory of a unit into the second-level cache, a line with each step.
+template <class T>
 class Ahead {
  public:
   Ahead() : at_(nullptr), end_(nullptr), stride_(0), length_(0), left_(0) {}
-  Ahead(const Job &job, const float *x, const Unit &unit) {
-    const Int plane = job.height * job.width, image = job.channels * plane;
+  Ahead(const Job &job, const T *x, const Unit &unit) {
     if (job.last || unit.bands == job.bands()) {
       const Int row = job.last ? job.channels * job.width : 0;
-      at_ = x + unit.image * image + unit.first_row(job) * row;
-      length_ = job.last && unit.images == 1 ? unit.rows(job) * row : unit.images * image;
+      at_ = x + unit.image * job.image() + unit.first_row(job) * row;
+      length_ = job.last && unit.images == 1 ? unit.rows(job) * row : unit.images * job.image();
       stride_ = left_ = 0;
     } else {
-      at_ = x + unit.image * image + unit.first_row(job) * job.width;
-      length_ = unit.rows(job) * job.width, stride_ = plane, left_ = job.channels - 1;
+      at_ = x + unit.image * job.image() + unit.first_row(job) * job.width;
+      length_ = unit.rows(job) * job.width, stride_ = job.height * job.width, left_ = job.channels - 1;
     }
     end_ = at_ + length_;
   }
@@ -86,28 +92,28 @@ class Ahead {
       --left_, end_ += stride_, at_ = end_ - length_;
     }
     __builtin_prefetch(at_, 0, 2);
-    at_ += kLine;
+    at_ += line<T>();
   }
 
  private:
-  const float *at_, *end_;
+  const T *at_, *end_;
   Int stride_, length_, left_;
 };
 
 // Sums by tile and channel over the rows [from, stop) of a band: of x, or of x * y. out: (tiles, C), this band's.
-template <bool kTwo>
+template <bool kTwo, class T>
 class Sums {
  public:
   // x: the map that is summed.
-  Sums(const Job &job, const float *x)
+  Sums(const Job &job, const T *x)
       : job_(job),
-        end_(x + job.elements()),
+        end_(x + job.images * job.image()),
         // Pixels of which the channels fill whole vectors, so that any number of channels is summed by vectors.
         fold_(job.cols() == 1 && job.channels <= 512 ? kWide / common(job.channels, kWide) : 1),
         lane_(std::max(fold_ * job.channels, job.width) + kWide),
         whole_(job.last ? job.cols() * job.channels : job.cols()) {}
 
-  void planes(const float *x, const float *y, Int c, Int from, Int stop, double *out, Int stride) {  // NCHW, a channel
+  void planes(const T *x, const T *y, Int c, Int from, Int stop, double *out, Int stride) {  // NCHW, a channel
     const Int width = job_.width, at = c * job_.height * width;
     if (job_.cols() == 1) {
       *out = sum<kTwo>(x + at + from * width, kTwo ? y + at + from * width : nullptr, (stop - from) * width);
@@ -130,7 +136,7 @@ class Sums {
     for (Int t = 0; t < job_.cols(); ++t) out[t * stride] = whole_[t];
   }
 
-  void pixels(const float *x, const float *y, Int from, Int stop, double *out) {  // channels_last
+  void pixels(const T *x, const T *y, Int from, Int stop, double *out) {  // channels_last
     const Int channels = job_.channels, row = job_.width * channels;
     std::fill(out, out + job_.cols() * channels, 0.0);
     if (job_.cols() == 1) {
@@ -160,13 +166,13 @@ class Sums {
   static Int common(Int a, Int b) { return b ? common(b, a % b) : a; }
 
   // s += the sum of many rows of so many numbers, a stride apart.
-  static void add(const float *x, const float *y, float *s, Int length, Int many, Int stride) {
+  static void add(const T *x, const T *y, float *s, Int length, Int many, Int stride) {
     Int i = 0;
     for (; i + 4 <= many; i += 4) rows<4>(x + i * stride, kTwo ? y + i * stride : nullptr, s, length, stride);
     for (; i < many; ++i) rows<1>(x + i * stride, kTwo ? y + i * stride : nullptr, s, length, stride);
   }
   template <int kMany>
-  static void rows(const float *x, const float *y, float *s, Int length, Int stride) {
+  static void rows(const T *x, const T *y, float *s, Int length, Int stride) {
     Int c = 0;
     for (; c + kWide <= length; c += kWide) {
       Vector v[kMany];
@@ -175,91 +181,45 @@ class Sums {
       store(s + c, load(s + c) + (kMany == 4 ? (v[0] + v[kMany / 3]) + (v[kMany / 2] + v[kMany - 1]) : v[0]));
     }
     for (; c < length; ++c)
-      for (int k = 0; k < kMany; ++k) s[c] += kTwo ? x[k * stride + c] * y[k * stride + c] : x[k * stride + c];
+      for (int k = 0; k < kMany; ++k) {
+        const float v = number(x + k * stride + c);
+        s[c] += kTwo ? v * number(y + k * stride + c) : v;
+      }
   }
 
   const Job &job_;
-  const float *const end_;
+  const T *const end_;
   const Int fold_;
   std::vector<float> lane_;
   std::vector<double> whole_;
 };
 
-// Writes runs of a map as out = x * gate (+ share), past the cache where that is asked for.
-class Writer {
+// Sums of all rows above each grain of an image, by channel: what the gate of a sliding tile sees is a difference of two.
+template <class T>
+class Above {
  public:
-  explicit Writer(bool past_cache) : past_cache_(past_cache) {}
+  explicit Above(const Job &job, Int images = 1) : job_(job), sums_(images * (job.grains() + 1) * job.channels) {}
 
-  Ahead ahead[2];  // what to fetch while this is written
+  double *at(Int image, Int grain) { return sums_.data() + (image * (job_.grains() + 1) + grain) * job_.channels; }
 
-  // One gate, and one share, for all n numbers.
-  template <bool kAdd>
-  void run(const float *x, float *out, Int n, float gate, float share) {
-    const Vector g = all(gate), s = all(share);
-    Int i = 0;
-    write(
-        out, n, i, [&] { return kAdd ? load(x + i) * g + s : load(x + i) * g; },
-        [&] { return kAdd ? x[i] * gate + share : x[i] * gate; }, [&](Int by) { i += by; });
+  // The sums of grains [from, stop) of an image, each alone, behind their upper ends.
+  void each(Sums<false, T> &adder, const T *x, Int image, Int from, Int stop) {
+    const Int channels = job_.channels;
+    const auto end = [&](Int grain) { return std::min((grain + 1) * job_.grain, job_.height); };
+    if (job_.last)
+      for (Int k = from; k < stop; ++k) adder.pixels(x, nullptr, k * job_.grain, end(k), at(image, k + 1));
+    else
+      for (Int c = 0; c < channels; ++c)
+        for (Int k = from; k < stop; ++k) adder.planes(x, nullptr, c, k * job_.grain, end(k), at(image, k + 1) + c, channels);
   }
-
-  // Gates and shares that repeat with a period; both are kLine numbers longer than that.
-  template <bool kAdd>
-  void run(const float *x, float *out, Int n, const float *gates, const float *shares, Int period) {
-    Int i = 0, p = 0;  // p: i % period
-    write(
-        out, n, i,
-        [&] { return kAdd ? load(x + i) * load(gates + p) + load(shares + p) : load(x + i) * load(gates + p); },
-        [&] { return kAdd ? x[i] * gates[p] + shares[p] : x[i] * gates[p]; },
-        [&](Int by) {
-          i += by, p += by;
-          if (p >= period) p = p < 2 * period ? p - period : p % period;
-        });
-  }
-
-  // Short runs behind each other, n numbers in all: a gate and a share for each, with one to spare, and their lengths,
-  // which repeat after so many runs. None is shorter than a vector.
-  template <bool kAdd>
-  void runs(const float *x, float *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
-    Int i = 0, k = 0, left = lengths[0];
-    write(
-        out, n, i,
-        [&] {
-          const Vector v = load(x + i) * joined(all(gates[0]), all(gates[1]), left);
-          return kAdd ? v + joined(all(shares[0]), all(shares[1]), left) : v;
-        },
-        [&] { return kAdd ? x[i] * gates[0] + shares[0] : x[i] * gates[0]; },
-        [&](Int by) {
-          i += by, left -= by;
-          if (left <= 0) {
-            ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
-            if (kAdd) ++shares;
-          }
-        });
+  void add(Int image, Int from, Int stop) {
+    for (Int k = from; k < stop; ++k)
+      for (Int c = 0; c < job_.channels; ++c) at(image, k + 1)[c] += at(image, k)[c];
   }
 
  private:
-  template <class Vectors, class Number, class Step>
-  void write(float *out, Int n, Int &i, Vectors vector, Number number, Step step) {
-    const auto one = [&] { out[i] = number(), step(1); };
-    if (past_cache_ && n >= kShortRun) {
-      while (!starts_line(out + i)) one();
-      while (i + kLine <= n) {
-        fetch();
-        for (Int v = 0; v < kLine; v += kWide) stream(out + i, vector()), step(kWide);
-      }
-    } else {
-      while (i + kLine <= n) {
-        fetch();
-        for (Int v = 0; v < kLine; v += kWide) store(out + i, vector()), step(kWide);
-      }
-    }
-    if (i < n) fetch();
-    while (i + kWide <= n) store(out + i, vector()), step(kWide);
-    while (i < n) one();
-  }
-  void fetch() { ahead[0].step(), ahead[1].step(); }
-
-  const bool past_cache_;
+  const Job &job_;
+  std::vector<double> sums_;
 };
 
 }  // namespace tiledse

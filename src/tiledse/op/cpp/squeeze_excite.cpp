@@ -1,52 +1,44 @@
-// The operator on float32 maps on a CPU, forward and backward, unit by unit: what has just been summed is still in the
-// cache when it is scaled, and the next unit is on its way from memory. What op/fused_kernels.py is for a GPU.
+// The operator on maps on a CPU, forward and backward, unit by unit: what has just been summed is still in the cache
+// when it is scaled, and the next unit is on its way from memory. What op/triton_kernels.py is for a GPU.
+//
+// A library with functions of C, which op/cpp.py calls: it knows neither Python nor torch.
 
-#include <atomic>
-#include <thread>
+#include <exception>
 
-#include "functions.h"
-#include "maps.h"
+#include "writing.h"
 
 namespace tiledse {
 
-// GOMP_parallel of the OpenMP that torch runs on: its threads are there already, and those of another pool would wait
-// for a processor while torch's still look for work.
-typedef void (*Parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+// torch_parallel_for: torch's own threads. Others would wait for a processor while torch's still look for work.
+typedef int32_t (*Parallel)(Int begin, Int end, Int grain, void (*work)(Int begin, Int end, void *data), void *data);
 Parallel parallel = nullptr;
 
-// Units are dealt out in equal runs, one for each thread; running strips need all strips above, so whole images.
+// ``work`` (from, to) in equal runs of 0 to number, one for each thread.
 template <class Work>
-void shared(const Job &job, const Units &units, const Work &work) {
+void shared(Int number, Int threads, const Work &work) {
   struct Runs {
     const Work &work;
-    Int step, number, parts;
-    std::atomic<Int> next;
-    void take() {
-      for (Int k = next++; k < parts; k = next++) work(number * k / parts * step, number * (k + 1) / parts * step);
-    }
+    Int number, parts;
+    void take(Int k) const { work(number * k / parts, number * (k + 1) / parts); }
   };
-  const Int step = job.running ? units.an_image : 1, number = units.number / step;
-  const Int threads = std::max<Int>(1, std::min(job.threads, number));
-  Runs runs{work, step, number, threads, {0}};
-  if (threads == 1) {
-    runs.take();
-  } else if (parallel) {
-    parallel([](void *data) { static_cast<Runs *>(data)->take(); }, &runs, threads, 0);
-  } else {
-    std::vector<std::thread> others;
-    for (Int t = 1; t < threads; ++t) others.emplace_back(&Runs::take, &runs);
-    runs.take();
-    for (std::thread &other : others) other.join();
+  const Runs runs{work, number, std::max<Int>(1, std::min(threads, number))};
+  if (runs.parts == 1 || !parallel) {
+    work(0, number);
+    return;
   }
+  const auto some = [](Int begin, Int end, void *data) {
+    for (Int k = begin; k < end; ++k) static_cast<const Runs *>(data)->take(k);
+  };
+  if (parallel(0, runs.parts, 1, some, const_cast<Runs *>(&runs))) throw std::exception();
 }
 
-template <bool kTwo>
-void sum_unit(const Job &job, const Unit &unit, Sums<kTwo> &sums, const float *x, const float *y, double *out) {
-  const Int plane = job.height * job.width, image = job.channels * plane, of_band = job.cols() * job.channels;
+template <bool kTwo, class T>
+void sum_unit(const Job &job, const Unit &unit, Sums<kTwo, T> &sums, const T *x, const T *y, double *out) {
+  const Int of_band = job.cols() * job.channels;
   const bool part = job.part() && !kTwo;
   for (Int n = 0; n < unit.images; ++n) {
-    const Int at = (unit.image + n) * image;
-    const float *a = x + at, *b = kTwo ? y + at : nullptr;
+    const Int at = (unit.image + n) * job.image();
+    const T *a = x + at, *b = kTwo ? y + at : nullptr;
     double *of_image = out + n * unit.bands * of_band;
     const auto from = [&](Int band) { return part ? job.first : job.top(band); };
     const auto stop = [&](Int band) { return part ? job.stop : job.top(band) + job.rows(band); };
@@ -61,176 +53,87 @@ void sum_unit(const Job &job, const Unit &unit, Sums<kTwo> &sums, const float *x
   }
 }
 
-// out = x by the gates (tiles, C) of a unit, plus what each element gets of ``shares``.
-template <bool kAdd>
-class Scaling {
- public:
-  Scaling(const Job &job, const float *x, float *out) : writer(job.past_cache), job_(job), x_(x), out_(out) {}
+// Elements of a channel that the gate of a sliding band sees; bounds: its first grain, and the one after the last.
+inline Int seen(const Job &job, const Int *bounds, Int band) {
+  const Int *of = bounds + 2 * band;
+  return (std::min(of[1] * job.grain, job.height) - of[0] * job.grain) * job.width;
+}
 
-  Writer writer;
-
-  void unit(const Unit &unit, const float *gates, const float *shares) {
-    const Int of_band = job_.cols() * job_.channels, image = job_.channels * job_.height * job_.width;
-    for (Int n = 0; n < unit.images; ++n) {
-      const Int at = (unit.image + n) * image;
-      const float *g = gates + n * unit.bands * of_band, *s = kAdd ? shares + n * unit.bands * of_band : g;
-      if (job_.last)
-        for (Int k = 0; k < unit.bands; ++k) pixels(at, unit.band + k, g + k * of_band, s + k * of_band);
-      else if (job_.cols() > 1)
-        for (Int c = 0; c < job_.channels; ++c)
-          for (Int k = 0; k < unit.bands; ++k)
-            columns(at + plane(c), unit.band + k, g + k * of_band + c, s + k * of_band + c);
-      else if (job_.rows(unit.band) * job_.width < kLong && !job_.part() && shortest(unit) >= kWide)
-        short_runs(at, unit, g, s);
-      else
-        for (Int c = 0; c < job_.channels; ++c)
-          for (Int k = 0; k < unit.bands; ++k)
-            each_part(unit.band + k, [&](Int from, Int stop, bool added) {
-              const Int run = at + plane(c) + from * job_.width, channel = k * job_.channels + c;
-              writer.run<kAdd>(x_ + run, out_ + run, (stop - from) * job_.width, g[channel], added ? s[channel] : 0.0f);
-            });
-    }
-  }
-
- private:
-  static const Int kLong = 512;  // numbers that are worth a run of their own
-
-  Int shortest(const Unit &unit) const { return job_.rows(unit.band + unit.bands - 1) * job_.width; }
-  Int plane(Int c) const { return c * job_.height * job_.width; }
-
-  // Gates or shares by element, with room for the vectors that reach over the end.
-  static float *room(std::vector<float> &of, Int n) {
-    if (Int(of.size()) < n + kLine) of.resize(n + kLine);
-    return of.data();
-  }
-  static void repeat(float *values, Int period) {
-    for (Int i = period; i < period + kLine; ++i) values[i] = values[i - period];
-  }
-
-  // The rows of a band that get a share: all, or those that upper and middle squeeze.
-  template <class Write>
-  void each_part(Int band, Write write) const {
-    const Int top = job_.top(band), end = top + job_.rows(band);
-    if (!kAdd || !job_.part()) return write(top, end, true);
-    if (job_.first > top) write(top, job_.first, false);
-    write(job_.first, job_.stop, true);
-    if (job_.stop < end) write(job_.stop, end, false);
-  }
-
-  // NCHW, whole rows, few elements to a gate.
-  void short_runs(Int at, const Unit &unit, const float *gates, const float *shares) {
-    const Int rows = unit.rows(job_), channels = job_.channels, bands = unit.bands;
-    float *g = room(gates_, channels * bands), *s = room(shares_, channels * bands);
-    lengths_.resize(bands);
-    for (Int k = 0; k < bands; ++k) lengths_[k] = job_.rows(unit.band + k) * job_.width;
-    for (Int c = 0; c < channels; ++c)
-      for (Int k = 0; k < bands; ++k) {
-        g[c * bands + k] = gates[k * channels + c];
-        if (kAdd) s[c * bands + k] = shares[k * channels + c];
-      }
-    const Int first = at + unit.first_row(job_) * job_.width, step = rows == job_.height ? channels : 1;
-    for (Int c = 0; c < channels; c += step) {
-      const Int run = first + plane(c);
-      writer.runs<kAdd>(x_ + run, out_ + run, step * rows * job_.width, g + c * bands, s + c * bands, lengths_.data(), bands);
-    }
-  }
-
-  // NCHW, a channel of a band that has columns: gates and shares are that of the channel, C apart.
-  void columns(Int plane, Int band, const float *gates, const float *shares) {
-    const Int width = job_.width, run = plane + job_.top(band) * width;
-    float *g = room(gates_, width), *s = room(shares_, width);
-    for (Int t = 0, j = 0; t < job_.cols(); ++t)
-      for (Int end = j + job_.tile_width(t); j < end; ++j) {
-        g[j] = gates[t * job_.channels];
-        if (kAdd) s[j] = shares[t * job_.channels];
-      }
-    repeat(g, width);
-    if (kAdd) repeat(s, width);
-    writer.run<kAdd>(x_ + run, out_ + run, job_.rows(band) * width, g, s, width);
-  }
-
-  // channels_last
-  void pixels(Int image, Int band, const float *gates, const float *shares) {
-    const Int channels = job_.channels, row = job_.width * channels, cols = job_.cols(), length = channels + kLine;
-    float *g = room(gates_, cols * length), *s = room(shares_, cols * length);
-    for (Int t = 0; t < cols; ++t) {
-      std::copy(gates + t * channels, gates + (t + 1) * channels, g + t * length), repeat(g + t * length, channels);
-      if (kAdd)
-        std::copy(shares + t * channels, shares + (t + 1) * channels, s + t * length), repeat(s + t * length, channels);
-    }
-    each_part(band, [&](Int from, Int stop, bool added) {
-      for (Int r = from; r < (cols > 1 ? stop : from + 1); ++r)
-        for (Int t = 0; t < cols; ++t) {
-          const Int run = image + r * row + t * job_.wide * channels;
-          const Int n = cols > 1 ? job_.tile_width(t) * channels : (stop - from) * row;
-          if (added)
-            writer.run<kAdd>(x_ + run, out_ + run, n, g + t * length, s + t * length, channels);
-          else
-            writer.run<false>(x_ + run, out_ + run, n, g + t * length, s + t * length, channels);
-        }
-    });
-  }
-
-  const Job &job_;
-  const float *const x_;
-  float *const out_;
-  std::vector<float> gates_, shares_;
-  std::vector<Int> lengths_;
+struct Layers {
+  const float *w1, *b1, *w2, *b2;  // w1: R x C, w2: C x R
+};
+struct Kept {
+  float *descriptors, *hidden, *gates;  // tiles x C, R (before its activation) and C; or null
 };
 
-}  // namespace tiledse
-
-using namespace tiledse;
-
-extern "C" {
-
-void tiledse_use_threads_of(void *gomp_parallel) { parallel = reinterpret_cast<Parallel>(gomp_parallel); }
-
-// y = x by its gates. w1: R x C, w2: C x R. Unless null, descriptors, hidden (before its activation) and gates are kept:
-// tiles x C, R and C, a row for each tile.
-void tiledse_forward(const float *x, float *y, const float *w1, const float *b1, const float *w2, const float *b2,
-                     float *descriptors, float *hidden, float *gates, const Int *numbers) {
-  Job job;
-  std::memcpy(&job, numbers, sizeof job);
+// y = x by its gates.
+template <class T>
+void forward(const Job &job, const T *x, T *y, const Layers &w, const Kept &kept, const Int *bounds) {
   const Int channels = job.channels, reduced = job.reduced, cols = job.cols();
-  const Units units(job, 1, job.part());
+  const Units units(job, 1, sizeof(T), job.part());
   // Turned, the second layer is summed by vectors of channels; for few tiles turning takes longer than it saves.
   std::vector<float> turned(job.tiles() > reduced / 3 ? channels * reduced : 0);
-  if (!turned.empty()) transpose(w2, turned.data(), channels, reduced);
-  shared(job, units, [&](Int from, Int to) {
+  if (!turned.empty()) transpose(w.w2, turned.data(), channels, reduced);
+  // Rows that slide are summed as they come, by one thread an image; for fewer images than threads, all before.
+  const bool first = job.grain && job.images < job.threads && units.an_image > 1;
+  Above<T> above_all(job, first ? job.images : 0);
+  if (first) {
+    shared(units.number, job.threads, [&](Int from, Int to) {
+      Sums<false, T> adder(job, x);
+      for (Int u = from; u < to; ++u) {
+        const Unit unit = units.at(u);
+        const Int stop = (unit.end_row(job) + job.grain - 1) / job.grain;
+        above_all.each(adder, x + unit.image * job.image(), unit.image, unit.first_row(job) / job.grain, stop);
+      }
+    });
+    for (Int n = 0; n < job.images; ++n) above_all.add(n, 0, job.grains());
+  }
+  const Int step = job.grain && !first ? units.an_image : 1;
+  shared(units.number / step, job.threads, [&](Int begin, Int end) {
     const Int room = units.images * units.bands * cols;
     std::vector<float> z(room * channels), a(room * reduced), h(room * reduced), g(room * channels);
-    std::vector<double> sums(room * channels), above(channels);
-    Sums<false> adder(job, x);
-    Scaling<false> scaling(job, x, y);
-    for (Int u = from; u < to; ++u) {
+    std::vector<double> sums(job.grain ? 0 : room * channels);
+    Sums<false, T> adder(job, x);
+    Scaling<false, T> scaling(job, x, y);
+    Above<T> own(job, job.grain && !first ? 1 : 0), &above = first ? above_all : own;
+    Int done = 0;  // grains of this image
+    for (Int u = begin * step; u < end * step; ++u) {
       const Unit unit = units.at(u);
-      const Int tiles = unit.tiles(job), first = unit.first_tile(job);
-      sum_unit<false>(job, unit, adder, x, nullptr, sums.data());
+      const Int tiles = unit.tiles(job), first_tile = unit.first_tile(job);
+      if (!job.grain) sum_unit<false>(job, unit, adder, x, static_cast<const T *>(nullptr), sums.data());
       for (Int t = 0; t < tiles; ++t) {
-        const Int band = unit.band + t / cols % unit.bands;
-        double *s = sums.data() + t * channels, n = job.squeezed(band, t % cols);
-        if (job.running) {
-          if (band > 0)
-            for (Int c = 0; c < channels; ++c) s[c] += above[c];
-          std::copy(s, s + channels, above.begin());
-          n = (job.top(band) + job.rows(band)) * job.width;
+        const Int band = unit.band + t / cols % unit.bands, image = unit.image + t / cols / unit.bands;
+        float *to = z.data() + t * channels;
+        if (!job.grain) {
+          const double *s = sums.data() + t * channels, n = job.squeezed(band, t % cols);
+          for (Int c = 0; c < channels; ++c) to[c] = s[c] / n;
+          continue;
         }
-        for (Int c = 0; c < channels; ++c) z[t * channels + c] = s[c] / n;
+        const Int *of = bounds + 2 * band, at = first ? image : 0;
+        if (!first && band == unit.band) {
+          if (band == 0) done = 0, std::fill(own.at(0, 0), own.at(0, 0) + channels, 0.0);
+          // To the end of what the unit's last band sees, and of the unit, which may be overwritten after this.
+          const Int *last = bounds + 2 * (unit.band + unit.bands - 1);
+          const Int stop = std::max(last[1], (unit.end_row(job) + job.grain - 1) / job.grain);
+          own.each(adder, x + image * job.image(), 0, done, stop), own.add(0, done, stop);
+          done = std::max(done, stop);
+        }
+        const double *low = above.at(at, of[0]), *high = above.at(at, of[1]), n = seen(job, bounds, band);
+        for (Int c = 0; c < channels; ++c) to[c] = (high[c] - low[c]) / n;
       }
-      rows_by_rows(z.data(), w1, b1, a.data(), tiles, reduced, channels);
+      rows_by_rows(z.data(), w.w1, w.b1, a.data(), tiles, reduced, channels);
       activate(job.act, a.data(), h.data(), tiles * reduced);
       if (turned.empty())
-        rows_by_rows(h.data(), w2, b2, g.data(), tiles, channels, reduced);
+        rows_by_rows(h.data(), w.w2, w.b2, g.data(), tiles, channels, reduced);
       else
-        rows_by_columns(h.data(), turned.data(), b2, g.data(), tiles, reduced, channels);
+        rows_by_columns(h.data(), turned.data(), w.b2, g.data(), tiles, reduced, channels);
       open_gates(job.gate, g.data(), tiles * channels);
-      if (descriptors) {
-        std::copy(z.begin(), z.begin() + tiles * channels, descriptors + first * channels);
-        std::copy(a.begin(), a.begin() + tiles * reduced, hidden + first * reduced);
-        std::copy(g.begin(), g.begin() + tiles * channels, gates + first * channels);
+      if (kept.gates) {
+        std::copy(z.begin(), z.begin() + tiles * channels, kept.descriptors + first_tile * channels);
+        std::copy(a.begin(), a.begin() + tiles * reduced, kept.hidden + first_tile * reduced);
+        std::copy(g.begin(), g.begin() + tiles * channels, kept.gates + first_tile * channels);
       }
-      scaling.writer.ahead[0] = u + 1 < to ? Ahead(job, x, units.at(u + 1)) : Ahead();
+      scaling.writer.ahead[0] = u + 1 < end * step ? Ahead<T>(job, x, units.at(u + 1)) : Ahead<T>();
       scaling.unit(unit, g.data(), nullptr);
     }
     fence();
@@ -238,43 +141,113 @@ void tiledse_forward(const float *x, float *y, const float *w1, const float *b1,
 }
 
 // dx, and the gradients of both layers' sums: tiles x R and tiles x C.
-void tiledse_backward(const float *x, const float *grad, float *dx, const float *w1, const float *w2,
-                      const float *hidden, const float *gates, float *to_a1, float *to_a2, const Int *numbers) {
-  Job job;
-  std::memcpy(&job, numbers, sizeof job);
+template <class T>
+void backward(const Job &job, const T *x, const T *grad, T *dx, const Layers &w, const float *hidden, const float *gates,
+              float *to_a1, float *to_a2, const Int *bounds) {
   const Int channels = job.channels, reduced = job.reduced, cols = job.cols();
-  const Units units(job, 2, job.part() || job.running);
+  const Units units(job, 2, sizeof(T), job.part() || job.grain);
   std::vector<float> turned(channels * reduced);
-  transpose(w2, turned.data(), channels, reduced);
-  shared(job, units, [&](Int from, Int to) {
+  transpose(w.w2, turned.data(), channels, reduced);
+  Job by_grain = job;  // rows that have one gate and one share
+  if (job.grain) by_grain.tall = job.grain;
+  const Int grains = by_grain.bands();
+  shared(units.number, job.threads, [&](Int from, Int to) {
     const Int room = units.images * units.bands * cols;
-    std::vector<float> share(room * channels);
-    std::vector<double> sums(room * channels);
-    Sums<true> adder(job, grad);
-    Scaling<true> scaling(job, grad, dx);
+    std::vector<float> share(room * channels), of_grains(job.grain ? 2 * units.images * grains * channels : 0);
+    std::vector<double> sums(room * channels), step(job.grain ? (grains + 1) * channels : 0);
+    Sums<true, T> adder(job, grad);
+    Scaling<true, T> scaling(by_grain, grad, dx);
     for (Int u = from; u < to; ++u) {
-      const Unit unit = units.at(u);
+      Unit unit = units.at(u);
       const Int tiles = unit.tiles(job), first = unit.first_tile(job);
-      const float *g = gates + first * channels, *a = hidden + first * reduced;
+      const float *g = gates + first * channels, *a = hidden + first * reduced, *s = share.data();
       float *d1 = to_a1 + first * reduced, *d2 = to_a2 + first * channels;
       sum_unit<true>(job, unit, adder, grad, x, sums.data());
       for (Int i = 0; i < tiles * channels; ++i) d2[i] = sums[i] * gate_slope(job.gate, g[i]);
       rows_by_rows(d2, turned.data(), nullptr, d1, tiles, reduced, channels);
       for (Int i = 0; i < tiles * reduced; ++i) d1[i] *= act_slope(job.act, a[i]);
-      rows_by_columns(d1, w1, nullptr, share.data(), tiles, reduced, channels);
-      for (Int t = tiles - 1; t >= 0; --t) {
+      rows_by_columns(d1, w.w1, nullptr, share.data(), tiles, reduced, channels);
+      for (Int t = 0; t < tiles; ++t) {
         const Int band = unit.band + t / cols % unit.bands;
-        float *s = share.data() + t * channels;
-        const float n = job.running ? (job.top(band) + job.rows(band)) * job.width : job.squeezed(band, t % cols);
-        // A row is in the mean of its own running strip and of all below.
-        const float *below = job.running && band + 1 < job.bands() ? s + channels : nullptr;
-        for (Int c = 0; c < channels; ++c) s[c] = s[c] / n + (below ? below[c] : 0.0f);
+        const float n = job.grain ? seen(job, bounds, band) : job.squeezed(band, t % cols);
+        for (Int c = 0; c < channels; ++c) share[t * channels + c] /= n;
       }
-      scaling.writer.ahead[0] = u + 1 < to ? Ahead(job, grad, units.at(u + 1)) : Ahead();
-      scaling.writer.ahead[1] = u + 1 < to ? Ahead(job, x, units.at(u + 1)) : Ahead();
-      scaling.unit(unit, g, share.data());
+      if (job.grain) {
+        // A band's share begins at the first grain that it sees and ends after the last.
+        float *const gate = of_grains.data(), *const sum = gate + unit.images * grains * channels;
+        for (Int n = 0; n < unit.images; ++n) {
+          std::fill(step.begin(), step.end(), 0.0);
+          for (Int band = 0; band < unit.bands; ++band)
+            for (Int c = 0; c < channels; ++c) {
+              const double v = share[(n * unit.bands + band) * channels + c];
+              step[bounds[2 * band] * channels + c] += v, step[bounds[2 * band + 1] * channels + c] -= v;
+            }
+          for (Int k = 0; k < grains; ++k)
+            for (Int c = 0; c < channels; ++c) {
+              if (k > 0) step[k * channels + c] += step[(k - 1) * channels + c];
+              sum[(n * grains + k) * channels + c] = step[k * channels + c];
+              gate[(n * grains + k) * channels + c] = g[(n * unit.bands + k * job.grain / job.tall) * channels + c];
+            }
+        }
+        unit.bands = grains, g = gate, s = sum;
+      }
+      scaling.writer.ahead[0] = u + 1 < to ? Ahead<T>(job, grad, units.at(u + 1)) : Ahead<T>();
+      scaling.writer.ahead[1] = u + 1 < to ? Ahead<T>(job, x, units.at(u + 1)) : Ahead<T>();
+      scaling.unit(unit, g, s);
     }
     fence();
+  });
+}
+
+// ``call`` with a null pointer of the type of the job's maps. 0, or 1 where there is no such type or no memory.
+template <class Call>
+int typed(const Int *numbers, Call call) {
+  Job job;
+  std::memcpy(&job, numbers, sizeof job);
+  try {
+    if (job.type == 0) return call(job, static_cast<float *>(nullptr)), 0;
+    if (job.type == 1) return call(job, static_cast<BFloat16 *>(nullptr)), 0;
+#if defined(TILEDSE_FLOAT16)
+    if (job.type == 2) return call(job, static_cast<Float16 *>(nullptr)), 0;
+#endif
+  } catch (const std::exception &) {
+  }
+  return 1;
+}
+
+}  // namespace tiledse
+
+using namespace tiledse;
+
+extern "C" {
+
+// What op/cpp.py asks before it calls anything else: the arguments below, by a number that changes with them.
+int tiledse_version() { return 2; }
+
+int tiledse_has_float16() {
+#if defined(TILEDSE_FLOAT16)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+void tiledse_use_threads_of(void *torch_parallel_for) { parallel = reinterpret_cast<Parallel>(torch_parallel_for); }
+
+// y, and unless null descriptors, hidden and gates. bounds: (bands, 2) where tiles slide.
+int tiledse_forward(const void *x, void *y, const float *w1, const float *b1, const float *w2, const float *b2,
+                    float *descriptors, float *hidden, float *gates, const Int *bounds, const Int *numbers) {
+  return typed(numbers, [&](const Job &job, auto type) {
+    typedef decltype(type) Map;
+    forward(job, Map(x), Map(y), {w1, b1, w2, b2}, {descriptors, hidden, gates}, bounds);
+  });
+}
+
+int tiledse_backward(const void *x, const void *grad, void *dx, const float *w1, const float *w2, const float *hidden,
+                     const float *gates, float *to_a1, float *to_a2, const Int *bounds, const Int *numbers) {
+  return typed(numbers, [&](const Job &job, auto type) {
+    typedef decltype(type) Map;
+    backward(job, Map(x), Map(grad), Map(dx), {w1, nullptr, w2, nullptr}, hidden, gates, to_a1, to_a2, bounds);
   });
 }
 }

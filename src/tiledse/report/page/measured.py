@@ -78,7 +78,10 @@ def sheets(task: Task[Any], results: Results[Any], name: str) -> list[dict[str, 
         classes = class_names(task.images)
         rows = {
             kind: [
-                (image.name, f"{classes(image.label)}; SE {classes(image.se)}, tiles {classes(image.tse)}")
+                (
+                    image.name,
+                    f"is {classes(image.label)}; SE says {classes(image.se)}, tiles {classes(image.tse)}",
+                )
                 for image in found.images
                 if image.outcome == kind
             ]
@@ -108,7 +111,7 @@ def class_names(images: ImageSet) -> Any:
     files = getattr(images, "files", ())
     folders = {label: name.partition("/")[0] for name, label in files if "/" in name}
     known = images.classes is not None and len(folders) == images.classes
-    return lambda label: folders.get(label, str(label)) if known else f"class {label}"
+    return lambda label: folders.get(label, str(label)) if known else str(label)
 
 
 def correlations(

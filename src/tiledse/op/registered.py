@@ -1,0 +1,188 @@
+"""The operator with an excitation of two layers, by name: ``torch.ops.tiledse.forward`` and ``backward``.
+
+Eager and compiled code call it alike. Under autocast it runs as it is given: maps keep their type, and what lies
+between squeeze and scale is float32. Exporters get the formula in its place: a file needs nothing of this package.
+
+    forward   x (N, C, H, W), w1 (R, C, 1, 1) or (R, C), b1 (R), w2 (C, R, 1, 1) or (C, R), b2 (C); tile, activation
+              and gate function by name. Gives [y], and with ``save`` what the gradient needs: descriptors (tiles, C),
+              the hidden layer before its activation (tiles, R) and gates (tiles, C), tiles counted image by image.
+    backward  The gradients [x, w1, b1, w2, b2] from that of y and what was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import TiledSEError
+from ..tile import Tile
+from . import formula
+from .choosing import call_of, chosen
+from .excitation import ACTS, GATES, TwoLayers
+from .grids import accumulation_type, is_batched, like
+
+_library = torch.library.Library("tiledse", "FRAGMENT")
+_library.define(
+    "forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str tile, str act, str gate, bool save) -> Tensor[]"
+)
+_library.define(
+    "backward(Tensor grad, Tensor x, Tensor w1, Tensor w2, Tensor descriptors, Tensor hidden, Tensor gates, str tile, "
+    "str act, str gate) -> Tensor[]"
+)
+_FORWARD = torch.ops.tiledse.forward.default
+_BACKWARD = torch.ops.tiledse.backward.default
+
+_tile = lru_cache(maxsize=1024)(Tile.parse)
+_text = lru_cache(maxsize=1024)(str)
+
+
+def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
+    """The operator on what is computed now; gradients are recorded where something asks for them."""
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):
+        return Recorded.apply(x, *layers.weights, _text(tile), layers.act, layers.gate)
+    with torch._C._AutoDispatchBelowAutograd():
+        if not inplace:
+            return _FORWARD(x, *layers.weights, _text(tile), layers.act, layers.gate, False)[0]
+        with _without_autocast(x):
+            _forward(x, *layers.weights, _text(tile), layers.act, layers.gate, False, x)
+    if not x.is_inference():
+        # Kernels write where torch sees nobody write, but whoever saved the map must learn of it.
+        torch.autograd.graph.increment_version(x)
+    return x
+
+
+def traced(x: Tensor, layers: TwoLayers, tile: Tile) -> Tensor:
+    """The operator in a program that a compiler makes."""
+    return torch.ops.tiledse.forward(x, *layers.weights, str(tile), layers.act, layers.gate, False)[0]
+
+
+def _forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str, save: bool,
+    out: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
+    kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
+    return kernel.forward(x, (w1, b1, w2, b2), prepared, save, out)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, descriptors: Tensor, hidden: Tensor, gates: Tensor,
+    tile: str, act: str, gate: str,
+) -> list[Tensor]:  # fmt: skip
+    kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
+    dx, to_a1, to_a2 = kernel.backward(x, grad, w1, w2, hidden, gates, prepared)
+    return [
+        dx,
+        (to_a1.t() @ descriptors).to(w1.dtype).view(w1.shape),
+        to_a1.sum(0).to(w1.dtype),
+        (to_a2.t() @ ACTS[act](hidden)).to(w1.dtype).view(w2.shape),
+        to_a2.sum(0).to(w1.dtype),
+    ]
+
+
+def _forward_of_shapes(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str, save: bool
+) -> list[Tensor]:
+    rows, cols = Tile.parse(tile).grid(x.shape[2], x.shape[3])
+    tiles, kept = x.shape[0] * rows * cols, accumulation_type(x.dtype)
+    saved = [x.new_empty((tiles, n), dtype=kept) for n in (x.shape[1], w1.shape[0], x.shape[1])]
+    return [like(x), *saved] if save else [like(x)]
+
+
+def _backward_of_shapes(
+    grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, descriptors: Tensor, hidden: Tensor, gates: Tensor,
+    tile: str, act: str, gate: str,
+) -> list[Tensor]:  # fmt: skip
+    shapes = w1.shape, w1.shape[:1], w2.shape, w1.shape[1:2]
+    return [like(x), *(w1.new_empty(shape) for shape in shapes)]
+
+
+class Recorded(torch.autograd.Function):
+    """(x, weights and biases) to y; back by the same means and four sums over tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str
+    ) -> Tensor:
+        """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
+        with torch._C._AutoDispatchBelowAutograd():
+            out, *saved = _FORWARD(x, w1, b1, w2, b2, tile, act, gate, True)
+        ctx.names = tile, act, gate
+        ctx.save_for_backward(x, w1, b1, w2, b2, *saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """The gradients of all five, where asked for."""
+        x, w1, b1, w2, b2, *saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        found: Sequence[Tensor | None]
+        if torch.is_grad_enabled() or is_batched(grad):
+            found = _of_formula((x, w1, b1, w2, b2), grad, wanted, *ctx.names)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                found = _BACKWARD(grad, x, w1, w2, *saved, *ctx.names)
+        return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None
+
+
+def _of_formula(
+    inputs: tuple[Tensor, ...], grad: Tensor, wanted: Sequence[bool], tile: str, act: str, gate: str
+) -> list[Tensor | None]:
+    """Gradients by torch's own, where a graph of them is asked for, or many at once."""
+    graph, parsed = torch.is_grad_enabled(), Tile.parse(tile)
+    with torch.enable_grad():
+        if not graph:
+            inputs = tuple(value.detach().requires_grad_(asked) for value, asked in zip(inputs, wanted))
+        x, w1, b1, w2, b2 = inputs
+        z = formula.squeeze(x, parsed, formula.mean).to(w1.dtype)
+        h = ACTS[act](F.conv2d(z, w1.view(*w1.shape[:2], 1, 1), b1))
+        gates = GATES[gate](F.conv2d(h, w2.view(*w2.shape[:2], 1, 1), b2))
+        y = formula.scale(x, gates.to(x.dtype), parsed)
+        asked = [value for value, want in zip(inputs, wanted) if want]
+        given = iter(torch.autograd.grad(y, asked, grad, create_graph=graph))
+    return [next(given) if want else None for want in wanted[:5]]
+
+
+def _record(*arguments: Any) -> list[Tensor]:
+    """What calls by name come to: compiled code, and whoever calls torch.ops.tiledse.forward."""
+    *inputs, save = arguments
+    if torch.is_grad_enabled() and any(value.requires_grad for value in inputs[:5]):
+        if save:
+            raise TiledSEError(
+                "tiledse.forward with save gives no gradients; leave save out, or call it in no_grad"
+            )
+        return [Recorded.apply(*inputs)]
+    with torch._C._AutoDispatchBelowAutograd():
+        return _FORWARD(*arguments)
+
+
+def _as_it_is(operator: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """The rule under autocast."""
+
+    def call(*arguments: Any) -> list[Tensor]:
+        with _without_autocast(arguments[0]):
+            return operator(*arguments)
+
+    return call
+
+
+def _without_autocast(x: Tensor) -> Any:
+    return torch._C._ExcludeDispatchKeyGuard(_AUTOCAST)
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+_library.impl("forward", _forward, "CompositeExplicitAutograd")
+_library.impl("backward", _backward, "CompositeExplicitAutograd")
+_library.impl("forward", _forward_of_shapes, "Meta")
+_library.impl("backward", _backward_of_shapes, "Meta")
+_library.impl("forward", _record, "Autograd")
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("forward", _as_it_is(_FORWARD), _key)
+    _library.impl("backward", _as_it_is(_BACKWARD), _key)
