@@ -45,7 +45,7 @@ def reach(how: RowMap, b: int) -> int:
     if isinstance(how, Spread):
         return (b - 1 + how.top) // how.stride + 1 - min(how.bottom, 0)
     assert isinstance(how, Linear)
-    return how.above(b - 1) + 2  # type: ignore[no-any-return]
+    return how.above(b - 1) + 2
 
 
 def first(how: RowMap, a: int) -> int:
@@ -64,4 +64,4 @@ def first(how: RowMap, a: int) -> int:
     if isinstance(how, Spread):
         return -((how.size - 1 - a - how.top) // how.stride)
     assert isinstance(how, Linear)
-    return how.above(a)  # type: ignore[no-any-return]
+    return how.above(a)
