@@ -119,5 +119,7 @@ def test_the_notebook_prints_what_it_shows(tmp_path, monkeypatch):
 
 def test_every_example_has_its_line():
     text = (ROOT / "examples" / "README.md").read_text("utf-8")
-    files = {path.name for path in (ROOT / "examples").iterdir() if path.is_file() and path.name != "README.md"}
+    files = {
+        path.name for path in (ROOT / "examples").iterdir() if path.is_file() and path.name != "README.md"
+    }
     assert files == set(re.findall(r"\]\(([\w.]+)\)", text))
