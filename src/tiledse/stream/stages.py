@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import numpy as np
@@ -71,6 +71,7 @@ class Pipeline:
         fixed: Rows of the FIFOs that the hardware file fixes, by stage.
         multipliers: Multipliers that the stages have been given.
         graph: The row graph.
+        busy: Cycles a frame of each core and bus that stages share; empty where each stage is alone.
     """
 
     stages: list[Stage]
@@ -78,6 +79,7 @@ class Pipeline:
     fixed: dict[int, int]
     multipliers: int
     graph: RowGraph
+    busy: dict[str, int] = field(default_factory=dict)
 
     def counted(self) -> list[int]:
         """Rows that each FIFO holds where rows are made one by one, as soon as they can be."""
@@ -89,7 +91,9 @@ class Pipeline:
 
     @property
     def frame_cycles(self) -> int:
-        """Cycles that the slowest stage needs for a frame: no pipeline is faster than that a frame."""
+        """Cycles that the slowest stage, core or bus needs for a frame: no pipeline is faster than that a frame."""
+        if self.busy:
+            return max(self.busy.values())
         return max(stage.rows * stage.cycles for stage in self.stages)
 
 
