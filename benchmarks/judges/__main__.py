@@ -1,7 +1,8 @@
-"""``make judges``: write the forms of a network, hand each to a judge, and keep what it says in results/judges/*.csv.
+"""``make judges``: write the forms of a network, hand each to a judge, keep what it says in results/judges/*.csv.
 
-Each judge has an environment of its own with the versions of NAME.txt beside this file. A row that is there is not judged
-again, so a run that was broken off goes on. Figures are those of the judge: its own model of cycles, or time on this machine.
+Each judge has an environment of its own with the versions of NAME.txt beside this file. A row that is there is not
+judged again, so a run that was broken off goes on. Figures are those of the judge: its own model of cycles, or time
+on this machine.
 
     python -m benchmarks.judges vela --network net_int8.tflite
     python -m benchmarks.judges openvino --network timm:tf_mobilenetv3_small_100 --input 3x224x224

@@ -1,4 +1,4 @@
-"""Run an .onnx file in OpenVINO beside its SE network; print numbers and time as JSON. In the judge's own environment."""
+"""Run an .onnx file in OpenVINO beside its SE network; print JSON. Runs in the judge's own environment."""
 
 from __future__ import annotations
 

