@@ -158,6 +158,7 @@ VERBS_ALONE = {
     "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "2", "--tiles", "7xW"), None),
     "calibrate": (("calibrate", *SMALL, "--tile", "3xW", *IMAGES, "-o", "fitted.json"), None),
     "search": (("search", *SMALL, "--max-buffer", "5000", *IMAGES, "-o", "found.json", "--tiles", "1xW"), None),
+    "advise": (("advise", *SMALL, "--target", "ethos-u"), None),
     "stream": (("stream", *SMALL, "--tile", "3xW"), None),
     "simulate": (("simulate", *SMALL, "--tile", "3xW"), None),
     "zoo": (("zoo",), None),

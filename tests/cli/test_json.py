@@ -94,8 +94,10 @@ QUICK = {
     "eval": ("eval", *SMALL, "--tile", "1xW", *IMAGES),
     "correlate": ("correlate", *SMALL, "--tile", "1xW", *IMAGES),
     "sensitivity": ("sensitivity", *SMALL, "--tiles", "1xW", *IMAGES),
+    "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "stream": ("stream", *SMALL, "--tile", "1xW"),
     "simulate": ("simulate", *SMALL, "--tile", "1xW"),
+    "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "zoo": ("zoo",),
 }
 SLOW = {
