@@ -97,7 +97,6 @@ QUICK = {
     "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "stream": ("stream", *SMALL, "--tile", "1xW"),
     "simulate": ("simulate", *SMALL, "--tile", "1xW"),
-    "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "zoo": ("zoo",),
 }
 SLOW = {
