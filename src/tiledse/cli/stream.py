@@ -16,7 +16,7 @@ from .outputs import Output
 from .results import Figure
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..network import Network
     from ..plan import Plan
@@ -102,10 +102,11 @@ def stream(
     read = [*model.files, tiles.plan, image]
     result.check([Output("-o", output), Output("--export", export, (".onnx",))], read)
     network = model.open()
-    module, plan = network.module("stream"), tiles.of(network.plan)
+    plan = tiles.of(network.plan)
     if export is not None:
-        _export(module, plan, export, rows, None if any_height else plan.input_size[1], model, result)
+        _export(network, plan, export, rows, None if any_height else plan.input_size[1], model, result)
         return
+    module = network.module("stream")
     source = _rows(image, network, plan)
     s = make_stream(
         module, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
@@ -140,7 +141,7 @@ def _check_options(
 
 
 def _export(
-    module: nn.Module,
+    network: Network,
     plan: Plan,
     path: Path,
     rows: int | None,
@@ -155,7 +156,7 @@ def _export(
     result.check([Output("--export", middle_of(path))], model.files)
     if result.plot is not None:
         raise TiledSEError("--plot draws what a stream holds; leave it out with --export")
-    made = export_step(module, plan, path, rows=rows, height=height, force=result.force)
+    made = export_step(network, plan, path, rows=rows, height=height, force=result.force)
     result.show(
         lambda: {"model": model.model, **exported_record(made)}, lambda: exported_lines(made, model.name)
     )

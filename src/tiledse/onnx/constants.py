@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,12 @@ class Constants:
         inputs = [None if v is None else self.array(v) for v in node.inputs]
         if any(v is not None and a is None for v, a in zip(node.inputs, inputs)):
             return None
-        return _run(node, inputs, self._opsets, value)
+        return run_node(node, inputs, self._opsets, value)
 
 
-def _run(node: ir.Node, inputs: list[Any], opsets: dict[str, int], value: ir.Value) -> np.ndarray | None:
+def run_node(
+    node: ir.Node, inputs: Sequence[Any], opsets: Mapping[str, int], value: ir.Value
+) -> np.ndarray | None:
     """One node on arrays, by the reference implementation of ONNX."""
     from onnx.reference import ReferenceEvaluator
 

@@ -15,7 +15,6 @@ from ..errors import TiledSEError, told_as
 from ..networks.counting import MacCounter
 from .graph import Node, RowGraph, Run, Value
 from .maps import RowMap, Whole
-from .marks import Block
 from .tracing import in_place
 
 # Adds the node of one operator; which of several results is meant comes last.
@@ -46,7 +45,7 @@ class Builder:
         blocks: The SE blocks by name.
     """
 
-    def __init__(self, program: ExportedProgram, blocks: Mapping[str, Block], treat: Treatment) -> None:
+    def __init__(self, program: ExportedProgram, blocks: Mapping[str, Any], treat: Treatment) -> None:
         self.blocks = blocks
         self._treat = treat
         self.values: list[Value] = []

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..opening import module_of
+from ..network import Network
+from ..opening import open as open_network
 from ..plan import Plan
 from .builder import Builder
 from .graph import Node, RowGraph
 from .maps import SAME, First
 from .operators import treat
 from .tracing import mark, trace
+
+
+def source_of(model: Any, input_size: Sequence[int]) -> Any:
+    """What a row graph is built from: a module of PyTorch, or an open ONNX network.
+
+    Raises:
+        TiledSEError: a network of another kind.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    network = model if isinstance(model, Network) else open_network(model, input_size)
+    return network if network.kind == "ONNX" else network.module("a stream")
 
 
 def build_graph(
@@ -33,7 +46,14 @@ def build_graph(
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
     height, width = size or plan.input_size[1:]
-    marked, blocks = mark(module_of(model, plan.input_size, "a stream"), plan, known)
+    source = source_of(model, plan.input_size)
+    blocks: Mapping[str, Any]
+    if isinstance(source, nn.Module):
+        marked, blocks = mark(source, plan, known)
+    else:
+        from .reading import read_onnx
+
+        marked, blocks = read_onnx(source.model, plan, known)
     program = trace(marked, (batch, plan.input_size[0], height, width))
     return _used(Builder(program, blocks, treat).graph)
 

@@ -178,6 +178,10 @@ class Spread:
 class Linear:
     """Linear interpolation to ``factor`` times the rows: row i lies at ``(i + 0.5) / factor - 0.5``.
 
+    Args:
+        factor: Rows for a row.
+        corner: Row i lies at ``i / factor`` instead, as older ONNX files have it.
+
     Example:
         >>> double = Linear(2)
         >>> double.height(10), double.need(2, 10), double.low(3), double.ready(3)
@@ -185,18 +189,24 @@ class Linear:
     """
 
     factor: int
+    corner: bool = False
+
+    def above(self, b: Rows) -> Rows:
+        """The upper of the two rows that row b lies between; -1 before the first."""
+        return b // self.factor if self.corner else (2 * b + 1 - self.factor) // (2 * self.factor)
 
     def height(self, h: int) -> int:
         return h * self.factor
 
     def need(self, b: Rows, h: int) -> Rows:
-        return clip((2 * b - 1 - self.factor) // (2 * self.factor) + 2, 0, clip(b, 0, 1) * h)
+        return clip(self.above(b - 1) + 2, 0, clip(b, 0, 1) * h)
 
     def low(self, b: Rows) -> Rows:
-        return clip((2 * b + 1 - self.factor) // (2 * self.factor), 0, FOREVER)
+        return clip(self.above(b), 0, FOREVER)
 
     def ready(self, avail: int) -> int:
-        return max(0, avail * self.factor - (self.factor + 1) // 2)
+        half = self.factor if self.corner else (self.factor + 1) // 2
+        return max(0, avail * self.factor - half)
 
 
 @dataclass(frozen=True)

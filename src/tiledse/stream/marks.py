@@ -107,7 +107,7 @@ def mark_block(block: Block, name: str, known: bool) -> None:
 def _forward(block: Block, name: str, known: bool, x: Tensor) -> Tensor:
     """As the block does."""
     if isinstance(block, TiledSqueezeExcite):
-        tile = _one_gate(block.tile, x.shape[2], known)
+        tile = one_gate(block.tile, x.shape[2], known)
         descriptors = squeeze(x, tile, mean.__name__, name)
         gates = excite(descriptors, name) if _tile_by_tile(block) else block.excite(descriptors)
         return scale(x, gates, tile, name)
@@ -115,7 +115,7 @@ def _forward(block: Block, name: str, known: bool, x: Tensor) -> Tensor:
     nhwc = made.dialect.nhwc
     if nhwc:
         x = x.permute(0, 3, 1, 2)
-    tile = _one_gate(made.tile, x.shape[2], known and made.correction is None)
+    tile = one_gate(made.tile, x.shape[2], known and made.correction is None)
     if made.correction is not None:
         descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, made.correction.height, name)
     else:
@@ -125,7 +125,7 @@ def _forward(block: Block, name: str, known: bool, x: Tensor) -> Tensor:
     return given.copy_(x) if made.way.inplace else x
 
 
-def _one_gate(tile: Tile, height: int, known: bool) -> str:
+def one_gate(tile: Tile, height: int, known: bool) -> str:
     """The tile as text: ``HxW`` where each gate sees all rows of a map whose height is known."""
     return "HxW" if known and tile.slides and tile.sees_all(int(height)) else str(tile)
 

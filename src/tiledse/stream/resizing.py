@@ -96,13 +96,41 @@ def _linear(how: Linear, width: int, columns: float | None) -> Any:
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         part = parts[0]
         wide = torch.ops.aten.upsample_bilinear2d.default(part, [part.shape[2], width], False, 1.0, columns)
-        place = (np.arange(lo, hi) + 0.5) / how.factor - 0.5
-        row, base = np.floor(place).astype(np.int64), int(how.low(lo))
-        above, below = (
-            torch.from_numpy(np.clip(at - base, 0, part.shape[2] - 1)).to(part.device)
-            for at in (row, row + 1)
-        )
-        weight = torch.from_numpy(place - row).to(part)[:, None]
-        return wide.index_select(2, above) * (1 - weight) + wide.index_select(2, below) * weight
+        return _between(wide, how, lo, hi, 2)
 
     return run
+
+
+def _between(x: Tensor, how: Linear, lo: int, hi: int, dim: int) -> Tensor:
+    """Rows, or columns, lo to hi of an interpolation by a whole factor, from those of a map from ``how.low(lo)`` on."""
+    at = np.arange(lo, hi)
+    upper, base = how.above(at), int(how.low(lo))
+    share = at / how.factor - upper if how.corner else (at + 0.5) / how.factor - 0.5 - upper
+    one, other = (
+        torch.from_numpy(np.clip(row - base, 0, x.shape[dim] - 1)).to(x.device) for row in (upper, upper + 1)
+    )
+    weight = torch.from_numpy(share).to(x).view(-1, *[1] * (x.dim() - 1 - dim))
+    return x.index_select(dim, one) * (1 - weight) + x.index_select(dim, other) * weight
+
+
+@torch.library.custom_op("tiledse_stream::corners", mutates_args=())
+def corners(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Linear interpolation by whole factors in which element i lies at ``i / factor``; torch has none."""
+    wide = _between(x, Linear(columns, True), 0, columns * x.shape[3], 3)
+    return _between(wide, Linear(rows, True), 0, rows * x.shape[2], 2)
+
+
+@corners.register_fake
+def _(x: Tensor, rows: int, columns: int) -> Tensor:
+    return x.new_empty((*x.shape[:2], rows * x.shape[2], columns * x.shape[3]))
+
+
+def by_corners(rows: int, columns: int, width: int) -> tuple[Linear, Any]:
+    """The same in rows."""
+    how = Linear(rows, True)
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        wide = _between(parts[0], Linear(columns, True), 0, columns * width, 3)
+        return _between(wide, how, lo, hi, 2)
+
+    return how, run

@@ -201,6 +201,19 @@ def resized(b: Builder, fx: Fx, pick: Any) -> Ref:
     )  # fmt: skip
 
 
+@on("tiledse_stream.corners")
+def cornered(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """Linear interpolation from corners, which older ONNX files have."""
+    from ..resizing import by_corners
+
+    ref = _window_input(b, fx)
+    if ref is None:
+        return b.whole(fx, pick)
+    rows, columns = (int(n) for n in fx.args[1:3])  # type: ignore[arg-type]
+    how, run = by_corners(rows, columns, b.values[ref.index].shape[3])
+    return b.add(fx, "bilinear", [ref], [how], run, 2, pick, fresh=True, outside=None)
+
+
 def _pair(x: Any) -> tuple[int, int]:
     if isinstance(x, int):
         return x, x

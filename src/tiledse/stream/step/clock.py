@@ -30,6 +30,7 @@ class Clock:
         # By what they are computed from: many layers ask for the same, and each is a handful of operators.
         self._rows: dict[tuple[int, int, int], Tensor] = {}
         self._inside: dict[tuple[int, int, int, int], Tensor] = {}
+        self._shares: dict[int, Tensor] = {}
         self._by_map: dict[tuple[int, RowMap], Tensor] = {}
 
     def height(self, value: int) -> Tensor:
@@ -59,6 +60,14 @@ class Clock:
             rows = self.rows(value, low, count)
             self._inside[key] = (rows >= 0) & (rows < height)
         return self._inside[key]
+
+    def share(self, value: int, low: int, count: int) -> Tensor:
+        """As ``inside``, as 1 and 0 of the network's type."""
+        inside = self.inside(value, low, count)
+        key = id(inside)
+        if key not in self._shares:
+            self._shares[key] = inside.to(self.graph.dtype)
+        return self._shares[key]
 
     def seen(self, value: int) -> Tensor:
         """Rows of the map that have come with this step, (1,)."""

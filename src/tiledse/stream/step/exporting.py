@@ -14,8 +14,8 @@ import torch
 from ...errors import TiledSEError, first_line
 from ...files import written_whole
 from ...onnx.export import quiet
-from ...opening import module_of
 from ...plan import Plan
+from ..building import source_of
 from .header import KEY, Header
 from .making import Made, make_step
 from .module import Step
@@ -100,9 +100,9 @@ def export_step(
     for file in files.values():
         if file.exists() and not force:
             raise TiledSEError(f"{file} exists; give another name, or --force to replace it")
-    module = module_of(model, plan.input_size, "a step")
-    made = make_step(module, plan, rows=rows, height=height, width=width, batch=batch)
-    whole = check_against_whole(module, plan, made)
+    source = source_of(model, plan.input_size)
+    made = make_step(source, plan, rows=rows, height=height, width=width, batch=batch)
+    whole = check_against_whole(source, plan, made)
     with TemporaryDirectory() as folder:
         written = {what: Path(folder, file.name) for what, file in files.items()}
         write_step(made, written)

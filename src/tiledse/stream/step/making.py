@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from ...errors import TiledSEError
 from ...networks.converter import fingerprint
-from ...opening import module_of
 from ...plan import Plan
-from ..building import build_graph
+from ..building import build_graph, source_of
 from ..graph import RowGraph
 from ..heights import check_free, check_unknown
 from .header import Head, Header
@@ -62,8 +62,8 @@ def make_step(
         TiledSEError: a layer that is not local in rows, a height that must be known, or rows that are no multiple of
             what strides and tiles ask for.
     """
-    model = module_of(model, plan.input_size, "a step")
-    weights = fingerprint(model)
+    model = source_of(model, plan.input_size)
+    weights = fingerprint(model) if isinstance(model, nn.Module) else model.weights
     wide, tall = width or plan.input_size[2], height or plan.input_size[1]
     graph = build_graph(model, plan, batch, (tall, wide), False)
     made = schedule(graph, rows)
@@ -85,7 +85,7 @@ def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tupl
         check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
         return graph, 1
     except TiledSEError as error:
-        unit = _strides(made)
+        unit = _strides(graph, made)
         if unit == 1:
             raise
         # Sums of maps and resizing to another map's size go together where strides divide the height.
@@ -102,11 +102,12 @@ def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tupl
         return below, unit
 
 
-def _strides(made: Schedule) -> int:
-    """Rows of the image for a row of the smallest map, tiles left out."""
+def _strides(graph: RowGraph, made: Schedule) -> int:
+    """Rows of the image for a row of the smallest map; gates are none."""
     most = 1
-    for track in made.tracks:
-        if track is not None and track.per.denominator == 1:
+    for node in graph.nodes:
+        track = made.tracks[node.output]
+        if track is not None and node.kind not in ("squeeze", "excite") and track.per.denominator == 1:
             most = max(most, track.per.numerator)
     return most
 

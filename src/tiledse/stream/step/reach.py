@@ -45,7 +45,7 @@ def reach(how: RowMap, b: int) -> int:
     if isinstance(how, Spread):
         return (b - 1 + how.top) // how.stride + 1 - min(how.bottom, 0)
     assert isinstance(how, Linear)
-    return (2 * b - 1 - how.factor) // (2 * how.factor) + 2
+    return how.above(b - 1) + 2
 
 
 def first(how: RowMap, a: int) -> int:
@@ -64,4 +64,4 @@ def first(how: RowMap, a: int) -> int:
     if isinstance(how, Spread):
         return -((how.size - 1 - a - how.top) // how.stride)
     assert isinstance(how, Linear)
-    return (2 * a + 1 - how.factor) // (2 * how.factor)
+    return how.above(a)

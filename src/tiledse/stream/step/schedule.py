@@ -14,10 +14,8 @@ from math import lcm
 from ...errors import TiledSEError
 from ..graph import Node, RowGraph
 from ..maps import Between, First, Table
-from .reach import first, reach, stretch
-
-# A lag is looked for row by row. No window is so tall.
-_LONGEST_LAG = 1 << 20
+from .lags import MAC_COST, cheapest_lags, macs_a_row, may_run_again
+from .reach import first, stretch
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,14 @@ class Track:
         lag: How many rows later than the image they come.
         kept: Rows of earlier steps that some layer still reads.
         per: Rows of the image for one of its rows.
+        again: Whether those are made once more, and not kept.
     """
 
     rows: int
     lag: int
     kept: int
     per: Fraction
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,36 @@ def schedule(graph: RowGraph, rows: int | None = None) -> Schedule:
             f"expected rows in multiples of {unit}, which strides and tiles ask for, got {rows}; "
             f"give {max(unit, rows // unit * unit)}, or leave it out"
         )
-    lags: list[int] = [0] * len(graph.values)
-    for node in graph.nodes:
-        if pace[node.output] is not None:
-            lags[node.output] = _lag(graph, node, pace, lags)
+    lags = cheapest_lags(graph, pace, rows)
     tracks: list[Track | None] = [
         None if per is None else Track(int(rows / per), lag, 0, per) for per, lag in zip(pace, lags)
     ]
-    for node in graph.nodes:
-        for value, how in zip(node.inputs, node.maps):
-            source = tracks[value]
-            if source is None or pace[node.output] is None or node.kind == "squeeze":
-                continue  # sums take rows in as they come
-            kept = -source.lag - first(how, -lags[node.output])
-            if kept > source.kept:
-                tracks[value] = replace(source, kept=kept)
+    # Backwards: rows that a layer makes once more are rows that it reads once more.
+    for value in reversed(range(len(graph.values))):
+        source = tracks[value]
+        if source is None:
+            continue
+        kept = max(
+            [_read_before(graph, tracks, value, *user) for user in graph.values[value].users], default=0
+        )
+        source = tracks[value] = replace(source, kept=max(kept, 0))
+        node = may_run_again(graph, value)
+        if node is not None and source.kept:
+            copied = (source.rows + source.kept) * graph.values[value].row_elements
+            again = MAC_COST * macs_a_row(graph, node) * source.kept < copied
+            tracks[value] = replace(source, again=again)
     return Schedule(rows, unit, tracks)
+
+
+def _read_before(graph: RowGraph, tracks: list[Track | None], value: int, index: int, operand: int) -> int:
+    """Rows of earlier steps that a node reads."""
+    node, source = graph.nodes[index], tracks[value]
+    out = tracks[node.output]
+    assert source is not None
+    if out is None or node.kind == "squeeze":
+        return 0  # sums take rows in as they come
+    again = out.kept if out.again else 0
+    return -source.lag - first(node.maps[operand], -out.lag - again)
 
 
 def _paces(graph: RowGraph) -> list[Fraction | None]:
@@ -147,12 +161,3 @@ def _held(graph: RowGraph, node: Node, why: str) -> TiledSEError:
         f"{why}: it would hold {elements:,} elements at {graph.shape[2]}x{graph.shape[3]}, and more the taller the "
         "image; a step holds a fixed number of rows. Give it strips of rows, or stream without a step"
     )
-
-
-def _lag(graph: RowGraph, node: Node, pace: list[Fraction | None], lags: list[int]) -> int:
-    """The smallest lag at which all rows that a node reads have come."""
-    align = max([how.rows for how in node.maps if hasattr(how, "rows") and node.kind == "gate"], default=1)
-    for lag in range(0, _LONGEST_LAG, align):
-        if all(reach(how, -lag) <= -lags[value] for value, how in zip(node.inputs, node.maps)):
-            return lag
-    raise TiledSEError(f"layer '{node.name}' waits for more than {_LONGEST_LAG} rows; it cannot run in steps")
