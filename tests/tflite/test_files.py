@@ -73,7 +73,7 @@ def test_indices_that_lead_nowhere(tmp_path):
 
     for change, said in [
         (lambda b: setattr(last(b), "opcodeIndex", 99), "code 99"),
-        (lambda b: setattr(last(b), "inputs", [1000]), "input is tensor 1000"),
+        (lambda b: setattr(last(b), "inputs", [1000, 1]), "input is tensor 1000"),
         (lambda b: setattr(last(b), "outputs", [1000]), "output is tensor 1000"),
         (lambda b: setattr(b.graph, "outputs", [1000]), "output is tensor 1000"),
         (lambda b: setattr(b.graph.tensors[1], "buffer", 1000), "buffer 1000"),
