@@ -195,7 +195,7 @@ def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: 
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         part, now = parts
-        if tall and now.shape[2] > 1:
+        if tall > 1 and now.shape[2] > 1:
             rows = torch.arange(lo, hi, device=part.device) // tall - lo // tall
             now = now.index_select(2, rows)
         if columns is not None:
