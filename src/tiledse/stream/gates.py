@@ -190,7 +190,7 @@ def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: 
     width = b.values[x.index].shape[3]
     _, wide = tile.size(1, width)
     strips = tile.height is not None and not tile.single
-    tall = tile.height if strips else 0
+    tall = (tile.height or 0) if strips else 0
     columns = torch.arange(width) // wide if wide < width else None
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
