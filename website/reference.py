@@ -19,7 +19,7 @@ MADE = ("api.md", "verbs.md", *PAGES)
 _KINDS = {
     "Verbs": ("find", "cost", "convert", "verify", "open", "write", "report"),
     "Measuring": ("evaluate", "correlate", "sensitivity", "sweep", "open_images"),
-    "Choosing": ("calibrate", "search"),
+    "Choosing": ("calibrate", "search", "advise"),
     "Streaming": ("stream", "simulate", "Stream", "Simulation", "Hardware"),
     "The operator": ("tiled_squeeze_excite", "TiledSqueezeExcite"),
 }

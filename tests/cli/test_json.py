@@ -94,6 +94,7 @@ QUICK = {
     "eval": ("eval", *SMALL, "--tile", "1xW", *IMAGES),
     "correlate": ("correlate", *SMALL, "--tile", "1xW", *IMAGES),
     "sensitivity": ("sensitivity", *SMALL, "--tiles", "1xW", *IMAGES),
+    "advise": ("advise", *SMALL, "--target", "ethos-u"),
     "stream": ("stream", *SMALL, "--tile", "1xW"),
     "simulate": ("simulate", *SMALL, "--tile", "1xW"),
     "zoo": ("zoo",),
@@ -112,6 +113,7 @@ SLOW = {
 
 def test_every_verb_is_on_the_page():
     assert {*TABLES} == {*VERBS}
+    assert len(re.findall(r"^## ", PAGE, re.M)) == len(TABLES), "a verb stands there twice"
     assert {*QUICK, *SLOW, "train", "finetune"} >= {*VERBS}
 
 

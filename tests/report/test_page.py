@@ -222,6 +222,26 @@ def test_images_that_differ_are_those_of_evaluate(images, classifier):
     assert all(line["low"] < line["at"] < line["high"] for line in plot["lines"])
 
 
+def test_operators_are_those_of_convert(tmp_path):
+    """What the page says that a target gets is what `convert --target` writes."""
+    model = ("tests.cli.known:small", "--input", "3x20x16")
+    network = ts.open("tests.cli.known:small", (3, 20, 16))
+    page = ts.report(network, {"strips": network.plan.with_tile("5xW")}, target="ethos-u")
+    written = page.record["target"]
+    assert [one["name"] for one in written["candidates"]] == ["SE", "7xW", "strips"]
+    assert written["name"] == "ethos-u"
+    done = tiledse(
+        "convert", *model, "--tile", "5xW", "--target", "ethos-u", "-o", tmp_path / "t.onnx", "--json"
+    )
+    (block,) = json.loads(done.out)["target"]["blocks"]
+    (own,) = written["candidates"][-1]["blocks"]
+    assert sum(
+        int(part.split()[0]) if part[0].isdigit() else 1 for part in own["operators"].split(", ")
+    ) == len(block["operators"])
+    assert own["operators"] in page.html
+    assert_refused(tiledse("report", *model, "--target", "nowhere", "-o", tmp_path / "r.html"), "nowhere")
+
+
 def test_round_ticks():
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(3, 3) == [3]

@@ -32,6 +32,12 @@ Search = Annotated[
         "--search", metavar="FILE.json", help="What `tiledse search --json` printed, for its front."
     ),
 ]
+ReportTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="NAME", help="Show each block's operators in the form that a compiler takes."
+    ),
+]
 PageOutput = Annotated[
     Path, typer.Option("-o", "--output", metavar="report.html", help="Where the page goes.")
 ]
@@ -60,9 +66,11 @@ def report(
     output: PageOutput,
     plan: Plans = None,
     search: Search = None,
+    target: ReportTarget = None,
 ) -> None:
     """Show what tiles do to a network on one page: a file that opens from disk, prints, and loads nothing."""
     from ..report.page import report as make
+    from ..targets import load as load_target
     from .arguments import tell_random
     from .progress import progress_bar
 
@@ -70,6 +78,8 @@ def report(
     read = [*model.files, *(plan or ()), search, *(images.files if images.data is not None else ())]
     result.check([Output("-o", output, (".html", ".htm"))], read)
     plans = _plans(plan or ())
+    if target is not None:
+        load_target(target)
     found = None if search is None else _search(search)
     if images.data is None and images != OwnImages():
         raise TiledSEError("options of images go with --data DATA; give it, or leave them out")
@@ -80,8 +90,8 @@ def report(
     if images.data is not None:
         task = images.source().open(network, labels=False, name=model.model, tell=say)
     page = make(
-        network, plans, task, search=found, output=output, command=_typed(), batch_size=images.batch_size,
-        titled=progress_bar,
+        network, plans, task, search=found, target=target, output=output, command=_typed(),
+        batch_size=images.batch_size, titled=progress_bar,
     )  # fmt: skip
     tell_random(network.random)
     size = len(page.html.encode())

@@ -13,7 +13,8 @@ import onnx
 
 from ..errors import TiledSEError, first_line
 from ..plan import Plan
-from ..targets import Target
+from ..targets import Target, beyond_two_step
+from ..tile import Tile
 from .comparing import feeds_of, relative
 from .constants import Constants
 from .model import OnnxModel
@@ -23,6 +24,8 @@ from .shapes import Shapes, batched, shapes_of
 
 # Of whole networks in float32, as in proof.py.
 _NETWORK, _HALF = 2e-3, 2e-2
+# Percentage points beyond two-step SE that are worth a word.
+_LEAST = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,16 @@ class Fit:
             rows.append((block.name, block.tile, ops, windows or "-"))
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines += ["  ".join(cell.ljust(n) for cell, n in zip(row, wide)).rstrip() for row in rows]
+        more = beyond_two_step(self.target.measured, self.target.measured)
+        if more is not None and more < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
+            lines.append(
+                f"exact SE in two steps (--tile HxW) gained as much on {self.target.name} where both were measured, "
+                f"and loses nothing: tiledse advise --target {self.target.name}"
+            )
         if not self.fallbacks:
             lines.append(f"nothing in the file is known to fall to the CPU on {self.target.name}")
         else:
-            lines.append(f"falls to the CPU on {self.target.name}, or is not taken:")
+            lines.append(f"falls to the CPU on {self.target.name}, is not taken, or runs less well there:")
             lines += [f"  {f.operator} '{f.node}': {f.reason}" for f in self.fallbacks]
         return lines
 
@@ -168,6 +177,7 @@ def _in_opset(model: OnnxModel, target: Target) -> OnnxModel:
     made = model.clone()
     constants = Constants(made.ir)
     for node in made.ir.graph.all_nodes():
+        _drop_newer(node, target.opset)
         if node.op_type.startswith("Reduce") and len(node.inputs) > 1 and node.domain in ("", "ai.onnx"):
             axes = constants.ints(node.inputs[1])
             if _inputs_of(node.op_type, target.opset) == 1 and axes is not None:
@@ -185,6 +195,27 @@ def _in_opset(model: OnnxModel, target: Target) -> OnnxModel:
             f"the same there: {first_line(error, 120)}; export it with opset {target.opset}"
         ) from error
     return made
+
+
+def _drop_newer(node: ir.Node, opset: int) -> None:
+    """Drop attributes that the older opset does not know, where they say what it does anyway."""
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return
+    newest = onnx.defs.get_schema(node.op_type)
+    try:
+        known = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset).attributes
+    except onnx.defs.SchemaError:
+        return  # the checker says that it is not there
+    for name in [name for name in node.attributes if name not in known and name in newest.attributes]:
+        default = newest.attributes[name].default_value
+        given = ir.to_proto(node.attributes[name])
+        if onnx.helper.get_attribute_value(given) == _value(default):
+            node.attributes.pop(name)
+
+
+def _value(default: onnx.AttributeProto) -> object:
+    """What an attribute is where it is left out; None where it has no default."""
+    return onnx.helper.get_attribute_value(default) if default.type else None
 
 
 def _inputs_of(op_type: str, opset: int) -> int:
@@ -253,7 +284,7 @@ def _reason(node: ir.Node, target: Target, shapes: Shapes, constants: Constants)
     """Why a target does not take a node, or None."""
     if node.op_type == "Resize" and target.resize is not None:
         return _resize_reason(node, target, shapes, constants)
-    if node.op_type in target.rejects:
+    if node.op_type in target.rejects and not _is_dense(node, shapes, constants):
         return target.rejects[node.op_type]
     if target.axes is not None:
         for value in (*node.inputs, *node.outputs):
@@ -270,6 +301,12 @@ def _reason(node: ir.Node, target: Target, shapes: Shapes, constants: Constants)
     if target.stride is not None and max(strides) > target.stride:
         return f"strides of {'x'.join(map(str, strides))}; it takes up to {target.stride}"
     return None
+
+
+def _is_dense(node: ir.Node, shapes: Shapes, constants: Constants) -> bool:
+    """Whether a MatMul is a dense layer on vectors, which is no product of maps to any compiler."""
+    first = shapes.at.get((node.inputs[0].name if node.inputs and node.inputs[0] is not None else "") or "")
+    return node.op_type == "MatMul" and first is not None and len(first) == 2 and node.inputs[1] in constants
 
 
 def _window(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:

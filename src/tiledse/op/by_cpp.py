@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .grids import layout, like
-
 if TYPE_CHECKING:
     from .choosing import Call
 
 # The arguments of cpp/squeeze_excite.cpp: a library that was built from other sources is not called.
-_VERSION = 2
+_VERSION = 3
 _LEVELS = {"AVX512": "v4", "AVX2": "v3"}
 
 # Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
@@ -32,10 +30,14 @@ _PAST_CACHE_BYTES = 8 << 20
 # A thread is worth starting for this many bytes: it takes 10 us to start, and these take 100 us to scale.
 _BYTES_OF_A_THREAD = 1 << 20
 
+# The products for the weights' gradients read the tiles again for each few rows: they are to stay in the cache.
+_FEW_TILES_BYTES = 1 << 17
+
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ACTS = {"relu": 0, "silu": 1, "hardswish": 2}
 _GATES = {"sigmoid": 0, "hardsigmoid": 1}
 _Numbers = ctypes.c_int64 * 16
+_NOWHERE: tuple[int | None, ...] = (None, None, None)
 
 
 class Job(NamedTuple):
@@ -45,6 +47,10 @@ class Job(NamedTuple):
     inplace: ctypes.Array[ctypes.c_int64]  # the same for a map that is written into
     bounds: np.ndarray | None
     bounds_at: int | None
+    form: torch.memory_format
+    tiles: int
+    reduced: int
+    library: ctypes.CDLL
 
 
 def why_not(call: Call) -> str | None:
@@ -82,24 +88,29 @@ def prepare(call: Call) -> Job:
         bool(call.last), nbytes >= _PAST_CACHE_BYTES, threads, _TYPES[call.dtype],
     ]  # fmt: skip
     inplace = [*numbers[:13], 0, *numbers[14:]]
-    return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, None if bounds is None else bounds.ctypes.data)
+    at = None if bounds is None else bounds.ctypes.data
+    form = torch.channels_last if call.last else torch.contiguous_format
+    tiles, found = n * tile.tiles(height, width), library()
+    assert not isinstance(found, str)  # why_not() was asked
+    return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, at, form, tiles, call.reduced, found)
 
 
 def forward(x: Tensor, weights: tuple[Tensor, ...], job: Job, save: bool, out: Tensor | None) -> list[Tensor]:
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
-    inplace = out is not None
-    y = like(x) if out is None else out
-    kept = []
+    y = torch.empty_like(x, memory_format=job.form) if out is None else out
+    kept, at = [], _NOWHERE
     if save:
-        tiles = -(-x.shape[2] // job.numbers[4]) * -(-x.shape[3] // job.numbers[5]) * x.shape[0]
-        widths = x.shape[1], job.numbers[9], x.shape[1]
         # Each in memory of its own, as torch asks of what an operator gives.
-        kept = [torch.empty((tiles, width), dtype=torch.float32) for width in widths]
-    ready = [_ready(w) for w in weights]
+        widths = x.shape[1], job.reduced, x.shape[1]
+        kept = [torch.empty((job.tiles, width), dtype=torch.float32) for width in widths]
+        at = tuple(part.data_ptr() for part in kept)
+    # Each call into torch that it is spared takes a microsecond.
+    if not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
+        weights = tuple(map(_ready, weights))
+    w1, b1, w2, b2 = weights
     _call(
-        _built().tiledse_forward, x.data_ptr(), y.data_ptr(), *(w.data_ptr() for w in ready),
-        *(part.data_ptr() for part in kept) if save else (None, None, None),
-        job.bounds_at, job.inplace if inplace else job.numbers,
+        job.library.tiledse_forward, x.data_ptr(), y.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(),
+        b2.data_ptr(), *at, job.bounds_at, job.numbers if out is None else job.inplace,
     )  # fmt: skip
     return [y, *kept]
 
@@ -108,30 +119,45 @@ def backward(
     x: Tensor, grad: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor, gates: Tensor, job: Job
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
-    grad = grad.contiguous(memory_format=layout(x))
-    out, to_a1, to_a2 = like(x), torch.empty_like(hidden), torch.empty_like(gates)
+    grad = grad.contiguous(memory_format=job.form)
+    out, to_a1, to_a2 = (
+        torch.empty_like(x, memory_format=job.form),
+        torch.empty_like(hidden),
+        torch.empty_like(gates),
+    )
     w1, w2, hidden, gates = _ready(w1), _ready(w2), hidden.contiguous(), gates.contiguous()
     _call(
-        _built().tiledse_backward, x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(),
+        job.library.tiledse_backward, x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(),
         hidden.data_ptr(), gates.data_ptr(), to_a1.data_ptr(), to_a2.data_ptr(), job.bounds_at, job.numbers,
     )  # fmt: skip
     return out, to_a1, to_a2
 
 
+def of_weights(
+    to_a1: Tensor, to_a2: Tensor, descriptors: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, job: Job
+) -> list[Tensor] | None:
+    """Gradients of w1, b1, w2 and b2; None where torch's own products are faster: for more than a few tiles.
+
+    For 2 tiles of 320 channels torch takes 100 us for its four calls and what is about them.
+    """
+    (tiles, channels), reduced = to_a2.shape, to_a1.shape[1]
+    if tiles * channels * 4 > _FEW_TILES_BYTES:
+        return None
+    found = [torch.empty(shape, dtype=torch.float32) for shape in (w1.shape, reduced, w2.shape, channels)]
+    _call(
+        job.library.tiledse_of_weights, tiles, channels, reduced, job.numbers[10], to_a1.data_ptr(), to_a2.data_ptr(),
+        descriptors.data_ptr(), hidden.data_ptr(), *(part.data_ptr() for part in found),
+    )  # fmt: skip
+    return found
+
+
 def _ready(weight: Tensor) -> Tensor:
-    # Each call into torch that it is spared takes a microsecond.
-    return weight if weight.dtype == torch.float32 and weight.is_contiguous() else weight.float().contiguous()
+    return weight.float().contiguous()
 
 
 def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
     if function(*arguments):
         raise MemoryError("the C++ kernels of tiledse found no memory to work in")
-
-
-def _built() -> ctypes.CDLL:
-    found = library()
-    assert not isinstance(found, str)  # why_not() was asked
-    return found
 
 
 @lru_cache(maxsize=1)
@@ -152,6 +178,7 @@ def library() -> ctypes.CDLL | str:
         return "it was built from other sources than these: install tiledse again"
     for function, pointers in ((found.tiledse_forward, 10), (found.tiledse_backward, 10)):
         function.argtypes, function.restype = [ctypes.c_void_p] * pointers + [_Numbers], ctypes.c_int
+    found.tiledse_of_weights.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 8
     found.tiledse_use_threads_of.argtypes, found.tiledse_use_threads_of.restype = [ctypes.c_void_p], None
     found.tiledse_use_threads_of(threads_of_torch())
     return found

@@ -46,19 +46,20 @@ class TwoLayers(NamedTuple):
 
     def why_not(self, x: Tensor) -> str | None:
         """Why they are not for maps such as x, by channels, type or device; None if they are."""
-        w1, b1, w2, b2 = self[:4]
-        if not (w1.shape[1] == w2.shape[0] == x.shape[1] and w1.shape[0] == w2.shape[1]):
+        w1, b1, w2, b2, _, _ = self
+        of_first, of_second, device, dtype = w1.shape, w2.shape, x.device, w1.dtype
+        if not (of_first[1] == of_second[0] == x.shape[1] and of_first[0] == of_second[1]):
             return "its layers have other channels than the map"
-        if not w1.device == w2.device == b1.device == b2.device == x.device:
+        if not w1.device == w2.device == b1.device == b2.device == device:
             return "its layers are on another device than the map"
-        if not w1.dtype == w2.dtype == b1.dtype == b2.dtype:
+        if not dtype == w2.dtype == b1.dtype == b2.dtype:
             return "its layers have several types"
         if is_autocast(x):
             # Descriptors and gates are float32 in the kernels, whatever autocast would make of them.
-            known = torch.float32, torch.get_autocast_dtype(x.device.type)
-            if x.dtype in known and w1.dtype in known:
+            known = torch.float32, torch.get_autocast_dtype(device.type)
+            if x.dtype in known and dtype in known:
                 return None
-        return None if w1.dtype == x.dtype else f"its layers are {w1.dtype}, the map {x.dtype}"
+        return None if dtype == x.dtype else f"its layers are {dtype}, the map {x.dtype}"
 
     def excite(self, descriptors: Tensor) -> Tensor:
         """Gates of descriptors, both (N, C, rows, cols), by two matrix products.
@@ -89,16 +90,16 @@ def two_layers(excite: object) -> TwoLayers | str:
         'its excitation does not say what its layers are'
     """
     # Not getattr(excite, "__self__", None): torch.compile takes that for absent.
-    if not isinstance(excite, MethodType) or not hasattr(excite.__self__, "layers"):
-        return "its excitation does not say what its layers are"
+    if not isinstance(excite, MethodType):
+        return _UNKNOWN
     owner: Any = excite.__self__
-    says = owner.layers  # somebody else's block may keep modules under this name
+    says = getattr(owner, "layers", None)  # somebody else's block may keep modules under this name
     if (
         excite.__func__ is not getattr(type(owner), "excite", None)
         or not isinstance(owner, nn.Module)
         or not isinstance(says, (MethodType, FunctionType))
     ):
-        return "its excitation does not say what its layers are"
+        return _UNKNOWN
     called = says()
     if not isinstance(called, tuple):
         return "its excitation is not layers in a row"
@@ -121,6 +122,9 @@ def two_layers(excite: object) -> TwoLayers | str:
     if b1 is None or b2 is None:
         return "its layers have no biases"
     return TwoLayers(of_first["weight"], b1, of_second["weight"], b2, names[0], names[1])
+
+
+_UNKNOWN = "its excitation does not say what its layers are"
 
 
 def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:

@@ -158,7 +158,7 @@ def _layers(x: Tensor, excite: Excite, reduce: Reduce) -> TwoLayers | str:
     """The layers that the registered operator runs, or why it is not the way to take."""
     if reduce is not mean:
         return "it squeezes more than a mean"
-    if x.dim() != 4 or 0 in formula.sides(x):
+    if x.dim() != 4 or 0 in x.shape[2:]:
         return "this is no map of shape (N, C, H, W)"
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():

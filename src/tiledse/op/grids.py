@@ -86,11 +86,11 @@ def is_eager(x: Tensor) -> bool:
     Not so while a compiler or exporter traces (it gets the plain formula, and fuses it itself), under the
     transforms of torch.func, in forward-mode differentiation, and for subclasses of Tensor.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or _traced():
         return False
     return (
         type(x) in (Tensor, nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
+        and not _transformed()
         and not is_batched(x)
         and forward_ad._current_level < 0
     )
@@ -129,4 +129,11 @@ def like(x: Tensor) -> Tensor:
 
 def is_batched(x: Tensor) -> bool:
     """Whether x stands for many tensors under a vmap, the one in torch.func or autograd's own older one."""
-    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+    return _batched(x) or _batched_by_autograd(x)
+
+
+_batched, _batched_by_autograd = (
+    torch._C._functorch.is_batchedtensor,
+    torch._C._functorch.is_legacy_batchedtensor,
+)
+_transformed, _traced = torch._C._are_functorch_transforms_active, torch._C._is_tracing

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from . import formula
+from . import by_cpp, formula
 from .choosing import call_of, chosen
 from .excitation import ACTS, GATES, TwoLayers
 from .grids import accumulation_type, is_batched, like
@@ -75,6 +75,10 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
     dx, to_a1, to_a2 = kernel.backward(x, grad, w1, w2, hidden, gates, prepared)
+    if isinstance(prepared, by_cpp.Job):
+        few = by_cpp.of_weights(to_a1, to_a2, descriptors.contiguous(), hidden, w1, w2, prepared)
+        if few is not None:
+            return [dx, *few] if w1.dtype == torch.float32 else [dx, *(part.to(w1.dtype) for part in few)]
     return [
         dx,
         (to_a1.t() @ descriptors).to(w1.dtype).view(w1.shape),

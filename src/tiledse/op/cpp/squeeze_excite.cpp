@@ -199,6 +199,22 @@ void backward(const Job &job, const T *x, const T *grad, T *dx, const Layers &w,
   });
 }
 
+// Gradients of the weights and biases, from those of both layers' sums.
+inline void of_weights(Int tiles, Int channels, Int reduced, Int act, const float *to_a1, const float *to_a2,
+                       const float *descriptors, const float *hidden, float *w1, float *b1, float *w2, float *b2) {
+  std::vector<float> turned(tiles * std::max(channels, reduced)), h(tiles * reduced);
+  transpose(to_a1, turned.data(), tiles, reduced);
+  rows_by_columns(turned.data(), descriptors, nullptr, w1, reduced, tiles, channels);
+  activate(act, hidden, h.data(), tiles * reduced);
+  transpose(to_a2, turned.data(), tiles, channels);
+  rows_by_columns(turned.data(), h.data(), nullptr, w2, channels, tiles, reduced);
+  std::fill(b1, b1 + reduced, 0.0f), std::fill(b2, b2 + channels, 0.0f);
+  for (Int t = 0; t < tiles; ++t) {
+    for (Int r = 0; r < reduced; ++r) b1[r] += to_a1[t * reduced + r];
+    for (Int c = 0; c < channels; ++c) b2[c] += to_a2[t * channels + c];
+  }
+}
+
 // ``call`` with a null pointer of the type of the job's maps. 0, or 1 where there is no such type or no memory.
 template <class Call>
 int typed(const Int *numbers, Call call) {
@@ -222,7 +238,7 @@ using namespace tiledse;
 extern "C" {
 
 // What op/cpp.py asks before it calls anything else: the arguments below, by a number that changes with them.
-int tiledse_version() { return 2; }
+int tiledse_version() { return 3; }
 
 int tiledse_has_float16() {
 #if defined(TILEDSE_FLOAT16)
@@ -249,5 +265,15 @@ int tiledse_backward(const void *x, const void *grad, void *dx, const float *w1,
     typedef decltype(type) Map;
     backward(job, Map(x), Map(grad), Map(dx), {w1, nullptr, w2, nullptr}, hidden, gates, to_a1, to_a2, bounds);
   });
+}
+
+int tiledse_of_weights(Int tiles, Int channels, Int reduced, Int act, const float *to_a1, const float *to_a2,
+                       const float *descriptors, const float *hidden, float *w1, float *b1, float *w2, float *b2) {
+  try {
+    of_weights(tiles, channels, reduced, act, to_a1, to_a2, descriptors, hidden, w1, b1, w2, b2);
+    return 0;
+  } catch (const std::exception &) {
+    return 1;
+  }
 }
 }

@@ -153,7 +153,14 @@ const Int kPiece = 64 * 4 * kWide;
 
 // Of x, or of x * y.
 template <bool kTwo, class T>
-double sum(const T *x, const T *y, Int n) {
+inline double sum(const T *x, const T *y, Int n) {
+  if (n >= kWide && n < 4 * kWide) {  // a row of a small map
+    const auto at = [&](Int k) { return kTwo ? load(x + k) * load(y + k) : load(x + k); };
+    Vector s = at(0);
+    Int i = kWide;
+    for (; i + kWide <= n; i += kWide) s += at(i);
+    return total(i < n ? s + joined(Vector{}, at(n - kWide), kWide - (n - i)) : s);
+  }
   double whole = 0;
   for (Int from = 0; from < n; from += kPiece) {
     const Int end = std::min(from + kPiece, n);
@@ -163,6 +170,10 @@ double sum(const T *x, const T *y, Int n) {
     for (; i + 4 * kWide <= end; i += 4 * kWide)
       s0 += at(i), s1 += at(i + kWide), s2 += at(i + 2 * kWide), s3 += at(i + 3 * kWide);
     for (; i + kWide <= end; i += kWide) s0 += at(i);
+    if (i < end && end >= kWide) {  // the last numbers, by a vector that reaches back over some that are summed
+      s1 += joined(Vector{}, at(end - kWide), kWide - (end - i));
+      i = end;
+    }
     float rest = total((s0 + s1) + (s2 + s3));
     for (; i < end; ++i) rest += kTwo ? number(x + i) * number(y + i) : number(x + i);
     whole += rest;

@@ -38,12 +38,31 @@ class Writer {
         });
   }
 
+  // A run of a few vectors, and at least of one, to the last number of it: by a vector that reaches back.
+  template <bool kAdd>
+  void few(const T *x, T *out, Int n, float gate, float share) {
+    const Vector g = all(gate), s = all(share);
+    const auto at = [&](Int k) { return kAdd ? load(x + k) * g + s : load(x + k) * g; };
+    const Vector last = at(n - kWide);  // before that is overwritten, where out is x
+    fetch();
+    for (Int i = 0; i + kWide <= n; i += kWide) store(out + i, at(i));
+    store(out + n - kWide, last);
+  }
+
   // Short runs behind each other, n numbers in all: a gate and a share for each, with one to spare, and their lengths,
   // which repeat after so many runs. None is shorter than a vector.
   template <bool kAdd>
   void runs(const T *x, T *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
-    const bool past = past_cache_ && n * Int(sizeof(T)) >= kShortRun;
-    Int i = 0, k = 0, left = lengths[0], vectors = 0;
+    if (past_cache_ && n * Int(sizeof(T)) >= kShortRun)
+      all_runs<kAdd, true>(x, out, n, gates, shares, lengths, period);
+    else
+      all_runs<kAdd, false>(x, out, n, gates, shares, lengths, period);
+  }
+
+ private:
+  template <bool kAdd, bool kPast>
+  void all_runs(const T *x, T *out, Int n, const float *gates, const float *shares, const Int *lengths, Int period) {
+    Int i = 0, k = 0, left = lengths[0];
     const auto next = [&] {
       ++gates, k = k + 1 == period ? 0 : k + 1, left += lengths[k];
       if (kAdd) ++shares;
@@ -53,26 +72,33 @@ class Writer {
       ++i;
       if (--left <= 0) next();
     };
-    const auto vector = [&](Vector gate, Vector share) {
-      if (vectors++ % (line<T>() / kWide) == 0) fetch();
-      const Vector v = kAdd ? load(x + i) * gate + share : load(x + i) * gate;
-      past ? stream(out + i, v) : store(out + i, v);
-      i += kWide, left -= kWide;
+    const auto vector = [&](Int at, Vector gate, Vector share) {
+      const Vector v = kAdd ? load(x + at) * gate + share : load(x + at) * gate;
+      kPast ? stream(out + at, v) : store(out + at, v);
     };
-    if (past)
+    if (kPast)
       while (!starts_line(out + i)) one();
     while (i + kWide <= n) {
       const Vector gate = all(gates[0]), share = all(kAdd ? shares[0] : 0.0f);
-      while (left >= kWide && i + kWide <= n) vector(gate, share);
+      const Int whole = std::min(left, n - i), lines = i + whole / line<T>() * line<T>(), end = i + whole / kWide * kWide;
+      left += i;
+      for (; i < lines; i += line<T>()) {
+        fetch();
+        for (Int v = 0; v < line<T>(); v += kWide) vector(i + v, gate, share);
+      }
+      if (i < end) fetch();
+      for (; i < end; i += kWide) vector(i, gate, share);
+      left -= i;
       if (i + kWide > n) break;
-      // One that reaches into the next run.
-      if (left > 0) vector(joined(gate, all(gates[1]), left), kAdd ? joined(share, all(shares[1]), left) : share);
+      if (left > 0) {  // one that reaches into the next run
+        vector(i, joined(gate, all(gates[1]), left), kAdd ? joined(share, all(shares[1]), left) : share);
+        i += kWide, left -= kWide;
+      }
       next();
     }
     while (i < n) one();
   }
 
- private:
   template <class Vectors, class Number, class Step>
   void write(T *out, Int n, Int &i, Vectors vector, Number number, Step step) {
     const auto one = [&] { put(out + i, number()), step(1); };
@@ -116,6 +142,13 @@ class Scaling {
         for (Int c = 0; c < job_.channels; ++c)
           for (Int k = 0; k < unit.bands; ++k)
             columns(at + plane(c), unit.band + k, g + k * of_band + c, s + k * of_band + c);
+      else if (job_.rows(unit.band) * job_.width < 4 * kWide && !job_.part() && shortest(unit) >= kWide)
+        for (Int c = 0; c < job_.channels; ++c)
+          for (Int k = 0; k < unit.bands; ++k) {
+            const Int run = at + plane(c) + job_.top(unit.band + k) * job_.width, channel = k * job_.channels + c;
+            const Int n = job_.rows(unit.band + k) * job_.width;
+            writer.template few<kAdd>(x_ + run, out_ + run, n, g[channel], kAdd ? s[channel] : 0.0f);
+          }
       else if (job_.rows(unit.band) * job_.width < kLong && !job_.part() && shortest(unit) >= kWide)
         short_runs(at, unit, g, s);
       else

@@ -19,10 +19,12 @@ from ...files import written_whole
 from ...network import Network
 from ...opening import open as open_network
 from ...plan import Plan
+from ...targets import Target
 from .contents import block_records, candidates, simulated, totals
 from .measured import correlations, measure
 from .render import rendered
 from .timeline import timelines
+from .written import written_for
 
 # A page larger than this is sent in pieces by nobody; pictures, then instants, are left out until it fits.
 MOST_BYTES = 2_000_000
@@ -81,6 +83,7 @@ def report(
     images: ImageSet | Task[Any] | None = None,
     *,
     input_size: Sequence[int] | None = None,
+    target: str | Target | None = None,
     search: Mapping[str, Any] | Any = None,
     output: str | Path | None = None,
     command: str | None = None,
@@ -98,6 +101,7 @@ def report(
         plans: Plans to put beside SE and ``7xW``, by what the page is to call them.
         images: Labelled images of a classifier (``tiledse.open_images``), or the task: what is measured on what.
         input_size: (C, H, W), where the network is not open and does not say it.
+        target: A compiler or runtime (``tiledse.targets``): its operators for each block are shown.
         search: What a search gave (``tiledse.search``, or its ``to_dict``), for its front.
         output: Where the page is written; None writes nothing.
         command: What made the page, for its last lines.
@@ -127,6 +131,10 @@ def report(
     blocks = block_records(shown)
     with titled("pipelines"):
         pipelines, no_timeline = simulated(network, shown)
+    written = None
+    if target is not None:
+        with titled(f"writing for {target if isinstance(target, str) else target.name}"):
+            written = written_for(network, shown, target)
     accuracy = None
     if images is not None:
         task = images if isinstance(images, Task) else Classification(images)
@@ -146,6 +154,7 @@ def report(
         "blocks": blocks,
         "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in network.plan.near_misses],
         "uncounted": list(network.plan.network.uncounted) if network.plan.network is not None else [],
+        "target": written,
         "accuracy": accuracy,
         "search": found_before,
         "no_timeline": no_timeline,

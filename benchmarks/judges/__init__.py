@@ -1,0 +1,1 @@
+"""Other people's compilers and runtimes judge the forms that tiledse writes: ``make judges``."""
