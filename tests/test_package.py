@@ -156,7 +156,7 @@ VERBS_ALONE = {
     "sensitivity": (("sensitivity", *SMALL, "--tiles", "3xW", *IMAGES), None),
     "sweep": (("sweep", *SMALL, "--tiles", "3xW", *IMAGES, "-o", "sweep.csv"), None),
     "bench": (("bench", "--only", "operator", "--shapes", "1", "--repeats", "2", "--tiles", "7xW"), None),
-    "calibrate": (("calibrate", *SMALL, "--tile", "3xW", *IMAGES, "-o", "fitted.json"), None),
+    "calibrate": (("calibrate", *SMALL, "--tile", "1xW", *IMAGES, "-o", "fitted.json"), None),
     "search": (("search", *SMALL, "--max-buffer", "5000", *IMAGES, "-o", "found.json", "--tiles", "1xW"), None),
     "advise": (("advise", *SMALL, "--target", "ethos-u"), None),
     "stream": (("stream", *SMALL, "--tile", "3xW"), None),

@@ -8,9 +8,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
+from torch import nn
 
 import tiledse as ts
-from tests.report.test_page import Classifier, images  # noqa: F401  # a fixture
+from tests.cli.known import Gate
+from tests.report.test_page import images  # noqa: F401  # a fixture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="`make pages` installs it")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -47,10 +50,22 @@ CONTRAST = """() => {
 }"""
 
 
+class Many(nn.Module):
+    """More blocks than a narrow page has room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *(Gate() for _ in range(14)))
+
+    def forward(self, x):
+        return self.net(x).mean((2, 3))
+
+
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory, images):  # noqa: F811
     file = tmp_path_factory.mktemp("page") / "report.html"
-    network = ts.open(Classifier(), (3, 20, 16))
+    network = ts.open(Many(), (3, 20, 16))
     level = {"drop": 0.5, "drop_ci95": [0.1, 0.9], "divergence": 0.1, "calibrated": False}
     points = [
         {"kind": kind, "tiles": [tile], "buffer": buffer, **level}
@@ -105,7 +120,7 @@ def test_it_is_used_with_keys_alone(shown):
         if shown.evaluate("document.activeElement.className") == "block":
             break
     shown.keyboard.press("Enter")
-    assert shown.locator(".detail:visible h3").inner_text() == "net.se"
+    assert shown.locator(".detail:visible h3").inner_text() == "net.1"
     for _ in range(40):
         shown.keyboard.press("Tab")
         if shown.evaluate("document.activeElement.id") == "clock":
