@@ -177,7 +177,7 @@ def test_control_flow_is_left_alone(tmp_path):
     code = next(
         i for i, c in enumerate(net.builder.model.operatorCodes) if c.builtinCode == fb.BuiltinOperator.MEAN
     )
-    inner.operators = [fb.OperatorT(opcodeIndex=code, inputs=[0], outputs=[1])]
+    inner.operators = [fb.OperatorT(opcodeIndex=code, inputs=[0, 0], outputs=[1])]
     net.builder.model.subgraphs.append(inner)
     plan = ts.find(net.write(tmp_path / "net.tflite"))
     assert len(plan) == 1
