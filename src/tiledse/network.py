@@ -202,7 +202,7 @@ class Form:
     alls: Path | None = None
     verify: bool = True
     force: bool = False
-    target: Target | None = None
+    target: Target | str | Path | None = None
 
     def check_plain(self, path: Path) -> None:
         """Refuse what goes with ONNX only.

@@ -310,3 +310,4 @@ def test_the_verb_prints_the_form_of_each_block_and_what_falls(tmp_path):
     assert "written for target ethos-u: Arm Ethos-U55" in done.out
     assert re.search(r"pool +7xW +ReduceMean, AveragePool, 2 Split, 2 Mul, Concat +7x1", done.out)
     assert "nothing in the file is known to fall to the CPU on ethos-u" in done.out
+    assert "exact SE in two steps (--tile HxW) gained as much on ethos-u" in done.out

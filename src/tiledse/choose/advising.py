@@ -16,7 +16,7 @@ from ..errors import TiledSEError
 from ..network import Network
 from ..opening import open as open_network
 from ..plan import Plan
-from ..targets import Measured, Target
+from ..targets import Measured, Target, beyond_two_step
 from ..targets import load as load_target
 from ..tile import Tile
 
@@ -207,7 +207,9 @@ def advise(
         )
     _, height, width = network.se.input_size
     two, tiles, slides = (gain_of(target, kind, height * width) for kind in ("two-step", "tiles", "sliding"))
-    beyond = _beyond(two, tiles, target)
+    beyond = beyond_two_step(two.evidence, tiles.evidence)
+    if beyond is None:  # not at this size: then at any
+        beyond = beyond_two_step(target.measured, target.measured)
     accuracy = {} if images is None else _accuracy(network, (chosen, sliding), images, batch_size)
     kind, summary = _decide(
         target, two, tiles, beyond, accuracy.get(str(chosen)), max_drop, network.se, chosen
@@ -222,22 +224,6 @@ def advise(
     if kind == "HxW" and any(b.take == TWO_STEP for b in blocks):
         summary += "; maps beyond its pooling window take their mean in two steps"
     return Advice(target, plan, two, tiles, slides, beyond, chosen, sliding, blocks, summary, accuracy)
-
-
-def _beyond(two: Gain, tiles: Gain, target: Target) -> float | None:
-    """Points that tiles gain beyond two-step SE: the least, over networks where both were measured; this size first."""
-    return _apart(two.evidence, tiles.evidence, _apart(target.measured, target.measured, None))
-
-
-def _apart(ones: Sequence[Measured], others: Sequence[Measured], without: float | None) -> float | None:
-    both = [
-        b.gain - a.gain
-        for a in ones
-        for b in others
-        if (a.kind, b.kind) == ("two-step", "tiles")
-        and (a.network, a.input, a.se, a.unit) == (b.network, b.input, b.se, b.unit)
-    ]
-    return min(both, default=without)
 
 
 def _decide(

@@ -13,7 +13,8 @@ import onnx
 
 from ..errors import TiledSEError, first_line
 from ..plan import Plan
-from ..targets import Target
+from ..targets import Target, beyond_two_step
+from ..tile import Tile
 from .comparing import feeds_of, relative
 from .constants import Constants
 from .model import OnnxModel
@@ -23,6 +24,8 @@ from .shapes import Shapes, batched, shapes_of
 
 # Of whole networks in float32, as in proof.py.
 _NETWORK, _HALF = 2e-3, 2e-2
+# Percentage points beyond two-step SE that are worth a word.
+_LEAST = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ class Fit:
             rows.append((block.name, block.tile, ops, windows or "-"))
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines += ["  ".join(cell.ljust(n) for cell, n in zip(row, wide)).rstrip() for row in rows]
+        more = beyond_two_step(self.target.measured, self.target.measured)
+        if more is not None and more < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
+            lines.append(
+                f"exact SE in two steps (--tile HxW) gained as much on {self.target.name} where both were measured, "
+                f"and loses nothing: tiledse advise --target {self.target.name}"
+            )
         if not self.fallbacks:
             lines.append(f"nothing in the file is known to fall to the CPU on {self.target.name}")
         else:

@@ -11,6 +11,7 @@ import torch
 from ..files import written_whole
 from ..network import Form, Network, Written
 from ..plan import Plan
+from ..targets import load as load_target
 from .comparing import relative
 from .converter import Converted, convert_verified
 from .export import export_se, transfer
@@ -126,7 +127,7 @@ def write_exported(network: Network, plan: Plan, path: Path, form: Form) -> Onnx
 def _made(source: OnnxModel, plan: Plan, form: Form, found: Finding | None) -> Converted:
     return convert_verified(
         source, plan, divisor_tiles=form.divisor_tiles, batch=form.batch, ir_version=form.ir_version,
-        verify=form.verify, found=found, target=form.target,
+        verify=form.verify, found=found, target=None if form.target is None else load_target(form.target),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,3 +73,21 @@ class Measured:
             raise ValueError(f"expected measured.input to be rows and columns, got {quoted(sides)}")
         rows, cols = (whole(side, "measured.input") for side in sides)
         return cls(**{**content, "input": (rows, cols)})
+
+
+def beyond_two_step(two_step: Iterable[Measured], tiles: Iterable[Measured]) -> float | None:
+    """Points of per cent that tiles gain beyond exact SE in two steps: the least, of networks where both were measured.
+
+    Example:
+        >>> one = Measured("two-step", "net", (64, 64), "f", 100.0, 80.0, "cycles", "s")
+        >>> beyond_two_step([one], [Measured("tiles", "net", (64, 64), "f", 100.0, 81.0, "cycles", "s")])
+        -1.0
+    """
+    tiled = [one for one in tiles if one.kind == "tiles"]
+    both = [
+        round(b.gain - a.gain, 6)
+        for a in two_step
+        for b in tiled
+        if a.kind == "two-step" and (a.network, a.input, a.se, a.unit) == (b.network, b.input, b.se, b.unit)
+    ]
+    return min(both, default=None)
