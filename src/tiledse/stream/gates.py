@@ -190,12 +190,12 @@ def scale(b: Builder, fx: torch.fx.Node, x: Ref, gates: Ref, tile: Tile, block: 
     width = b.values[x.index].shape[3]
     _, wide = tile.size(1, width)
     strips = tile.height is not None and not tile.single
-    tall = tile.height if strips else 0
+    tall = (tile.height or 0) if strips else 0
     columns = torch.arange(width) // wide if wide < width else None
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
         part, now = parts
-        if tall and now.shape[2] > 1:
+        if tall > 1 and now.shape[2] > 1:
             rows = torch.arange(lo, hi, device=part.device) // tall - lo // tall
             now = now.index_select(2, rows)
         if columns is not None:

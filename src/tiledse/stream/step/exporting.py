@@ -92,6 +92,11 @@ def export_step(
         >>> made = ts.export_step(model, plan, path, middle=False)
         >>> made.header.rows, made.max_rel_error < 1e-5
         (32, True)
+        >>> runner = ts.StepRunner(path)
+        >>> [part is None for part in runner.push(torch.zeros(1, 3, 40, 64)).values()]
+        [True]
+        >>> runner.finish()["output"].shape
+        (1, 1000)
     """
     path = Path(path)
     files = {"step": path, **({"middle": middle_of(path)} if middle else {})}

@@ -30,16 +30,9 @@ class StepRunner(StepRun):
             take the height.
 
     Example:
-        >>> import numpy as np, tempfile, timm, tiledse as ts
-        >>> model = timm.create_model("lcnet_050", num_classes=0, global_pool="").eval()
-        >>> plan = ts.find(model, (3, 64, 64)).with_tile("1xW")
-        >>> path = Path(tempfile.mkdtemp()) / "step.onnx"
-        >>> header = ts.export_step(model, plan, path, middle=False)
-        >>> runner = ts.StepRunner(path)
-        >>> runner.push(np.zeros((1, 3, 300, 64), np.float32))["output"].shape
-        (1, 1280, 1, 2)
-        >>> runner.finish()["output"].shape
-        (1, 1280, 9, 2)
+        >>> StepRunner("nowhere.onnx")
+        Traceback (most recent call last):
+        tiledse.errors.TiledSEError: cannot read nowhere.onnx: No such file or directory
     """
 
     def __init__(
