@@ -26,3 +26,7 @@ def test_its_shell_shows_what_is_printed():
     ]
     assert len(rows) >= 3
     assert all(row in [line.split() for line in real.splitlines()] for row in rows)
+
+
+def test_it_is_short():
+    assert len(README.read_text("utf-8").splitlines()) < 120

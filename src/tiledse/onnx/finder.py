@@ -234,9 +234,15 @@ class _Finder:
         return bool(sizes) and out is not None and max(sizes) > prod(gate) and prod(out) < max(sizes)
 
     def name(self, node: ir.Node) -> str:
-        """The node's name, or that of its output where nodes have none, or share one."""
+        """The node's name, or that of its output where nodes have none, or share one.
+
+        In a target's form it is the block's, whichever of the pools written for it is the one that is read.
+        """
         own = node.name
-        return own if own and self.names[own] == 1 else node.outputs[0].name or ""
+        name = own if own and self.names[own] == 1 else node.outputs[0].name or ""
+        if TARGET_KEY in self.model.ir.metadata_props and name not in self.stated:
+            return next((block for block in self.stated if name.startswith(f"{block}/")), name)
+        return name
 
     def note_inner(self, owner: ir.Node, graph: ir.Graph) -> None:
         for node in graph.all_nodes():

@@ -71,6 +71,8 @@ class OnnxWritten(Written):
         upgraded = (
             [] if old == new else [f"the file had opset {old}; onnx's version converter brought it to {new}"]
         )
+        if new < old:
+            upgraded = [f"the file had opset {old}; for the target it is written in {new}"]
         fit = [] if self.fit is None else self.fit.lines()
         return [
             *super().lines(),

@@ -197,7 +197,8 @@ class ExcitationReader:
             raise Miss(f"'{self.graph.name(tensor)}', of shape {shape}, is not one value a channel")
 
     def _said(self, op: Any) -> str:
-        return f"{self.graph.kind(op)} '{self.graph.name(int(op.outputs[0]))}'"
+        kind, outputs = self.graph.kind(op), [int(t) for t in op.outputs]
+        return f"{kind} '{self.graph.name(outputs[0])}'" if outputs else kind
 
     def _no_end(self, ends: list[Any], seen: set[int]) -> Miss:
         """The reason why these operators end no excitation."""

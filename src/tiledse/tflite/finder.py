@@ -158,7 +158,7 @@ class _Finder:
             return
         x = int(op.inputs[0])
         shape = graph.shape(x)
-        if len(shape) != 4 or graph.is_constant(x):
+        if len(shape) != 4 or 0 in shape or graph.is_constant(x):
             return
         if kind == "MEAN":
             axes = graph.constant(int(op.inputs[1]))
@@ -212,7 +212,7 @@ class _Finder:
             raise self.excitations.no_product(product, operand)
         slot = self.slot(product, operand)
         x = int(product.inputs[1 - slot])
-        if len(graph.shape(x)) != 4:
+        if len(graph.shape(x)) != 4 or 0 in graph.shape(x):
             raise Miss("what is gated is no map of 4 axes")
         _, height, width, _ = graph.shape(x)
         if said.tile.effect(height, width) == ("whole",):

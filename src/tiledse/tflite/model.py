@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import TiledSEError
 from ..files import written_whole
+from .nodes import LEAST, OPTIONS
 from .schema import BadFile, names, pack, parse
 
 # Types of tensors whose buffers are read, and how numpy calls them; others are left as they lie.
@@ -125,7 +126,18 @@ def check(tree: Any) -> None:
         if buffer.offset > 1 or buffer.size > 1:
             raise BadFile("its weights lie behind the graph (a file of more than 2 GB), which is not read")
     for graph in tree.subgraphs:
+        _fill(graph)
         _check_graph(graph, tree)
+
+
+def _fill(graph: Any) -> None:
+    """Empty lists where a file has none."""
+    for name in ("tensors", "operators", "inputs", "outputs"):
+        if getattr(graph, name) is None:
+            setattr(graph, name, [])
+    for op in graph.operators:
+        op.inputs = [] if op.inputs is None else op.inputs
+        op.outputs = [] if op.outputs is None else op.outputs
 
 
 def _check_graph(graph: Any, tree: Any) -> None:
@@ -139,6 +151,7 @@ def _check_graph(graph: Any, tree: Any) -> None:
         if not 0 <= op.opcodeIndex < len(tree.operatorCodes):
             raise BadFile(f"an operator has code {op.opcodeIndex} of {len(tree.operatorCodes)}")
         inputs, outputs = _list(op.inputs), _list(op.outputs)
+        _check_operator(tree.operatorCodes[op.opcodeIndex], op, len(inputs), len(outputs))
         _inside({i for i in inputs if i != -1}, count, "an operator's input")
         _inside(set(outputs), count, "an operator's output")
         if any(i in produced and i not in made for i in inputs):
@@ -147,6 +160,17 @@ def _check_graph(graph: Any, tree: Any) -> None:
             raise BadFile("two operators give the same tensor")
         made.update(outputs)
     _inside(set(_list(graph.outputs)), count, "an output")
+
+
+def _check_operator(code: Any, op: Any, inputs: int, outputs: int) -> None:
+    """Check an operator that is looked into: how many tensors it has, and that its options are its own."""
+    kind = names("BuiltinOperator").get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
+    if kind not in LEAST:
+        return
+    if inputs < LEAST[kind] or outputs != 1:
+        raise BadFile(f"{kind} has {inputs} inputs and {outputs} outputs")
+    if kind in OPTIONS and type(op.builtinOptions).__name__ not in (OPTIONS[kind], "NoneType"):
+        raise BadFile(f"{kind} has the options of another operator")
 
 
 def _check_tensor(tensor: Any, tree: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import TiledSEError, first_line
+from ...extras import missing
 from .header import Header
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -96,9 +97,7 @@ class OnnxSession(Session):
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise TiledSEError(
-                "ONNX Runtime is not installed; install it with: pip install 'tiledse[onnx]'"
-            ) from error
+            raise missing("running ONNX needs", "onnxruntime", error=error) from error
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
