@@ -46,7 +46,7 @@ def test_float(tmp_path, spelling):
         net.stem = net.stem.astype("f2").astype("f4")
     x = np.random.default_rng(1).standard_normal((2, 3, 12, 5)).astype("f4")
     plain = run(network, network.plan, x)
-    for tile in TILES:
+    for tile in TILES if spelling["pool"] == "pool" else TILES[::2]:
         plan = network.se.with_tile(tile)
         made = network.convert(plan)
         save(made.given, tmp_path / "tse.tflite", force=True)
@@ -80,7 +80,7 @@ def test_whole_numbers_within_a_step(tmp_path, dtype):
         flat = np.broadcast_to((q * 0.05)[None, :, None, None], (1, 6, 1, 1)).astype("f4")
         return network.excite(0, torch.from_numpy(flat.copy())).numpy().reshape(-1)
 
-    for tile in TILES:
+    for tile in TILES if dtype == "i1" else TILES[1::2]:
         plan = network.se.with_tile(tile)
         made = network.convert(plan)
         assert made.plan == plan
