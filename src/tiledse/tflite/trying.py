@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,16 +9,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from ..documents import read_json, write_json
 from ..errors import TiledSEError, first_line
 from .model import TfliteModel
 
 # Seconds that a file may take for one image of zeros.
 _LONGEST_S = 300
 _CODE = """
-import json, sys
+import sys
+from json import dumps, loads
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-path, sizes = sys.argv[1], json.loads(sys.argv[2])
+path, sizes = sys.argv[1], loads(sys.argv[2])
 def run(resolver):
     interpreter = Interpreter(path, num_threads=1, experimental_op_resolver_type=resolver)
     for index, shape in sizes:
@@ -34,9 +35,9 @@ try:
         found = run(OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     except RuntimeError:
         found = run(OpResolverType.AUTO)
-    print(json.dumps({"shapes": found}))
+    print(dumps({"shapes": found}))
 except Exception as error:
-    print(json.dumps({"error": str(error)}))
+    print(dumps({"error": str(error)}))
 """
 _tried: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {}
 
@@ -51,7 +52,7 @@ def tried(model: TfliteModel, sizes: dict[int, tuple[int, ...]]) -> TfliteModel:
     Raises:
         TiledSEError: the interpreter does not run it, or crashes.
     """
-    wanted = json.dumps([[index, shape] for index, shape in sizes.items()])
+    wanted = write_json([[index, shape] for index, shape in sizes.items()])
     key = model.digest, wanted
     if key not in _tried:
         _tried[key] = _shapes(model, wanted)
@@ -73,7 +74,7 @@ def _shapes(model: TfliteModel, wanted: str) -> tuple[tuple[int, ...], ...]:
                 f"{model.name} takes more than {_LONGEST_S} s for one image; give a smaller network"
             ) from error
     try:
-        said = json.loads(done.stdout.splitlines()[-1])
+        said = read_json(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise TiledSEError(
             f"LiteRT crashes on {model.name} (exit {done.returncode}); mend the file or convert it again"
