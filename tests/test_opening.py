@@ -130,7 +130,7 @@ def test_names_of_timm_open():
         (lambda file: ts.open(small(), SIZE, device="meta"), "device goes with a network that is named"),
         (lambda file: ts.open(ts.open(small(), SIZE), (3, 64, 64)), "is open already"),
         (lambda file: ts.open("timm:resnet10t").plan.check_blocks(), "no squeeze-and-excite block"),
-        (lambda file: ts.simulate(str(file), ts.find(str(file), SIZE)), "takes a network of PyTorch"),
+        (lambda file: ts.open(str(file), SIZE).module("a figure"), "takes a network of PyTorch"),
         (lambda file: ts.convert(small(), "7xW"), "expected a plan, got str"),
         (
             lambda file: ts.write(ts.open(str(file), SIZE), ts.find(str(file), SIZE), "a.safetensors"),

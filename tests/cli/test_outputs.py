@@ -137,7 +137,10 @@ def test_an_output_on_one_of_the_shards(tmp_path):
         (["search", NET, "--data", ".", "--max-buffer", "9", "-o", "p.safetensors"], "ends in .json"),
         (["plan", NET, "-o", "p.safetensors"], "ends in .json"),
         (["convert", NET, "--tile", "3xW", "-o", "x.pt"], ".onnx, .tflite or .safetensors"),
-        (["calibrate", NET, "--data", ".", "--tile", "3xW", "-o", "x.txt"], ".json, .onnx, .tflite or .safetensors"),
+        (
+            ["calibrate", NET, "--data", ".", "--tile", "3xW", "-o", "x.txt"],
+            ".json, .onnx, .tflite or .safetensors",
+        ),
         (["zoo", "camvid-se", "-o", "x.pt"], "ends in .safetensors"),
     ],
 )
