@@ -97,6 +97,29 @@ def test_any_height_chunk_rows_and_tile(height, chunk, times, tile, known):
     assert worst(run(x.numpy()), expected) < TOLERANCE  # the next image begins anew
 
 
+def test_rows_may_be_overwritten_once_they_are_pushed():
+    """Rows become part of the state; a camera's buffer is filled again all the same."""
+    model, plan = local(41, "1xW")
+    x = np.random.default_rng(0).standard_normal((1, 3, 41, 18))
+    for count in (1, 4):  # fewer rows than a step, and as many
+        run, buffer = run_of(make_step(model, plan, rows=4)), np.empty((1, 3, count, 18))
+        parts: dict[str, list[np.ndarray]] = {head.name: [] for head in run.header.heads}
+
+        def pushed(run=run, buffer=buffer, count=count):
+            for top in range(0, 41 - 41 % count, count):
+                buffer[:] = x[:, :, top : top + count]
+                yield buffer
+            if 41 % count:
+                yield x[:, :, 41 - 41 % count :]
+
+        for out in run.run(pushed()):
+            for name, part in out.items():
+                parts[name] += [] if part is None else [part]
+        dims = {head.name: head.row_dim or 0 for head in run.header.heads}
+        got = {n: np.concatenate(p, dims[n]) for n, p in parts.items()}
+        assert worst(got, whole(model, plan, torch.from_numpy(x))) < TOLERANCE
+
+
 def test_the_middle_is_taken_and_changes_nothing():
     model, plan = local(400, "3xW")
     made = make_step(model, plan)

@@ -66,7 +66,8 @@ class TorchSession(Session):
 
         step = self.middle if middle else self.step
         with torch.no_grad():
-            given = step(torch.from_numpy(image), torch.tensor([first]), torch.tensor([height]), *state)
+            # A copy: rows of the image may be part of the state, and whoever pushed them may write there again.
+            given = step(torch.tensor(image), torch.tensor([first]), torch.tensor([height]), *state)
         outputs = [tensor.numpy() for tensor in given[: self.heads]]
         return outputs, given[self.heads].numpy(), list(given[self.heads + 1 :])
 
