@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ class Drawn(ListedImages):
         self.x = x
         with torch.no_grad():
             self.labels = small()(x).argmax(1).tolist()
-        self.files, self.classes = tuple((f"{i}.png", label) for i, label in enumerate(self.labels)), None
+        files = [(f"{i}.png", label) for i, label in enumerate(self.labels)]
+        super().__init__(Path(), files, lambda image: torch.empty(0))
 
     def sample(self, index: int) -> Sample:
         return Sample(self.x[index], self.labels[index], f"{index}.png", (0, index))
