@@ -235,7 +235,7 @@ def test_wrong_batches(tmp_path, options):
         read(images, **options)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(count=st.integers(1, 30), batch_size=st.integers(1, 9), processes=st.integers(1, 5))
 def test_parts_share_nothing_and_keep_the_batches(tmp_path_factory, count, batch_size, processes):
     folder = tmp_path_factory.getbasetemp()

@@ -31,7 +31,7 @@ NETWORKS = (
 
 # One of each dialect always; the whole list takes two minutes on two cores.
 ALWAYS = {
-    "regnety_002", "efficientnet_b0", "tf_mobilenetv3_small_075", "ese_vovnet19b_dw", "hgnet_tiny", "legacy_seresnet18",
+    "regnety_002", "tf_mobilenetv3_small_075", "ese_vovnet19b_dw", "hgnet_tiny",
 }  # fmt: skip
 
 

@@ -83,6 +83,7 @@ def test_eval(tmp_path):
     assert_refused(tiledse(*arguments, "--amp", "bfloat16"), "leave --amp out")
 
 
+@pytest.mark.slow  # test_opening writes a PyTorch network as ONNX
 def test_a_pytorch_network_goes_out_with_the_same_costs(tmp_path):
     out = tmp_path / "lcnet.onnx"
     model = ("timm:lcnet_050", "--input", "3x64x64")

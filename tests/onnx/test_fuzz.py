@@ -96,7 +96,7 @@ def mutate(proto: onnx.ModelProto, dice: random.Random) -> None:
         node.name = dice.choice(["", *(n.name for n in graph.node)])
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 8))])
 def test_mutated_graphs(seed):
     outcomes = {"converted": 0, "no block": 0, "refused": 0}
     for i in range(40):

@@ -37,7 +37,15 @@ def network(request, shared):
     return path, *NETWORKS[request.param]
 
 
-@pytest.mark.parametrize("network", NETWORKS, indirect=True)
+# By default a detector, a classifier, and a detector of objects; the others are spelled as one of these.
+ALWAYS = ("PP-OCRv6_det_small", "tf_mobilenetv3_small_100_ts", "centernet_mobilenetv3_075")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS],
+    indirect=True,
+)
 def test_a_real_network_is_converted_exactly_and_touched_nowhere_else(network, tmp_path):
     path, blocks, misses, size = network
     before = path.read_bytes()

@@ -48,9 +48,8 @@ def test_sliding_strips(tile):
     assert ts.stream(model, calibrated).held() == ts.stream(model, plan).held()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("timm:regnety_002", marks=pytest.mark.slow), "timm:tf_mobilenetv3_small_075"]
-)
+@pytest.mark.parametrize("name", ["timm:regnety_002", "timm:tf_mobilenetv3_small_075"])
+@pytest.mark.slow  # small networks of every tile are streamed by default
 def test_streamed_is_the_whole_image(name):
     pytest.importorskip("timm")
     size = (131, 96)

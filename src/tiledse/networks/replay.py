@@ -2,7 +2,7 @@
 
 The SE network's operators are numbered as they run. A tiled form runs the same operators up to its first tiled block,
 so it is run with those operators replaced by what they gave before: nothing of them is computed again, and what
-follows is the network's own code on the same tensors. Results are those of a plain run, to the bit.
+follows is the network's own code on the same tensors. Results are those of a plain run, but for the last digits.
 """
 
 from __future__ import annotations
