@@ -14,6 +14,7 @@ import onnx
 
 from ..errors import TiledSEError, TiledSEWarning
 from ..plan import NearMiss, Plan
+from ..refusing import without_refused
 from ..targets import DEFAULT, Target
 from ..targets import load as load_target
 from ..tile import Tile
@@ -162,7 +163,7 @@ def convert_verified(
         seconds = time.perf_counter() - start
         refused = tuple(NearMiss(name, reason) for name, reason in proof.refused.items())
         if refused:
-            plan = _without(plan, now, refused, len(changed))
+            plan = without_refused(plan, now, refused, len(changed))
             left = frozenset(miss.name for miss in refused)
             result = _with_tiles(model, plan, found.shapes, target=target, left=left)
     fit = None
@@ -184,29 +185,6 @@ def _plain(target: Target | None) -> bool:
 def _named(plan: Plan, names: Sequence[str], tile: Tile) -> Plan:
     """A plan with another tile for some blocks."""
     return replace(plan, tiles=tuple(tile if b.name in names else t for b, t in plan))
-
-
-def _without(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> Plan:
-    """A plan in which refused blocks have the tiles that they have now.
-
-    Raises:
-        TiledSEError: none is left, or later blocks are calibrated for what is refused.
-    """
-    first = refused[0]
-    if len(refused) == asked:
-        more = "" if asked == 1 else f" (and {asked - 1} more)"
-        raise TiledSEError(
-            f"no block could be converted: '{first.name}': {first.reason}{more}; leave verifying out with "
-            "verify=False (--no-verify) to have them as they are read"
-        )
-    if plan.calibrated:
-        raise TiledSEError(
-            f"block '{first.name}' cannot be converted: {first.reason}; later blocks are calibrated for its tiles: "
-            "calibrate again a plan in which it has HxW"
-        )
-    names = {miss.name for miss in refused}
-    tiles = tuple(was if b.name in names else tile for (b, tile), was in zip(plan, now.tiles))
-    return replace(plan, tiles=tiles)
 
 
 def _with_tiles(

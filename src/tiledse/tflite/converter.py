@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..errors import TiledSEError
 from ..plan import NearMiss, Plan
+from ..refusing import without_refused
 from .finder import Finding, fingerprint
 from .model import TfliteModel
 from .proof import prove
@@ -75,30 +76,7 @@ def convert_verified(found: Finding, plan: Plan, *, verify: bool = True) -> Conv
     seconds = time.perf_counter() - start
     refused = tuple(NearMiss(name, reason) for name, reason in proof.refused.items())
     if refused:
-        plan = _without(plan, now, refused, len(changed))
+        plan = without_refused(plan, now, refused, len(changed))
         result = with_tiles(found, plan)
     figures = tuple(proof.figures.items())
     return Converted(result, plan, refused, figures, proof.difference, proof.relative, seconds)
-
-
-def _without(plan: Plan, now: Plan, refused: tuple[NearMiss, ...], asked: int) -> Plan:
-    """A plan in which refused blocks have the tiles that they have now.
-
-    Raises:
-        TiledSEError: none is left, or later blocks are calibrated for what is refused.
-    """
-    first = refused[0]
-    if len(refused) == asked:
-        more = "" if asked == 1 else f" (and {asked - 1} more)"
-        raise TiledSEError(
-            f"no block could be converted: '{first.name}': {first.reason}{more}; leave verifying out with "
-            "verify=False (--no-verify) to have them as they are read"
-        )
-    if plan.calibrated:
-        raise TiledSEError(
-            f"block '{first.name}' cannot be converted: {first.reason}; later blocks are calibrated for its tiles: "
-            "calibrate again a plan in which it has HxW"
-        )
-    names = {miss.name for miss in refused}
-    tiles = tuple(was if b.name in names else tile for (b, tile), was in zip(plan, now.tiles))
-    return replace(plan, tiles=tiles)

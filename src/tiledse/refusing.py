@@ -1,0 +1,32 @@
+"""What is left of a plan when some of its blocks cannot be converted; files of every kind end in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .errors import TiledSEError
+from .plan import NearMiss, Plan
+
+
+def without_refused(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> Plan:
+    """A plan in which refused blocks have the tiles that they have now.
+
+    Raises:
+        TiledSEError: none is left, or later blocks are calibrated for what is refused.
+    """
+    first = refused[0]
+    if len(refused) == asked:
+        more = "" if asked == 1 else f" (and {asked - 1} more)"
+        raise TiledSEError(
+            f"no block could be converted: '{first.name}': {first.reason}{more}; leave verifying out with "
+            "verify=False (--no-verify) to have them as they are read"
+        )
+    if plan.calibrated:
+        raise TiledSEError(
+            f"block '{first.name}' cannot be converted: {first.reason}; later blocks are calibrated for its tiles: "
+            "calibrate again a plan in which it has HxW"
+        )
+    names = {miss.name for miss in refused}
+    tiles = tuple(was if b.name in names else tile for (b, tile), was in zip(plan, now.tiles))
+    return replace(plan, tiles=tiles)
