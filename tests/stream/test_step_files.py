@@ -301,3 +301,33 @@ def test_a_head_that_finds_nothing_in_random_numbers(tmp_path):
     onnx.save(proto, files["step"])
     with pytest.raises(ts.TiledSEError, match=r"the file differs from the step in torch by .*; nothing was"):
         check_files(made, files)
+
+
+class Forked(nn.Module):
+    """Takes 32 and 33 rows, and not 34: heights in multiples of four and one more."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.more, self.se = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 2, 2), Gate(4, 2)
+
+    def forward(self, x):
+        x = self.down(x)
+        return self.se(x + nn.functional.interpolate(self.more(x), scale_factor=2.0))
+
+
+def test_heights_that_the_network_does_not_take():
+    model = Forked().eval()
+    plan = ts.find(model, (3, 32, 16)).with_tile("1xW:running")
+    assert make_step(model, plan).header.multiple == 4
+    stream = ts.stream(model, plan, height=None)
+    first = stream.push(torch.zeros(1, 3, 34, 16))
+    with pytest.raises(
+        ts.TiledSEError, match=r"34 rows: layer '.*' would join a map of 16 rows with one of 17"
+    ):
+        stream.finish()
+    parts = [
+        first,
+        stream.push(torch.zeros(1, 3, 2, 16), 34),
+        stream.finish(),
+    ]  # the state was left as it was
+    assert sum(part.shape[2] for part in parts if part is not None) == 18
