@@ -15,7 +15,7 @@ from ...errors import TiledSEError, first_line
 from ...files import written_whole
 from .header import Header
 
-FORMAT = "tiledse.step-state/1"
+FORMAT = "tiledse.step-state/2"
 _KEY = "tiledse.step-state"
 _WAITING = "waiting"
 
@@ -26,7 +26,7 @@ class Saved:
 
     Args:
         arrays: As the step takes them.
-        waiting: Rows of the image that no step has taken yet.
+        waiting: Rows of the image that the next step is given.
         seen: Rows of the image that had come.
         ended: Whether the image was complete.
         given: Of each output whether it was given, where it comes once.
@@ -56,6 +56,12 @@ def save_state(
     text = write_json({**record, "sha256": _digest(record, tensors)})
     with written_whole(path) as part:
         save_file(tensors, part, metadata={_KEY: text})
+
+
+def next_window(header: Header, seen: int) -> int:
+    """The first row of the window of the next step, where so many rows of an image have come and it has not ended."""
+    steps = max(0, (seen - header.window - header.begin) // header.rows + 1)
+    return header.begin + steps * header.rows
 
 
 def _digest(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -119,7 +125,7 @@ def _checked(
     ):
         raise ValueError(f"expected {len(header.heads)} outputs, got {given!r:.60}")
     shapes = {state.name: state.shape for state in header.states}
-    rows = 0 if seen == height else seen % header.rows
+    rows = 0 if seen == height else seen - max(0, min(next_window(header, seen), seen))
     shapes[_WAITING] = header.images, header.channels, rows, header.width
     if set(shapes) != set(tensors):
         raise ValueError(
