@@ -20,9 +20,9 @@ from .reach import reach
 
 # A lag is looked for row by row. No window is so tall.
 _LONGEST_LAG = 1 << 20
-# Costs in times of copying an element, from profiles of ONNX Runtime on MobileNetV3-L (one thread): a multiply-add, an
-# element that a layer reads or writes, one of a map to which rows are joined (the memory layout is changed for that, and
-# back), and one of a map that is cut.
+# Costs in times of copying an element, from profiles of ONNX Runtime on MobileNetV3-L (one thread): a multiply-add,
+# an element that a layer reads or writes, one of a map to which rows are joined (the memory layout is changed for
+# that, and back), and one of a map that is cut.
 _MAC, _PASS, _JOINED, _CUT = 0.08, 0.8, 3.0, 2.0
 # What of a solution may be left on the table, and how long it is looked for.
 _GAP, _SECONDS = 0.01, 20.0
@@ -82,8 +82,8 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
         for value, how in zip(node.inputs, node.maps)
     ]
     place, count = {value: i for i, value in enumerate(values)}, len(values)
-    # Variables: by value its lag (of gates, in strips), rows read before the step, those of them made again, and whether
-    # they are kept; by read whether it is of a part.
+    # Variables: by value its lag (of gates, in strips), rows read before the step, those of them made again, and
+    # whether they are kept; by read whether it is of a part.
     scale = np.ones(count)
     for node in graph.nodes:
         if pace[node.output] is not None:

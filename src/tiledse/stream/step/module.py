@@ -113,8 +113,9 @@ class Step(nn.Module):
         edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image.
 
     Shape:
-        image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with as many rows as a step brings; rows (heads, 3)
-        int64: of each output the first row that is one, the row after the last, and how many come later.
+        image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with
+        as many rows as a step brings; rows (heads, 3) int64: of each output the first row that is one, the row after
+        the last, and how many come later.
     """
 
     def __init__(self, graph: RowGraph, schedule: Schedule, edges: bool = True) -> None:

@@ -104,9 +104,10 @@ def _window(graph: RowGraph, tracks: list[Track | None]) -> int:
     for index, operand in graph.values[0].users:
         node = graph.nodes[index]
         out = tracks[node.output]
-        # Sums take in the rows of a step, and each once.
-        sums = out is None or node.kind == "squeeze"
-        ends.append(image.rows if sums else until(node.maps[operand], out.rows - out.lag))
+        if out is None or node.kind == "squeeze":  # sums take in the rows of a step, and each once
+            ends.append(image.rows)
+        else:
+            ends.append(until(node.maps[operand], out.rows - out.lag))
     return image.kept + max(ends)
 
 
