@@ -66,27 +66,30 @@ function numbers(bytes, rows, width, channels, mean, std) {
   return made;
 }
 
-// The first output that is a map, each of its rows averaged to the width of the canvas.
+// The first channel of the first output that is a map, every so many rows and columns of it, in 600 rows at the most.
 class Preview {
-  constructor(canvas, height) {
+  constructor(canvas) {
     this.context = canvas.getContext("2d");
     this.canvas = canvas;
-    this.image = height;
     this.top = 0;
   }
   add({ data, dims }, total) {
-    const [, channels, rows, width] = dims;
-    if (!this.top) this.canvas.height = Math.max(10, Math.round((this.canvas.width * total) / width));
-    const scale = this.canvas.width / width;
+    const [, , rows, width] = dims;
+    const scale = Math.min(320 / width, 600 / total, 1);
+    if (!this.top) {
+      this.canvas.width = Math.max(1, Math.round(width * scale));
+      this.canvas.height = Math.max(1, Math.round(total * scale));
+    }
     for (let row = 0; row < rows; row++, this.top++) {
       const line = this.context.createImageData(this.canvas.width, 1);
       for (let column = 0; column < this.canvas.width; column++) {
         const value = data[row * width + Math.floor(column / scale)];
         line.data.set([255 * value, 255 * value, 255 * value, 255], 4 * column);
       }
-      if (Math.floor(this.top * scale) !== Math.floor((this.top - 1) * scale)) this.context.putImageData(line, 0, this.top * scale);
+      if (Math.floor(this.top * scale) !== Math.floor((this.top - 1) * scale)) {
+        this.context.putImageData(line, 0, Math.floor(this.top * scale));
+      }
     }
-    return channels;
   }
 }
 
@@ -119,7 +122,7 @@ export async function stream({ step, middle, image, mean, std }) {
   by("state").textContent = megabytes(runner.stateBytes);
   by("whole").textContent = megabytes(4 * height * width * channels);
   const first = header.heads.find(({ row_dim: axis, shape }) => axis === 2 && shape.length === 4);
-  const preview = new Preview(by("map"), height);
+  const preview = new Preview(by("map"));
   const [outputs, points, began] = [{}, [[0, heap()]], performance.now()];
   const take = (found) => {
     for (const { name, row_dim: axis } of header.heads) {
@@ -130,7 +133,7 @@ export async function stream({ step, middle, image, mean, std }) {
       const known = outputs[name] ?? { rows: 0, sum: 0 };
       outputs[name] = { rows: known.rows + (axis === null ? 1 : part.dims[axis]), sum: known.sum + sum };
       if (axis === null) outputs[name].data = [...part.data];
-      if (first?.name === name) preview.add(part, Math.round((height * header.heads[0].shape[2]) / header.rows));
+      if (first?.name === name) preview.add(part, Math.round((height * first.shape[2]) / header.rows));
     }
     by("outputs").textContent = Object.entries(outputs).map(([name, { rows }]) => `${name}: ${rows} rows`).join(", ") || "-";
   };

@@ -16,7 +16,7 @@ from ...files import written_whole
 from .header import Header
 
 FORMAT = "tiledse.step-state/2"
-_KEY = "tiledse.step-state"
+KEY = "tiledse.step-state"
 _WAITING = "waiting"
 
 
@@ -55,7 +55,7 @@ def save_state(
     record = {"format": FORMAT, "step": header.identity, "seen": seen, "height": height, "given": list(given)}
     text = write_json({**record, "sha256": _digest(record, tensors)})
     with written_whole(path) as part:
-        save_file(tensors, part, metadata={_KEY: text})
+        save_file(tensors, part, metadata={KEY: text})
 
 
 def next_window(header: Header, seen: int) -> int:
@@ -85,7 +85,7 @@ def load_state(path: Path, header: Header, dtype: np.dtype[Any], height: int | N
         raise TiledSEError(f"no state of a step {path}")
     try:
         with safe_open(path, framework="np") as file:
-            record = read_json((file.metadata() or {})[_KEY])
+            record = read_json((file.metadata() or {})[KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         if not isinstance(record, dict) or record["format"] != FORMAT:
             raise ValueError(f"expected a header of format {FORMAT}")
