@@ -25,7 +25,7 @@ _LONGEST_LAG = 1 << 20
 # that, and back), and one of a map that is cut.
 _MAC, _PASS, _JOINED, _CUT = 0.08, 0.8, 3.0, 2.0
 # What of a solution may be left on the table, and how long it is looked for.
-_GAP, _SECONDS = 0.01, 20.0
+_GAP, _SECONDS = 0.01, 12.0
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,12 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
         return 2 * count + place[value], factor
 
     size = 4 * count + len(reads)
-    most = 64.0 + 4 * max(least)
-    cost, high = np.zeros(size), np.full(size, most)
-    high[3 * count :] = 1
+    # No lag is much longer than the longest that must be, in rows of the image.
+    longest = max(float(least[value] * (pace[value] or 0)) for value in values)
+    most = np.array([16 + 1.5 * longest / float(pace[value] or 1) for value in values])
+    cost, high = np.zeros(size), np.ones(size)
+    high[: 3 * count] = np.tile(most, 3)
+    high[:count] /= scale
     high[place[0]] = 0
     for value in values:
         i, wide, per = place[value], graph.values[value].row_elements, pace[value]
@@ -114,7 +117,7 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
             cost[2 * count + i] = _cost_of_a_row(graph, graph.nodes[graph.values[value].maker])
         else:
             high[2 * count + i] = 0
-        lines.append(([again(value, 1), before(value, -1), (3 * count + i, most)], 0))
+        lines.append(([again(value, 1), before(value, -1), (3 * count + i, most[i])], 0))
     for node in graph.nodes:
         if pace[node.output] is not None:
             for value, how in zip(node.inputs, node.maps):
@@ -130,7 +133,7 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
             cut = 4 * count + number
             cost[cut] = _CUT * graph.values[value].row_elements * float(rows / per)
             lines.append(
-                ([(cut, 4 * most * stride), before(value, -1), again(node.output, stride)], -top - more)
+                ([(cut, most[place[value]]), before(value, -1), again(node.output, stride)], -top - more)
             )
     where = [(row, column, factor) for row, (terms, _) in enumerate(lines) for column, factor in terms]
     at = tuple(np.array(part) for part in zip(*where))
