@@ -16,7 +16,7 @@ from .building import build_graph
 from .engine import Engine
 from .flow import Held, count_held
 from .graph import RowGraph
-from .heights import check_free, check_unknown, sized_plan
+from .heights import check_free, check_joins, check_unknown, sized_plan
 from .state import load_state, save_state
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ class Stream:
                         f"an image of {self.seen} rows is too small: layer '{node.name}' would get less than its window"
                     )
             heights[node.output] = fixed
+        check_joins(self.graph, self.seen)
 
 
 def stream(
