@@ -152,7 +152,7 @@ class Budget:
             return GATES
         from ..stream.minimum import PipelineBuffer
 
-        return Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
+        return Order("pipeline", PipelineBuffer(network, network.se))
 
 
 @verb("search")
