@@ -240,7 +240,7 @@ def simulate(
     chip = Hardware() if hardware is None else Hardware.load(hardware)
     network = model.open(runs=False)
     plan = tiles.of(network.plan)
-    se, tse, sized = compare(network.module("simulate"), plan, hardware=chip, fifos=fifos)
+    se, tse, sized = compare(network, plan, hardware=chip, fifos=fifos)
     title = f"{model.model} at {'x'.join(map(str, plan.image_size))}"
     result.draw(lambda path: draw_pipeline({"SE": se, "TSE": tse}, path, title))
     if trace is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
 from ..errors import TiledSEError
 from ..plan import Plan
@@ -97,7 +96,7 @@ class Simulation:
 
 
 def simulate(
-    model: nn.Module,
+    model: Any,
     plan: Plan,
     *,
     hardware: Hardware | None = None,
@@ -114,7 +113,7 @@ def simulate(
     outside the chip, the loading of weights, clock limits, arithmetic. No hardware was measured.
 
     Args:
-        model: The network.
+        model: The network, or what ``tiledse.open`` takes: of PyTorch or ONNX.
         plan: From ``find`` on it, with the tiles wanted; ``HxW`` is plain SE.
         hardware: Rates and sizes.
         fifos: ``minimum``: the smallest FIFOs without deadlock; ``unhindered``: those that lose no time.
@@ -409,7 +408,7 @@ def _deadlock(
 
 
 def compare(
-    model: nn.Module, plan: Plan, *, hardware: Hardware | None = None, fifos: Fifos = "unhindered",
+    model: Any, plan: Plan, *, hardware: Hardware | None = None, fifos: Fifos = "unhindered",
     height: int | None = None, width: int | None = None,
 ) -> tuple[Simulation, Simulation, Plan]:  # fmt: skip
     """The network with plain SE and with the tiles of a plan, on the same hardware; and the plan at that size."""
