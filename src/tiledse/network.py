@@ -212,12 +212,14 @@ class Form:
     force: bool = False
     target: Target | str | Path | None = None
 
-    def check_plain(self, path: Path) -> None:
-        """Refuse what goes with ONNX only.
+    def check_ending(self, path: Path) -> None:
+        """Refuse what goes with ONNX only, where another file is to be written.
 
         Raises:
             TiledSEError: the first such option.
         """
+        if path.suffix.lower() == ".onnx":
+            return
         given = {
             "--divisor-tiles": self.divisor_tiles,
             "--alls": self.alls,
