@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiledSEError, TiledSEWarning
-from ..network import Form, Network, SharedPrefix, Verdict, Written
+from ..network import Form, Network, SharedPrefix, Verdict, Written, check_images
 from ..op.functional import squeeze
 from ..plan import Plan
 from ..tile import Tile
@@ -154,6 +154,7 @@ class OnnxNetwork(Network):
 
         So do quantised blocks: with tiles their descriptors have another scale than in the SE network.
         """
+        check_images(plans)
         whole = not any(quantised(place) for place in self._located.places)
         if whole and all(tile.width is None for plan in plans for tile in plan.tiles):
             return Probed(self.probe, plans)
@@ -176,6 +177,7 @@ class OnnxNetwork(Network):
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
+        check_images([plan])
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
 

@@ -16,7 +16,7 @@ from .building import build_graph
 from .engine import Engine
 from .flow import Held, count_held
 from .graph import RowGraph
-from .heights import check_free, check_unknown, sized_plan
+from .heights import check_free, check_joins, check_unknown, sized_plan
 from .state import load_state, save_state
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ class Stream:
                         f"an image of {self.seen} rows is too small: layer '{node.name}' would get less than its window"
                     )
             heights[node.output] = fixed
+        check_joins(self.graph, self.seen)
 
 
 def stream(
@@ -278,8 +279,8 @@ def stream(
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")
     if not (height is None or height == "plan" or (isinstance(height, int) and height > 0)):
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
-    tall = height if isinstance(height, int) else plan.input_size[1]
-    wide = width or plan.input_size[2]
+    tall = height if isinstance(height, int) else plan.image_size[1]
+    wide = width or plan.image_size[2]
     if backend != "torch":
         from .step.stream import stream_in_steps
 

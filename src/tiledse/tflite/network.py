@@ -119,7 +119,7 @@ class TfliteNetwork(Network):
 
     def write(self, plan: Plan, path: Path, form: Form) -> TfliteWritten:
         """See Network; ``writing.write``."""
-        form.check_plain(path)
+        form.check_ending(path)
         return write(self._safe, plan, path, form)
 
     def form(self, plan: Plan) -> TfliteModel:
