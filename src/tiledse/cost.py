@@ -55,6 +55,7 @@ class BlockCost:
         channels: C.
         height: H.
         width: W.
+        sides: The axes of the map behind the channels: (H, W), (T,) of sound, (D, H, W) of volumes and video.
         tile: The tile, as text.
         tiles: Gates a channel gets; each costs one excitation.
         se_buffer: Elements held with SE: H * W * C.
@@ -69,6 +70,7 @@ class BlockCost:
     channels: int
     height: int
     width: int
+    sides: tuple[int, ...]
     tile: str
     tiles: int
     se_buffer: int
@@ -84,7 +86,7 @@ class Cost:
     """What a plan costs. Raw integers: parameters, MACs (one image), buffer in elements.
 
     Args:
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image; as `Plan.input_size`.
         se: The network with plain SE.
         tse: The network with the tiles of the plan.
         blocks: Each block.
@@ -98,7 +100,7 @@ class Cost:
         25088
     """
 
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     se: SECost
     tse: TSECost
     blocks: tuple[BlockCost, ...]
@@ -110,7 +112,7 @@ class Cost:
             "input": list(self.input_size),
             "se": dict(vars(self.se)),
             "tse": dict(vars(self.tse)),
-            "blocks": [dict(vars(block)) for block in self.blocks],
+            "blocks": [{**vars(block), "sides": list(block.sides)} for block in self.blocks],
             "uncounted": list(self.uncounted),
         }
 
@@ -166,6 +168,7 @@ def cost(plan: Plan) -> Cost:
             BlockCost(
                 block.name,
                 *size,
+                sides=block.sides,
                 tile=str(tile),
                 tiles=tiles,
                 se_buffer=calls * block.channels * block.height * block.width,

@@ -7,21 +7,13 @@ Everything that asks which rows a gate sees, how many, or with which weights ask
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, get_args
 
 import numpy as np
 
-from .errors import TiledSEError
-
-Squeeze = Literal["tiles", "upper", "middle", "running", "window", "two-step"]
-
-_PATTERN = re.compile(
-    r"(H|\d{1,10})x(W|\d{1,10})"
-    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+(?:-[a-z]+)?)))?"
-)
+from .notation import Squeeze, read, written
+from .tile_checks import check
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +33,13 @@ class Tile:
     ``1xW:running-1``         each row by the rows above it only: negative look-ahead
     ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
     ``HxW:two-step``          plain SE, its mean taken over strips first, then over their means: the same numbers
+    ``8xT`` ``T``             of sound, (C, T): 8 frames; all frames
+    ``4xHxW`` ``DxHxW``       of volumes and video, (C, D, H, W): 4 slices or frames; the whole map
     ========================  ==========================================================================
+
+    Tiles divide the first axis behind the channels: it is what "rows" are below, and the other axes together are the
+    columns. So ``8xT:running``, ``1xT:window-6+6`` and ``1xHxW:running+2`` are what they are for rows, and two tiles
+    that differ in their axes only are equal.
 
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
     does not divide the map's, and are averaged over the elements that they have; so are rows seen that would lie
@@ -55,6 +53,7 @@ class Tile:
         ahead: Look-ahead of ``running`` and ``window``: rows seen past the end of the strip. Below 0, as many rows
             of the strip's own end are not seen.
         above: Rows before the strip that a ``window`` sees; None for all else.
+        axes: Axes of its maps behind the channels, 1 to 3. It is notation, and not compared.
 
     Raises:
         TiledSEError: a size below 1, an unknown squeeze, or one that does not go with the size.
@@ -74,67 +73,10 @@ class Tile:
     squeeze: Squeeze = "tiles"
     ahead: int = 0
     above: int | None = None
+    axes: int = field(default=2, compare=False)
 
     def __post_init__(self) -> None:
-        for side in (self.height, self.width):
-            if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
-                raise TiledSEError(
-                    f"tile {self}: expected sides of at least 1, got {side}; write kxW, Hxk, kxk or HxW"
-                )
-        if self.squeeze not in get_args(Squeeze):
-            raise TiledSEError(
-                f"tile {self}: expected 'upper', 'middle', 'running', 'window' or 'two-step' after the colon, got "
-                f"'{self.squeeze}'"
-            )
-        if self.squeeze == "two-step":
-            if (self.height, self.width) != (None, None):
-                raise TiledSEError(
-                    f"tile {self}: ':two-step' is a form of the whole map's mean; write HxW:two-step"
-                )
-        elif self.squeeze != "tiles" and (self.height is None or self.width is not None):
-            raise TiledSEError(
-                f"tile {self}: ':{self.squeeze}' goes with strips of rows only; write kxW{self._suffix}, "
-                f"for example 7xW{self._suffix}"
-            )
-        self._check_rows_seen()
-
-    def _check_rows_seen(self) -> None:
-        """Check look-ahead and rows above."""
-        for number in (self.ahead, 0 if self.above is None else self.above):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise TiledSEError(f"tile: expected whole numbers of rows ahead and above, got {number!r}")
-        if not self.slides:
-            if self.ahead or self.above is not None:
-                raise TiledSEError(
-                    f"tile {self}: look-ahead and rows above go with ':running' and ':window' of row strips, not "
-                    f"with '{self.squeeze}'; write for example 1xW:running+6 or 1xW:window-6+6"
-                )
-            return
-        assert self.height is not None  # checked before: strips of rows
-        if (self.squeeze == "window") != (self.above is not None):
-            raise TiledSEError(
-                f"tile {self}: ':window' needs the rows above and below, and ':running' sees all rows above; "
-                "write for example 1xW:window-6+6 or 1xW:running+6"
-            )
-        if self.above is not None and self.above < 0:
-            raise TiledSEError(
-                f"tile {self}: expected rows above of 0 or more, got {self.above}; "
-                "write for example 1xW:window-6+6"
-            )
-        if self.ahead < -self.height:
-            raise TiledSEError(
-                f"tile {self}: expected a look-ahead of at least {-self.height} (the rows above a strip of "
-                f"{self.height}), got {self.ahead}"
-            )
-        if self.above == 0 and self.ahead <= 0:
-            if self.ahead == 0:
-                raise TiledSEError(
-                    f"tile {self}: a window without rows about the strip is the strip; write {self.height}xW"
-                )
-            raise TiledSEError(
-                f"tile {self}: a negative look-ahead needs rows above the strip; write for example "
-                f"{self.height}xW:window-6{self.ahead} or {self.height}xW:running{self.ahead}"
-            )
+        check(self)
 
     @classmethod
     def parse(cls, text: str | Tile) -> Tile:
@@ -152,37 +94,31 @@ class Tile:
         """
         if isinstance(text, Tile):
             return text
-        match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise TiledSEError(
-                f"no tile: {text!r:.80}; expected HEIGHTxWIDTH with H or a number of rows and W or a number of "
-                "columns, such as 7xW, Hx7, 7x7 or HxW, and after kxW one of :upper, :middle, :running, "
-                ":running+6, :window-6+6"
-            )
-        height, width = (None if side in "HW" else int(side) for side in match.group(1, 2))
-        below, above, after, word = match.group("below", "above", "after", "word")
-        if below is not None:
-            return cls(height, width, "running", int(below))
-        if above is not None:
-            return cls(height, width, "window", int(after), int(above))
-        return cls(height, width, word or "tiles")  # type: ignore[arg-type]  # checked when made
+        return cls(*read(text))
 
     def __str__(self) -> str:
-        return (
-            f"{'H' if self.height is None else self.height}x{'W' if self.width is None else self.width}"
-            f"{self._suffix}"
-        )
+        return f"{written(self.height, self.width, self.axes)}{self.suffix}"
 
     def __repr__(self) -> str:
         return f"Tile.parse({str(self)!r})"
 
     @property
-    def _suffix(self) -> str:
+    def suffix(self) -> str:
+        """What stands after the size: ``:running+6``, or nothing."""
         if self.squeeze == "tiles":
             return ""
         above = "" if self.above is None else f"-{self.above}"
         ahead = f"{self.ahead:+d}" if self.ahead or self.squeeze == "window" else ""
         return f":{self.squeeze}{above}{ahead}"
+
+    def on(self, axes: int) -> Tile:
+        """The same tile as it is written for maps of so many axes behind the channels.
+
+        Example:
+            >>> Tile.parse("8xT:running").on(2)
+            Tile.parse('8xW:running')
+        """
+        return self if axes == self.axes else replace(self, axes=axes)
 
     @property
     def whole(self) -> bool:

@@ -205,7 +205,7 @@ def advise(
         raise TiledSEError(
             f"advise compares tiles such as 7xW and sliding tiles such as 1xW:running+6; got {chosen} and {sliding}"
         )
-    _, height, width = network.se.input_size
+    _, height, width = network.se.image_size
     two, tiles, slides = (gain_of(target, kind, height * width) for kind in ("two-step", "tiles", "sliding"))
     beyond = beyond_two_step(two.evidence, tiles.evidence)
     if beyond is None:  # not at this size: then at any

@@ -104,7 +104,7 @@ def stream(
     network = model.open()
     plan = tiles.of(network.plan)
     if export is not None:
-        _export(network, plan, export, rows, None if any_height else plan.input_size[1], model, result)
+        _export(network, plan, export, rows, None if any_height else plan.image_size[1], model, result)
         return
     module = network.module("stream")
     source = _rows(image, network, plan)
@@ -202,11 +202,11 @@ def _rows(image: Path | None, network: Network, plan: Plan) -> Rows:
     from ..stream.sources import ImageRows
 
     if image is None:
-        return RandomRows(*plan.input_size)
+        return RandomRows(*plan.image_size)
     config = network.config or {}
     source = ImageRows(image, config.get("mean"), config.get("std"))
-    if source.channels != plan.input_size[0]:
-        raise TiledSEError(f"{image} has {source.channels} channels, the network takes {plan.input_size[0]}")
+    if source.channels != plan.image_size[0]:
+        raise TiledSEError(f"{image} has {source.channels} channels, the network takes {plan.image_size[0]}")
     return source
 
 
@@ -241,7 +241,7 @@ def simulate(
     network = model.open(runs=False)
     plan = tiles.of(network.plan)
     se, tse, sized = compare(network, plan, hardware=chip, fifos=fifos)
-    title = f"{model.model} at {'x'.join(map(str, plan.input_size))}"
+    title = f"{model.model} at {'x'.join(map(str, plan.image_size))}"
     result.draw(lambda path: draw_pipeline({"SE": se, "TSE": tse}, path, title))
     if trace is not None:
         write_trace(tse, trace)

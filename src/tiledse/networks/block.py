@@ -95,7 +95,7 @@ class TiledBlock(nn.Module):
             ``restore``, are given only where the block has none of its own under them.
 
     Shape:
-        (N, C, H, W) to (N, C, H, W); (N, H, W, C) where the block had it so.
+        (N, C, H, W) to (N, C, H, W), also (N, C, T) and (N, C, D, H, W); channels last where the block had it so.
     """
 
     tiledse: Conversion
@@ -146,21 +146,21 @@ class TiledBlock(nn.Module):
         made = self.tiledse
         if made.way.read:
             made.way.check(self)
-        whole = x
-        if made.dialect.nhwc:
-            x = x.permute(0, 3, 1, 2)
+        whole, dialect, tile = x, made.dialect, made.tile.on(2)
+        x = dialect.rows(x)
         if made.correction is not None:
             descriptors = self._tiledse_corrected(x, made.correction)
-            x = scale(x, direct(self._tiledse_excite, x)(descriptors), made.tile)
+            x = scale(x, direct(self._tiledse_excite, x)(descriptors), tile)
         else:
             reduce = made.dialect.squeeze(self)
-            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled()
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
             # What is written over below must not be what a gradient needs.
             given = x.clone() if made.way.inplace and not into else x
-            x = tiled_squeeze_excite(given, self._tiledse_excite, made.tile, reduce, inplace=into)
+            x = tiled_squeeze_excite(given, self._tiledse_excite, tile, reduce, inplace=into)
             if into:
                 return whole
-        x = x.permute(0, 2, 3, 1) if made.dialect.nhwc else x
+        if dialect.nhwc or dialect.axes != 2:
+            x = dialect.native(x, dialect.sides(whole))
         return whole.copy_(x) if made.way.inplace else x
 
     def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
@@ -175,7 +175,7 @@ class TiledBlock(nn.Module):
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
                 "give the network images of the size that it was calibrated with, or calibrate for this size"
             )
-        return correct(x, self.tiledse.tile, self._tiledse_numbers)
+        return correct(x, self.tiledse.tile.on(2), self._tiledse_numbers)
 
     def extra_repr(self) -> str:
         """What the block says, tile and dialect, for print(model)."""
@@ -271,6 +271,11 @@ def set_tile(
         untile(block)
     if tile != Tile(None, None):
         tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
+
+
+def _shared(view: Tensor, x: Tensor) -> bool:
+    """Whether a map and what it was seen as are the same memory, so that what is written into one is in the other."""
+    return view.data_ptr() == x.data_ptr()
 
 
 def _has(block: nn.Module, name: str) -> bool:

@@ -207,7 +207,7 @@ def way_of(model: nn.Module, made: nn.Module, candidate: Candidate) -> Way:
     key = (candidate.tile, block, *(looks(part) for part in anchor.modules()))
     ways = _WAYS.setdefault(anchor, {})
     if key not in ways:
-        size = (block.channels, block.height, block.width)
+        size = (block.channels, *block.sides)
         try:
             ways[key] = prove(module, candidate.dialect, candidate.tile, size)
         except Unproven as reason:

@@ -20,6 +20,7 @@ from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
 from ..tile import Tile
 from .converter import Converted, Found, convert_shared, convert_verified, correctable, fingerprint
+from .dialects import Dialect
 from .finder import find_dialects
 from .modes import evaluating, in_eval
 from .replay import Replayed
@@ -145,14 +146,14 @@ class TorchNetwork(Network):
     def observe(self, inputs: Tensor, see: See) -> Any:
         """See Network; one map is held at a time."""
 
-        def watch(number: int, nhwc: bool) -> Any:
+        def watch(number: int, dialect: Dialect) -> Any:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                see(number, args[0].permute(0, 3, 1, 2) if nhwc else args[0])
+                see(number, dialect.rows(args[0]))
 
             return hook
 
         handles = [
-            self.block(number).register_forward_pre_hook(watch(number, dialect.nhwc))
+            self.block(number).register_forward_pre_hook(watch(number, dialect))
             for number, dialect in enumerate(self.dialects)
         ]
         try:
@@ -172,9 +173,8 @@ class TorchNetwork(Network):
 
             def watch(block: int) -> Any:
                 def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                    x = args[0].detach().float()
-                    nhwc = self.dialects[block].nhwc
-                    seen[block].append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
+                    x = self.dialects[block].rows(args[0].detach().float())
+                    seen[block].append(x.mean(3).cpu().numpy())
                     if sum(map(len, seen.values())) == calls:
                         raise _Seen
 

@@ -46,7 +46,7 @@ def prove(
     block: nn.Module,
     dialect: Dialect,
     tile: Tile,
-    size: tuple[int, int, int],
+    size: tuple[int, ...],
     spread: Spread | None = None,
     makes: Makes | None = None,
 ) -> Way:
@@ -56,7 +56,7 @@ def prove(
         block: An SE block, plain or tiled.
         dialect: How its excitation is called.
         tile: The tile.
-        size: (C, H, W) of its map.
+        size: (C, H, W) of its map; (C, T) of sound, (C, D, H, W) of volumes and video.
         spread: Of the numbers that it gets in its network; left out, they are about 0.
         makes: What was found out about blocks of the same make, to be looked up and added to: what they read, keep and
             call, and how they are trained, is looked at once. In evaluation each block is tried.
@@ -106,7 +106,7 @@ def _way(trial: BlockTrial, makes: Makes) -> Way:
     read = ((path, name, _value(trial, path, name)) for path, name, _ in makes.reads[kind])
     way = replace(way, read=tuple(read))
     # Weights do not change what a block does in training: only what it is does.
-    key = (kind, made, trial.dtype, trial.filled, trial.size if trial.filled else None)
+    key = (kind, made, trial.dtype, trial.filled, (trial.size, trial.sides) if trial.filled else None)
     if key not in makes.trained:
         ways = (way, replace(way, folded_training=True))
         makes.trained[key] = _first(ways, lambda way: prove_training(trial, way))

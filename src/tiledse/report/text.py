@@ -35,7 +35,7 @@ def cost_table(cost: Cost) -> Table:
     for block in cost.blocks:
         table.add_row(
             block.name,
-            f"{block.channels}x{block.height}x{block.width}",
+            "x".join(map(str, (block.channels, *block.sides))),
             block.tile,
             *map(
                 digits,

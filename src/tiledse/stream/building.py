@@ -45,8 +45,8 @@ def build_graph(
     Raises:
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
-    height, width = size or plan.input_size[1:]
-    source = source_of(model, plan.input_size)
+    height, width = size or plan.image_size[1:]
+    source = source_of(model, plan.image_size)
     blocks: Mapping[str, Any]
     if isinstance(source, nn.Module):
         marked, blocks = mark(source, plan, known)
@@ -54,7 +54,7 @@ def build_graph(
         from .reading import read_onnx
 
         marked, blocks = read_onnx(source.model, plan, known)
-    program = trace(marked, (batch, plan.input_size[0], height, width))
+    program = trace(marked, (batch, plan.image_size[0], height, width))
     return _used(Builder(program, blocks, treat).graph)
 
 

@@ -279,8 +279,8 @@ def stream(
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")
     if not (height is None or height == "plan" or (isinstance(height, int) and height > 0)):
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
-    tall = height if isinstance(height, int) else plan.input_size[1]
-    wide = width or plan.input_size[2]
+    tall = height if isinstance(height, int) else plan.image_size[1]
+    wide = width or plan.image_size[2]
     if backend != "torch":
         from .step.stream import stream_in_steps
 

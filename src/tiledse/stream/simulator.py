@@ -133,7 +133,7 @@ def simulate(
         >>> run.buffer == ts.cost(plan).tse.buffer_row_order, run.cycles > run.frame_cycles
         (True, True)
     """
-    graph = build_graph(model, plan, 1, (height or plan.input_size[1], width or plan.input_size[2]))
+    graph = build_graph(model, plan, 1, (height or plan.image_size[1], width or plan.input_size[2]))
     return simulate_graph(graph, hardware or Hardware(), fifos, frames)
 
 
@@ -412,7 +412,7 @@ def compare(
     height: int | None = None, width: int | None = None,
 ) -> tuple[Simulation, Simulation, Plan]:  # fmt: skip
     """The network with plain SE and with the tiles of a plan, on the same hardware; and the plan at that size."""
-    size = (height or plan.input_size[1], width or plan.input_size[2])
+    size = (height or plan.image_size[1], width or plan.input_size[2])
     tiled = build_graph(model, plan, 1, size)
     plain = build_graph(model, plan.with_tile("HxW"), 1, size)
     chosen = hardware or Hardware()

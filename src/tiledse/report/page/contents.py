@@ -139,7 +139,7 @@ def totals(shown: Sequence[Candidate]) -> list[dict[str, Any]]:
 def simulated(network: Network, shown: Sequence[Candidate]) -> tuple[list[Simulation], str | None]:
     """Each candidate in a pipeline of default hardware; or none, and the reason why."""
     try:
-        size = shown[0].plan.input_size[1:]
+        size = shown[0].plan.image_size[1:]
         graphs = [build_graph(network, candidate.plan, 1, size) for candidate in shown]
         return [simulate_graph(graph, Hardware()) for graph in graphs], None
     except TiledSEError as error:
