@@ -17,6 +17,7 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .frames import begin, forget, gated
 from .inline_block import holder
 from .subclass import tiled_class
 
@@ -151,6 +152,12 @@ class TiledBlock(nn.Module):
         if made.correction is not None:
             descriptors = self._tiledse_corrected(x, made.correction)
             x = scale(x, direct(self._tiledse_excite, x)(descriptors), tile)
+        elif made.tile.previous:
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
+            given = x.clone() if made.way.inplace and not into else x
+            x = gated(self, given, tile, self._tiledse_excite, into)
+            if into:
+                return whole
         else:
             reduce = made.dialect.squeeze(self)
             into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
@@ -224,6 +231,8 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     object.__setattr__(block, "tiledse", made)
     object.__setattr__(block, "__class__", cls)
     tiled = cast(TiledBlock, block)
+    if made.tile.previous:
+        begin(tiled)
     correction = made.correction
     if correction is not None:
         like = next(iter(holder(block).parameters()), torch.empty(0))
@@ -238,6 +247,7 @@ def untile(block: nn.Module) -> nn.Module:
     source = cast(TiledBlock, block).tiledse.source
     object.__setattr__(block, "__class__", source)
     del block.__dict__["tiledse"]
+    forget(block)
     for name in _NUMBERS:
         block._buffers.pop(name, None)
         block._non_persistent_buffers_set.discard(name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..file_network import FileNetwork
-from ..network import Form, SharedPrefix, Verdict, Written
+from ..network import Form, SharedPrefix, Verdict, Written, check_images
 from ..plan import Plan
 from ..refusing import warn_of
 from .branches import Cut, Probed
@@ -127,6 +127,7 @@ class OnnxNetwork(FileNetwork):
 
         So do quantised blocks: with tiles their descriptors have another scale than in the SE network.
         """
+        check_images(plans)
         whole = not any(quantised(place) for place in self._located.places)
         if whole and all(tile.width is None for plan in plans for tile in plan.tiles):
             return Probed(self.probe, plans)
@@ -149,6 +150,7 @@ class OnnxNetwork(FileNetwork):
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
+        check_images([plan])
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
 
