@@ -137,10 +137,12 @@ class TiledBlock(nn.Module):
 
     def _tiledse_layers(self) -> tuple[nn.Module, ...] | None:
         """See layers."""
-        named = self.tiledse.dialect.excite
-        if not isinstance(named, Layers) or named.channels_last or not self.tiledse.way.plain:
+        made = self.tiledse
+        named = made.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last or not made.way.plain:
             return None
-        return tuple(getattr(self, name) for name in named.names)
+        held = self._modules  # Module's own lookup takes longer
+        return tuple(held.get(name) or getattr(self, name) for name in named.names)
 
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""

@@ -137,9 +137,8 @@ def tiled_squeeze_excite(
     if isinstance(layers, TwoLayers):
         if torch.compiler.is_compiling():
             return registered.traced(x, layers, tile)
-        _check_inplace(
-            inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights))
-        )
+        if inplace:
+            _check_inplace(torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
         tell(x, tile, layers, excite)
         return registered.run(x, layers, tile, inplace)
     tell(x, tile, layers, excite)
@@ -161,13 +160,14 @@ def _layers(x: Tensor, excite: Excite, reduce: Reduce) -> TwoLayers | str:
     """The layers that the registered operator runs, or why it is not the way to take."""
     if reduce is not mean:
         return "it squeezes more than a mean"
-    if x.dim() != 4 or 0 in x.shape[2:]:
+    shape = x.shape
+    if len(shape) != 4 or shape[2] == 0 or shape[3] == 0:
         return "this is no map of shape (N, C, H, W)"
-    if torch.compiler.is_compiling():
+    if not is_eager(x):
+        if not torch.compiler.is_compiling():
+            return "a tracer, torch.func or a subclass of Tensor asks"
         if torch.compiler.is_exporting():
             return "an exporter gets plain operators"
-    elif not is_eager(x):
-        return "a tracer, torch.func or a subclass of Tensor asks"
     layers = two_layers(excite)
     if isinstance(layers, str):
         return layers
