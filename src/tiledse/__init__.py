@@ -18,7 +18,7 @@ from .errors import TiledSEError, TiledSEWarning
 if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost
     from .network import Form, Network
-    from .networks import Dialect, Layers, TiledBlock, register_dialect
+    from .networks import Dialect, Layers, TiledBlock, ValidFrames, register_dialect
     from .op import TiledSqueezeExcite, explain, kernels, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
@@ -51,6 +51,7 @@ __all__ = [
     "TiledSEWarning",
     "TiledSqueezeExcite",
     "Totals",
+    "ValidFrames",
     "advise",
     "calibrate",
     "convert",
@@ -79,7 +80,7 @@ __all__ = [
 # prints its help without loading torch.
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
-    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
+    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "ValidFrames", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "explain", "kernels", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),

@@ -95,3 +95,39 @@ def build(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     axes = 3 if "Volume" in kind else 1
     model = Around(cls(8, 4), axes, kind == "LastSE").eval()
     return model, (4, 21) if axes == 1 else (4, 9, 3, 4)
+
+
+class ShareSE(ConvSE):
+    """speechbrain's call: lengths relative to the longest sound, or none."""
+
+    def forward(self, x, lengths=None):
+        frames = x.shape[-1]
+        if lengths is None:
+            mean = x.mean(2, keepdim=True)
+        else:
+            mask = (torch.arange(frames)[None] < lengths[:, None] * frames)[:, None]
+            mean = (x * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
+        return x * torch.sigmoid(self.up(torch.relu(self.down(mean))))
+
+
+class CountSE(PoolSE):
+    """NeMo's call: lengths in frames, which it gives back; frames that are not valid come out as 0."""
+
+    def forward(self, x, lengths):
+        mask = (torch.arange(x.shape[-1])[None] < lengths[:, None])[:, None]
+        x = x.masked_fill(~mask, 0.0)
+        mean = x.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        gate = torch.sigmoid(self.up(torch.relu(self.down(mean.transpose(1, -1)))).transpose(1, -1))
+        return x * gate, lengths
+
+
+class Utterances(nn.Module):
+    """A network of sounds of several lengths, with one block that is called with them."""
+
+    def __init__(self, se):
+        super().__init__()
+        self.first, self.se, self.second = nn.Conv1d(4, 8, 3, padding=1), se, nn.Conv1d(8, 4, 1)
+
+    def forward(self, x, lengths=None):
+        y = self.se(self.first(x), lengths)
+        return self.second(y[0] if isinstance(y, tuple) else y)

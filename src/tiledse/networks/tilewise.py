@@ -103,7 +103,7 @@ def by_tiles(block: Block, x: Tensor, tile: Tile, *, filled: bool = False) -> li
                 )  # fmt: skip
                 found.append((scaled, own.of(after)))
             else:
-                found.append((scaled, _by_two_elements(scaled.of(x), before, after)))
+                found.append((scaled, by_two_elements(scaled.of(x), before, after)))
     return found
 
 
@@ -119,7 +119,7 @@ def _filled(part: Tensor, like: Tensor) -> Tensor:
     return torch.cat([top[:, :, None], flat], 2).unflatten(2, (height, width))
 
 
-def _by_two_elements(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def by_two_elements(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """What a gate does to x, from what it did to the largest and the smallest element of each channel."""
     before, after = before.flatten(2), after.flatten(2)
     high, low = before.argmax(2, keepdim=True), before.argmin(2, keepdim=True)
