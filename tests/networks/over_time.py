@@ -131,3 +131,45 @@ class Utterances(nn.Module):
     def forward(self, x, lengths=None):
         y = self.se(self.first(x), lengths)
         return self.second(y[0] if isinstance(y, tuple) else y)
+
+
+class Residual(nn.Module):
+    """A depthwise convolution over time, a pointwise one, SE, the sum with what came in; it sees ``ahead`` frames."""
+
+    def __init__(self, channels, se, ahead, conv=nn.Conv1d, kernel=3, dilation=1):
+        super().__init__()
+        axes = {nn.Conv1d: 1, nn.Conv3d: 3}[conv]
+        size, spread = (kernel, 3, 3)[:axes], (dilation, 1, 1)[:axes]
+        self.depth = conv(channels, channels, size, groups=channels, dilation=spread)
+        self.point, self.norm = (
+            conv(channels, channels, 1),
+            (nn.BatchNorm1d if axes == 1 else nn.BatchNorm3d)(channels),
+        )
+        self.se = se
+        past = (kernel - 1) * dilation - ahead
+        self.pads = [1, 1] * (axes - 1) + [past, ahead]
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.point(self.depth(nn.functional.pad(x, self.pads)))))
+        return x + self.se(y)
+
+
+def contextnet():
+    """ContextNet in small (Han et al., 2020), its convolutions causal: 3 blocks, 16 features; and frames seen ahead."""
+    return nn.Sequential(*(Residual(16, PoolSE(16, 4), 0, kernel=5) for _ in range(3))), (16, 40), 0
+
+
+def ecapa():
+    """ECAPA-TDNN in small, up to its pooling: dilations 2, 3, 4, convolutions that see as much ahead as back."""
+    return nn.Sequential(*(Residual(16, ConvSE(16, 4), d, dilation=d) for d in (2, 3, 4))), (16, 40), 9
+
+
+def x3d():
+    """X3D in small: 3 frames a convolution, every other block with SE."""
+    blocks = [VolumeSE(8, 4), nn.Identity(), VolumeSE(8, 4)]
+    return nn.Sequential(*(Residual(8, se, 1, nn.Conv3d) for se in blocks)), (8, 16, 5, 4), 3
+
+
+def movinet():
+    """MoViNet in small, causal: no frame ahead."""
+    return nn.Sequential(*(Residual(8, VolumeSE(8, 4), 0, nn.Conv3d) for _ in range(2))), (8, 16, 5, 4), 0

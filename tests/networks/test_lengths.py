@@ -40,6 +40,7 @@ def test_valid_frames_are_gated_as_if_the_sound_stood_alone(model, tile):
     plan = ts.find(model, example_inputs=example)
     assert [b.name for b in plan.blocks] == ["se"]
     made = ts.convert(model, plan.with_tile(tile), example_inputs=example)
+    assert ts.find(made, example_inputs=example) == plan.with_tile(tile)
     x = torch.randn(3, 8, FRAMES) + torch.arange(FRAMES)
     given = lengths_of(model, FRAMES, 13, 3)
     got = made.se(x, given)

@@ -219,7 +219,7 @@ class _Reading:
             raise NoBlock(f"its input has {len(shape)} axes, not the 3 to 5 of a map")
         if len({one.shape for one in calls}) > 1:
             raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
-        known = known_dialect(module)
+        known = module.tiledse.dialect if isinstance(module, TiledBlock) else known_dialect(module)
         if not all(one.plain for one in calls) and (known is None or known.valid is None):
             raise NoBlock(
                 "it is called with more than its map, lengths or a mask, say, which its tiles would not follow; if it "
