@@ -15,9 +15,12 @@ from torch import nn
 
 import onnx
 import tiledse as ts
+from tests.cli.known import Gate
 from tests.stream.networks import whole
 from tiledse.cli import main
 from tiledse.stream.step.header import KEY
+from tiledse.stream.step.making import make_step
+from tiledse.stream.step.proof import check_files
 from tiledse.stream.step.runner import header_of, is_step
 
 WIDTH = 12
@@ -279,3 +282,52 @@ def test_the_verb(exported, tmp_path, capsys):
         assert main(["stream", *options]) == 2
         assert re.search(message, " ".join(capsys.readouterr().err.split())), message
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_head_that_finds_nothing_in_random_numbers(tmp_path):
+    """ONNX Runtime's sigmoid is right to 2e-7 of 1: of outputs of 1e-6 that is a tenth."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Gate(4, 2), nn.Conv2d(4, 1, 1), nn.Sigmoid()).eval()
+    nn.init.constant_(model[2].bias, -14.0)
+    plan = ts.find(model, (3, 31, WIDTH)).with_tile("1xW:running")
+    made = ts.export_step(model, plan, tmp_path / "step.onnx")
+    assert made.max_rel_error_file < 1e-5
+    # Another weight is told from it all the same.
+    made = make_step(model, plan)
+    files = {"step": tmp_path / "step.onnx"}
+    assert check_files(made, files) < 1e-5
+    proto = onnx.load(files["step"])
+    (bias,) = (t for t in proto.graph.initializer if -14 in onnx.numpy_helper.to_array(t))
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([-13.9], np.float32), bias.name))
+    onnx.save(proto, files["step"])
+    with pytest.raises(ts.TiledSEError, match=r"the file differs from the step in torch by .*; nothing was"):
+        check_files(made, files)
+
+
+class Forked(nn.Module):
+    """Takes 32 and 33 rows, and not 34: heights in multiples of four and one more."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.more, self.se = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 2, 2), Gate(4, 2)
+
+    def forward(self, x):
+        x = self.down(x)
+        return self.se(x + nn.functional.interpolate(self.more(x), scale_factor=2.0))
+
+
+def test_heights_that_the_network_does_not_take():
+    model = Forked().eval()
+    plan = ts.find(model, (3, 32, 16)).with_tile("1xW:running")
+    assert make_step(model, plan).header.multiple == 4
+    stream = ts.stream(model, plan, height=None)
+    first = stream.push(torch.zeros(1, 3, 34, 16))
+    with pytest.raises(
+        ts.TiledSEError, match=r"34 rows: layer '.*' would join a map of 16 rows with one of 17"
+    ):
+        stream.finish()
+    parts = [
+        first,
+        stream.push(torch.zeros(1, 3, 2, 16), 34),
+        stream.finish(),
+    ]  # the state was left as it was
+    assert sum(part.shape[2] for part in parts if part is not None) == 18

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch.utils._pytree import tree_flatten
@@ -226,3 +227,36 @@ def test_a_head_that_joins_the_mean_of_a_map_is_named(shared):
         ts.TiledSEError, match=r"joins a map with a mean of the whole .* it would hold [\d,]+ el"
     ):
         make_step(network, network.plan.with_tile("7xW"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "size", "heights"),
+    [
+        ("PP-OCRv6_det_small.onnx", (3, 352, 64), (352, 416)),
+        ("centernet_mobilenetv3_075.onnx", (3, 320, 64), (320, 416)),
+        ("tf_mobilenetv3_small_100_dynamo.onnx", (3, 224, 224), (224,)),
+    ],
+)
+def test_files_of_real_networks_are_onnx_runtime_on_the_whole_image(shared, tmp_path, file, size, heights):
+    """The exported file by itself, against ONNX Runtime on the converted file: neither of them in torch."""
+    if file.startswith("PP"):
+        path = Path(pytest.importorskip("rapidocr").__file__).parent / "models" / file
+    else:
+        path = shared / "models" / file
+    network = ts.open(path, size)
+    plan = network.plan.with_tile("1xW:running")
+    known = heights[0] if len(heights) == 1 else None
+    made = ts.export_step(network, plan, tmp_path / "step.onnx", height=known)
+    assert made.max_rel_error_file < 1e-4
+    ts.write(network, plan, tmp_path / "whole.onnx")
+    for height in heights:
+        # Pictures are smooth; of noise a detector says nothing, and nothing is what it would be compared by.
+        x = np.random.default_rng(height).random((1, 3, height // 8, size[2] // 8), np.float32)
+        x = x.repeat(8, 2).repeat(8, 3) * 2 - 1
+        whole = onnxruntime.InferenceSession(tmp_path / "whole.onnx")
+        expected = whole.run(None, {whole.get_inputs()[0].name: x})
+        got = ts.StepRunner(tmp_path / "step.onnx")(x)
+        for mine, theirs in zip(got.values(), expected, strict=True):
+            assert mine.shape == theirs.shape
+            assert np.abs(mine - theirs).max() < 1e-4 * max(1.0, np.abs(theirs).max())

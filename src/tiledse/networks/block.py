@@ -17,6 +17,7 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .frames import begin, forget, gated
 from .inline_block import holder
 from .subclass import tiled_class
 
@@ -95,7 +96,7 @@ class TiledBlock(nn.Module):
             ``restore``, are given only where the block has none of its own under them.
 
     Shape:
-        (N, C, H, W) to (N, C, H, W); (N, H, W, C) where the block had it so.
+        (N, C, H, W) to (N, C, H, W), also (N, C, T) and (N, C, D, H, W); channels last where the block had it so.
     """
 
     tiledse: Conversion
@@ -136,31 +137,39 @@ class TiledBlock(nn.Module):
 
     def _tiledse_layers(self) -> tuple[nn.Module, ...] | None:
         """See layers."""
-        named = self.tiledse.dialect.excite
-        if not isinstance(named, Layers) or named.channels_last or not self.tiledse.way.plain:
+        made = self.tiledse
+        named = made.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last or not made.way.plain:
             return None
-        return tuple(getattr(self, name) for name in named.names)
+        held = self._modules  # Module's own lookup takes longer
+        return tuple(held.get(name) or getattr(self, name) for name in named.names)
 
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
         made = self.tiledse
         if made.way.read:
             made.way.check(self)
-        whole = x
-        if made.dialect.nhwc:
-            x = x.permute(0, 3, 1, 2)
+        whole, dialect, tile = x, made.dialect, made.tile.on(2)
+        x = dialect.rows(x)
         if made.correction is not None:
             descriptors = self._tiledse_corrected(x, made.correction)
-            x = scale(x, direct(self._tiledse_excite, x)(descriptors), made.tile)
-        else:
-            reduce = made.dialect.squeeze(self)
-            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled()
-            # What is written over below must not be what a gradient needs.
+            x = scale(x, direct(self._tiledse_excite, x)(descriptors), tile)
+        elif made.tile.previous:
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
             given = x.clone() if made.way.inplace and not into else x
-            x = tiled_squeeze_excite(given, self._tiledse_excite, made.tile, reduce, inplace=into)
+            x = gated(self, given, tile, self._tiledse_excite, into)
             if into:
                 return whole
-        x = x.permute(0, 2, 3, 1) if made.dialect.nhwc else x
+        else:
+            reduce = made.dialect.squeeze(self)
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
+            # What is written over below must not be what a gradient needs.
+            given = x.clone() if made.way.inplace and not into else x
+            x = tiled_squeeze_excite(given, self._tiledse_excite, tile, reduce, inplace=into)
+            if into:
+                return whole
+        if dialect.nhwc or dialect.axes != 2:
+            x = dialect.native(x, dialect.sides(whole))
         return whole.copy_(x) if made.way.inplace else x
 
     def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
@@ -175,7 +184,7 @@ class TiledBlock(nn.Module):
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
                 "give the network images of the size that it was calibrated with, or calibrate for this size"
             )
-        return correct(x, self.tiledse.tile, self._tiledse_numbers)
+        return correct(x, self.tiledse.tile.on(2), self._tiledse_numbers)
 
     def extra_repr(self) -> str:
         """What the block says, tile and dialect, for print(model)."""
@@ -224,6 +233,8 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     object.__setattr__(block, "tiledse", made)
     object.__setattr__(block, "__class__", cls)
     tiled = cast(TiledBlock, block)
+    if made.tile.previous:
+        begin(tiled)
     correction = made.correction
     if correction is not None:
         like = next(iter(holder(block).parameters()), torch.empty(0))
@@ -238,6 +249,7 @@ def untile(block: nn.Module) -> nn.Module:
     source = cast(TiledBlock, block).tiledse.source
     object.__setattr__(block, "__class__", source)
     del block.__dict__["tiledse"]
+    forget(block)
     for name in _NUMBERS:
         block._buffers.pop(name, None)
         block._non_persistent_buffers_set.discard(name)
@@ -271,6 +283,11 @@ def set_tile(
         untile(block)
     if tile != Tile(None, None):
         tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
+
+
+def _shared(view: Tensor, x: Tensor) -> bool:
+    """Whether a map and what it was seen as are the same memory, so that what is written into one is in the other."""
+    return view.data_ptr() == x.data_ptr()
 
 
 def _has(block: nn.Module, name: str) -> bool:

@@ -62,7 +62,8 @@ class Dialect:
         excite: ``(block, descriptors) -> gates``, both (N, C, rows, cols), on any grid of tiles. A function of
             a module or a ``Layers``, not a lambda, if converted networks are to be pickled.
         squeeze: ``block -> reduce``: what a tile is squeezed with; means, unless told otherwise.
-        nhwc: Whether the block takes maps as (N, H, W, C).
+        nhwc: Whether the block takes maps with channels last: (N, H, W, C).
+        axes: Axes of its maps behind the channels: 1 of sound, 2 of images, 3 of volumes and video.
     """
 
     name: str
@@ -70,6 +71,29 @@ class Dialect:
     excite: Callable[[nn.Module, Tensor], Tensor]
     squeeze: Callable[[nn.Module], Reduce] = mean_only
     nhwc: bool = False
+    axes: int = 2
+
+    def channels_first(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a map of the block without its batch, channels first: (C, T), (C, H, W), (C, D, H, W)."""
+        return (shape[-1], *shape[1:-1]) if self.nhwc else shape[1:]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A map as the block takes it, as (N, C, H, W): a view of the first axis, and of the others together."""
+        if self.axes == 2:
+            return x.permute(0, 3, 1, 2) if self.nhwc else x
+        x = x.movedim(-1, 1) if self.nhwc else x
+        return x.unsqueeze(3) if self.axes == 1 else x.flatten(3)
+
+    def native(self, y: Tensor, sides: tuple[int, ...]) -> Tensor:
+        """(N, C, H, W) as the block takes it: the way back of ``rows``, for a map of these sides."""
+        if self.axes == 2:
+            return y.permute(0, 2, 3, 1) if self.nhwc else y
+        y = y.squeeze(3) if self.axes == 1 else y.unflatten(3, tuple(sides[1:]))
+        return y.movedim(1, -1) if self.nhwc else y
+
+    def sides(self, x: Tensor) -> tuple[int, ...]:
+        """The axes of a map behind the channels, as the block takes it."""
+        return tuple(x.shape[1:-1] if self.nhwc else x.shape[2:])
 
 
 _CONVS = Layers(("fc1", "bn", "act", "fc2", "gate"))

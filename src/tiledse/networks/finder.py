@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -187,6 +188,8 @@ class _Reading:
         """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
         if any(call.name in self.found or call.name in self.misses for call in pool.stack):
             return
+        if pool.product is None and pool.quiet:
+            return
         if pool.product is None:
             self._miss(self._around(pool.stack), NOT_MULTIPLIED)
             return
@@ -212,8 +215,8 @@ class _Reading:
     def _read(self, name: str, module: nn.Module, call: Call, kinds: frozenset[str]) -> _Found:
         calls = self.run.calls[name]
         shape = call.shape
-        if len(shape) != 4:
-            raise NoBlock(f"its input has {len(shape)} axes, not the 4 of a map")
+        if not 3 <= len(shape) <= 5:
+            raise NoBlock(f"its input has {len(shape)} axes, not the 3 to 5 of a map")
         if len({one.shape for one in calls}) > 1:
             raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
         if not all(one.plain for one in calls):
@@ -225,15 +228,18 @@ class _Reading:
         elif isinstance(module, InlineSE):
             dialect = module.dialect
         elif isinstance(module, TiledSqueezeExcite):
+            if len(shape) != 4:
+                raise NoBlock(f"its input has {len(shape)} axes, not the 4 of a map")
             tile, dialect = module.tile, _BUILT
         if dialect is None:
             seen = recognise(module, shape, kinds)
         else:
-            seen = Recognised(dialect, *excitation(module, dialect, shape[3] if dialect.nhwc else shape[1]))
-        channels, height, width = (shape[3], *shape[1:3]) if seen.dialect.nhwc else shape[1:]
+            seen = Recognised(dialect, *excitation(module, dialect, dialect.channels_first(shape)[0]))
+        channels, *sides = seen.dialect.channels_first(shape)
         block = SEBlock(
-            name, channels, seen.reduced, height, width, seen.dialect.name, seen.macs, calls=len(calls)
-        )
+            name, channels, seen.reduced, sides[0], prod(sides[1:]), seen.dialect.name, seen.macs, len(calls),
+            tuple(sides),
+        )  # fmt: skip
         return _Found(block, tile, seen.dialect, correction)
 
     def _miss(self, name: str, reason: str) -> None:

@@ -43,7 +43,7 @@ MEANS = {
 _WHOLE = {
     4: [{2, 3}, {1, 2}, {0, 2, 3}, {0, 1, 2}],
     5: [{2, 3, 4}, {1, 2, 3}, {3, 4}, {0, 2, 3, 4}, {0, 1, 2, 3}],
-    3: [{2}],
+    3: [{2}, {1}],
 }
 
 
@@ -80,6 +80,8 @@ class Pool:
         kinds: The operators that pooled it.
         stack: What ``where`` gave when it was pooled.
         product: What ``where`` gave when something made of the pool was multiplied onto the map.
+        quiet: Whether it is of account only where it meets its map again: three axes may be (N, tokens, C), whose sums
+            are those of norms and attention.
     """
 
     content: int
@@ -87,6 +89,7 @@ class Pool:
     kinds: frozenset[str]
     stack: Any
     product: Any = None
+    quiet: bool = False
 
 
 @dataclass
@@ -122,7 +125,7 @@ class Flow(TorchDispatchMode):
 
     def _note(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         known = [self._of(tensor) for tensor in inputs]
-        closed = self._products(known) if name in _PRODUCTS else frozenset()
+        closed = self._products(known, name) if name in _PRODUCTS else frozenset()
         made = frozenset().union(*(memory.pools for memory in known)) - closed
         for out in outputs:
             memory = self._of(out)
@@ -142,11 +145,13 @@ class Flow(TorchDispatchMode):
         if outputs:
             self._pool(name, args, inputs, outputs[0])
 
-    def _products(self, known: list[_Memory]) -> frozenset[int]:
+    def _products(self, known: list[_Memory], name: str) -> frozenset[int]:
         """The pools that meet their map again in a product."""
         contents = {memory.content for memory in known}
         closed = {i for memory in known for i in memory.pools if self.pools[i].content in contents}
         for i in closed:
+            if self.pools[i].quiet and name.startswith("div"):
+                continue  # a row over its own sum is a norm
             self.pools[i].product = self.pools[i].product or self.where()
         return frozenset(closed)
 
@@ -156,27 +161,29 @@ class Flow(TorchDispatchMode):
             if (x.dim() < 3 and not memory.atoms) or out.numel() > x.numel():
                 continue
             begun = memory.reduced and memory.origin is not None
-            as_map = (_as_map(x), x.dim()) if x.dim() in (4, 5) and _is_whole(x) else None
+            as_map = (_as_map(x), x.dim()) if x.dim() in (3, 4, 5) and _is_whole(x) else None
             # A reduction that goes on with an earlier one; else one of this very map.
-            ways = [(memory.atoms, memory.axes or x.dim(), memory.origin)] if begun or as_map is None else []
+            flat = x.dim() == 3 and bool(memory.atoms)  # of a map with more axes, maybe
+            first = begun or as_map is None or flat
+            ways = [(memory.atoms, memory.axes or x.dim(), memory.origin)] if first else []
             ways += [(*as_map, None)] if as_map is not None else []
             for atoms, axes, origin in ways:
                 step = self._reduce(memory, x, dims, atoms, axes, origin)
                 if step is None:
                     continue
                 step.kinds = step.kinds | {name}
-                flat = step.flat
-                whole = any(step.reduced | (flat & all_) == all_ for all_ in _WHOLE.get(axes, []))
-                if whole and (axes > 3 or name == "mean"):
+                whole = any(step.reduced | (step.flat & all_) == all_ for all_ in _WHOLE.get(axes, []))
+                if whole and (axes > 3 or name not in _MATMULS):
                     assert step.origin is not None
-                    self.pools.append(Pool(step.origin, axes, step.kinds, self.where()))
+                    quiet = axes == 3 and (flat or name != "mean" or 2 not in step.reduced)
+                    self.pools.append(Pool(step.origin, axes, step.kinds, self.where(), quiet=quiet))
                     self._of(out).pools |= {len(self.pools) - 1}
                     return
-            first = self._reduce(memory, x, dims, *ways[0])
-            if first is not None:
+            begin = self._reduce(memory, x, dims, *ways[0])
+            if begin is not None:
                 result = self._of(out)
-                result.reduced, result.origin, result.axes = first.reduced, first.origin, first.axes
-                result.kinds, result.flat = first.kinds | {name}, first.flat
+                result.reduced, result.origin, result.axes = begin.reduced, begin.origin, begin.axes
+                result.kinds, result.flat = begin.kinds | {name}, begin.flat
                 result.atoms = _kept(ways[0][0], x, out, dims)
 
     def _reduce(

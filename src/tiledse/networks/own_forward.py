@@ -23,7 +23,8 @@ class OwnForward:
     the forward reads (attributes, the training mode) it reads at each call, as it does in the block.
 
     Args:
-        nhwc: Whether the block takes maps as (N, H, W, C).
+        nhwc: Whether the block takes maps with channels last, (N, H, W, C).
+        axes: Axes of its maps behind the channels.
 
     Example:
         >>> import torch
@@ -40,6 +41,7 @@ class OwnForward:
     """
 
     nhwc: bool = False
+    axes: int = 2
 
     def __call__(self, block: nn.Module, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape.
@@ -54,8 +56,8 @@ class OwnForward:
                 "dialect for it (ts.register_dialect), or use torch.export or torch.jit.trace"
             )
         n, channels, rows, cols = descriptors.shape
-        pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, 1, 1, channels)
-        pixels = pixels if self.nhwc else pixels.permute(0, 3, 1, 2)
+        pixels = descriptors.permute(0, 2, 3, 1).reshape(n * rows * cols, *(1,) * self.axes, channels)
+        pixels = pixels if self.nhwc else pixels.movedim(-1, 1)
         gates = self._gates(block, pixels)
         gates = gates.expand(pixels.shape).reshape(n, rows, cols, channels)
         return gates.permute(0, 3, 1, 2)

@@ -117,6 +117,9 @@ def convert_verified(
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
         )
+    plan.check_single_images(
+        "ONNX files get no states here; convert the PyTorch network that the file was made from"
+    )
     found = found or locate(model, plan.input_size)
     plan.check_network(found.plan)
     if model.opset < OLDEST_OPSET:

@@ -93,6 +93,20 @@ class OnnxModule(nn.Module):
             self.takes[0].type, np.float32
         )
 
+    def check_size(self, size: tuple[int, int, int]) -> None:
+        """Check that the network takes images (C, H, W) of a size.
+
+        Raises:
+            TiledSEError: the file fixes another one.
+        """
+        fixed = self.takes[0].shape[1:]
+        if any(isinstance(own, int) and own != given for own, given in zip(fixed, size)):
+            takes = "x".join("?" if not isinstance(own, int) else str(own) for own in fixed)
+            raise TiledSEError(
+                f"{self.name} takes images of {takes}, and this one is {'x'.join(map(str, size))}: as a whole it does "
+                "not run in ONNX Runtime; --alone streams without comparing"
+            )
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network on a batch; one image after the other where it takes one at a time."""
         batch = self.takes[0].shape[0]

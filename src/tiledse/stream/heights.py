@@ -8,16 +8,13 @@ from typing import Any
 from ..errors import TiledSEError
 from ..plan import Plan
 from .graph import RowGraph
-from .maps import Linear, Repeat, Spread, Window
+from .maps import SAME, Linear, Repeat, Spread, Window
 
 
 def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
     """The plan with the map sizes of the graph's image size; totals of another size are left out."""
     sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
-    blocks = tuple(
-        replace(b, height=sizes[b.name][2], width=sizes[b.name][3]) if b.name in sizes else b
-        for b in plan.blocks
-    )
+    blocks = tuple(b.of_size(sizes[b.name][2:]) if b.name in sizes else b for b in plan.blocks)
     size: Any = graph.shape[1:]
     same = size == plan.input_size
     return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
@@ -52,3 +49,26 @@ def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
                 f"the height must be known: layer '{node.name}' pads by the height of its map (TensorFlow's 'same' "
                 "padding does); give height=ROWS"
             )
+
+
+def check_joins(graph: RowGraph, height: int) -> None:
+    """Maps that are added or put side by side must have as many rows as each other.
+
+    Args:
+        graph: Traced at another height.
+        height: Rows of an image.
+
+    Raises:
+        TiledSEError: they do not; the network itself does not take this height.
+    """
+    heights = {0: height}
+    for node in graph.nodes:
+        how = node.maps[0]
+        heights[node.output] = how.height(heights[node.inputs[0]]) if hasattr(how, "height") else 1
+        if node.kind == "join" and all(how == SAME for how in node.maps):
+            found = sorted({heights[i] for i in node.inputs})
+            if len(found) > 1:
+                raise TiledSEError(
+                    f"the network does not take an image of {height} rows: layer '{node.name}' would join a map of "
+                    f"{found[0]} rows with one of {found[-1]}; pad the image to a height that the strides divide"
+                )

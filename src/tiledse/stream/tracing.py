@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -78,6 +79,10 @@ def trace(marked: nn.Module, shape: tuple[int, int, int, int]) -> ExportedProgra
     """
     parameter = next(marked.parameters(), torch.zeros(()))
     x = torch.zeros((1, 1, 1, 1), dtype=parameter.dtype, device=parameter.device).expand(shape)
+    # Of a size that the network does not take the tracer writes a log as well; the error says it.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -89,6 +94,8 @@ def trace(marked: nn.Module, shape: tuple[int, int, int, int]) -> ExportedProgra
             f"the network cannot be traced at input {size} ({type(error).__name__}: {first_line(error, 160)}); "
             "streaming needs a forward without branches on values, and a size that the network takes"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 _VIEWS = (

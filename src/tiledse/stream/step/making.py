@@ -16,7 +16,7 @@ from ...networks.converter import fingerprint
 from ...plan import Plan
 from ..building import build_graph, source_of
 from ..graph import RowGraph
-from ..heights import check_free, check_unknown
+from ..heights import check_free, check_joins, check_unknown
 from .header import Head, Header
 from .module import Step
 from .schedule import Schedule, schedule
@@ -62,9 +62,9 @@ def make_step(
         TiledSEError: a layer that is not local in rows, a height that must be known, or rows that are no multiple of
             what strides and tiles ask for.
     """
-    model = source_of(model, plan.input_size)
+    model = source_of(model, plan.image_size)
     weights = fingerprint(model) if isinstance(model, nn.Module) else model.weights
-    wide, tall = width or plan.input_size[2], height or plan.input_size[1]
+    wide, tall = width or plan.image_size[2], height or plan.input_size[1]
     graph = build_graph(model, plan, batch, (tall, wide), False)
     made = schedule(graph, rows)
     multiple = 1
@@ -83,6 +83,8 @@ def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tupl
     try:
         check_free(graph)
         check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
+        for more in range(_strides(graph, made)):  # what fits a row more may not fit eight
+            check_joins(graph, tall + more)
         return graph, 1
     except TiledSEError as error:
         unit = _strides(graph, made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,12 @@ def _some_height(header: Header) -> int:
 def check_files(made: Made, files: Mapping[str, Path]) -> float:
     """Run a step of random numbers from each file, and compare with the step in torch.
 
+    ONNX Runtime's sigmoid is right to 2e-7, not to so much of its result: of a detector that finds nothing in random
+    numbers, whose largest output is 1e-6, that is a tenth and more. Where a file differs, a copy of it with sigmoids
+    from exponentials must not, and the file itself by no more of 1, the largest that a sigmoid gives.
+
     Returns:
-        The largest difference, relative to the largest number of its tensor.
+        The largest difference, relative to the largest number of its tensor; of the copy, where that was needed.
 
     Raises:
         TiledSEError: they are not the same, or ONNX Runtime does not take a file.
@@ -91,7 +96,9 @@ def check_files(made: Made, files: Mapping[str, Path]) -> float:
     )
     arrays = [generator.random(state.shape, dtype=np.float32) for state in header.states]
     torch_session = TorchSession(made.step, made.middle)
-    onnx_session = OnnxSession(files, header, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    onnx_session: Session = OnnxSession(files, header, threads)
+    exact: Session | None = None
     far = header.middle_from + header.rows
     height = header.height or far + 2 * header.rows
     cases = [(0, height, False), (far, far + header.rows // 2 + 1, False)]
@@ -102,15 +109,46 @@ def check_files(made: Made, files: Mapping[str, Path]) -> float:
             _flat(session, image, first, height, arrays, middle) for session in (torch_session, onnx_session)
         )
         now = max(_difference(a, b) for a, b in zip(other, one, strict=True))
-        worst = max(worst, now)
         if not now < _LARGEST:
             moved = _flat(torch_session, image * np.float32(1 + _LAST_DIGIT), first, height, arrays, middle)
-            sure &= now < _TIMES * max(_difference(a, b) for a, b in zip(moved, one, strict=True))
+            limit = max(_LARGEST, _TIMES * max(_difference(a, b) for a, b in zip(moved, one, strict=True)))
+            if not now < limit and max(_difference(a, b, 1.0) for a, b in zip(other, one)) < _LARGEST:
+                exact = exact or _with_exact_sigmoids(files, header, threads)
+                other = _flat(exact, image, first, height, arrays, middle)
+                now = max(_difference(a, b) for a, b in zip(other, one, strict=True))
+            sure &= now < limit
+        worst = max(worst, now)
     if not sure:
         raise TiledSEError(
             f"the file differs from the step in torch by {worst:.1e} of the largest number; nothing was written"
         )
     return worst
+
+
+def _with_exact_sigmoids(files: Mapping[str, Path], header: Header, threads: int) -> Session:
+    """The files with 1 / (1 + exp(-x)) in place of each sigmoid: right to some last digits of the result."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    with TemporaryDirectory() as folder:
+        copies = {what: Path(folder, path.name) for what, path in files.items()}
+        for what, path in files.items():
+            proto = onnx.load(str(path))
+            graph, one = proto.graph, "1 of a sigmoid"
+            nodes = list(graph.node)
+            del graph.node[:]
+            for node in nodes:
+                if node.op_type != "Sigmoid":
+                    graph.node.append(node)
+                    continue
+                steps = [f"{node.output[0]} by exponentials {number}" for number in range(3)]
+                graph.node.append(helper.make_node("Neg", node.input, steps[:1]))
+                graph.node.append(helper.make_node("Exp", steps[:1], steps[1:2]))
+                graph.node.append(helper.make_node("Add", [steps[1], one], steps[2:]))
+                graph.node.append(helper.make_node("Reciprocal", steps[2:], node.output))
+            graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), one))
+            copies[what].write_bytes(proto.SerializeToString())
+        return OnnxSession(copies, header, threads)
 
 
 def _flat(
@@ -120,7 +158,8 @@ def _flat(
     return [*outputs, table, *session.arrays(state)]
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def _difference(a: np.ndarray, b: np.ndarray, least: float = 1e-30) -> float:
+    """Relative to the largest number of b, or to ``least`` where that is smaller."""
     if a.shape != b.shape:
         return float("inf")
-    return float(np.abs(a - b).max(initial=0) / max(float(np.abs(b).max(initial=0)), 1e-30))
+    return float(np.abs(a - b).max(initial=0) / max(float(np.abs(b).max(initial=0)), least))
