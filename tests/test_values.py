@@ -30,7 +30,10 @@ def test_notation_is_printed_back(text):
         ("7", "no tile"),
         ("WxH", "no tile"),
         ("-1xW", "no tile"),
-        ("7xW:left", "'upper', 'middle', 'running', 'window' or 'two-step' after the colon, got 'left'"),
+        (
+            "7xW:left",
+            "'upper', 'middle', 'running', 'window', 'previous' or 'two-step' after the colon, got 'left'",
+        ),
         ("Hx7:running", "strips of rows only"),
         ("7x7:upper", "strips of rows only"),
         ("HxW:running", "strips of rows only"),

@@ -37,6 +37,7 @@ class TSECost:
         buffer: Elements that the gates hold, tiles arriving one after the other (the paper's figure).
         buffer_row_order: Elements that the gates hold where maps arrive row by row.
         running_sums: Sums of rows that ``running`` (one a channel) and ``window`` strips keep; not counted as buffer.
+        state: Elements that ``previous`` keeps from frame to frame, one a channel; not counted as buffer.
     """
 
     params: int | None
@@ -44,6 +45,7 @@ class TSECost:
     buffer: int
     buffer_row_order: int
     running_sums: int
+    state: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class BlockCost:
         buffer: Elements held, in tile order.
         buffer_row_order: Elements held, in row order.
         running_sums: Sums of rows kept by ``running`` and ``window``, else 0.
+        state: Elements kept from frame to frame by ``previous``, else 0.
         se_macs: Multiply-adds of the excitation with SE.
         macs: Multiply-adds of the excitations of all tiles.
     """
@@ -77,6 +80,7 @@ class BlockCost:
     buffer: int
     buffer_row_order: int
     running_sums: int
+    state: int
     se_macs: int
     macs: int
 
@@ -129,6 +133,8 @@ class Cost:
         ]
         if self.tse.running_sums:
             lines.append(f"{'  sums of rows':18}{0:>18}{_digits(self.tse.running_sums):>18}")
+        if self.tse.state:
+            lines.append(f"{'  kept for a frame':18}{0:>18}{_digits(self.tse.state):>18}")
         if self.uncounted:
             lines.append(f"MACs not counted: {', '.join(self.uncounted)}")
         return "\n".join(lines)
@@ -175,6 +181,7 @@ def cost(plan: Plan) -> Cost:
                 buffer=calls * tile.buffer(*size),
                 buffer_row_order=calls * tile.buffer_row_order(*size),
                 running_sums=calls * block.channels * tile.row_sums(block.height),
+                state=calls * block.channels * tile.previous,
                 se_macs=calls * block.excite_macs,
                 macs=calls * tiles * block.excite_macs,
             )
@@ -191,6 +198,7 @@ def cost(plan: Plan) -> Cost:
         sum(block.buffer for block in blocks),
         sum(block.buffer_row_order for block in blocks),
         sum(block.running_sums for block in blocks),
+        sum(block.state for block in blocks),
     )
     return Cost(plan.input_size, se, tse, tuple(blocks), uncounted)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from .errors import TiledSEError
 
-Squeeze = Literal["tiles", "upper", "middle", "running", "window", "two-step"]
+Squeeze = Literal["tiles", "upper", "middle", "running", "window", "two-step", "previous"]
 
 # By the number of axes behind the channels: their names, and all of them but the first, which tiles divide.
 AXES = {1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
@@ -16,7 +16,7 @@ REST = {1: "T", 2: "W", 3: "HxW"}
 _NUMBER = r"\d{1,10}"
 _PATTERN = re.compile(
     rf"(?:(?P<frames>{_NUMBER})xT|(?P<sound>T)|(?P<depth>D|{_NUMBER})xHxW|(?P<height>H|{_NUMBER})x(?P<width>W|{_NUMBER}))"
-    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+(?:-[a-z]+)?)))?"
+    r"(?::(?:(?P<seen>running|previous)(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+(?:-[a-z]+)?)))?"
 )
 
 
@@ -46,7 +46,8 @@ def read(text: Any) -> Written:
         raise TiledSEError(
             f"no tile: {text!r:.80}; expected HEIGHTxWIDTH with H or a number of rows and W or a number of "
             "columns, such as 7xW, Hx7, 7x7 or HxW, and after kxW one of :upper, :middle, :running, "
-            ":running+6, :window-6+6; of sound (C, T) kxT, of volumes and video (C, D, H, W) kxHxW"
+            ":running+6, :window-6+6, :previous+6; or HxW:previous; of sound (C, T) kxT, of volumes "
+            "and video (C, D, H, W) kxHxW"
         )
     part = match.groupdict()
     axes = 1 if part["frames"] or part["sound"] else 3 if part["depth"] else 2
@@ -55,7 +56,7 @@ def read(text: Any) -> Written:
         for side in (part["frames"] or part["depth"] or part["height"], part["width"])
     )
     if part["below"] is not None:
-        return Written(height, width, "running", int(part["below"]), None, axes)
+        return Written(height, width, part["seen"], int(part["below"]), None, axes)  # type: ignore[arg-type]  # of two
     if part["above"] is not None:
         return Written(height, width, "window", int(part["after"]), int(part["above"]), axes)
     return Written(height, width, part["word"] or "tiles", 0, None, axes)  # type: ignore[arg-type]  # checked later

@@ -180,6 +180,24 @@ class Plan:
                 f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
             )
 
+    @property
+    def previous(self) -> bool:
+        """Whether a block is gated by the previous frame, so that the network runs on the frames of a stream."""
+        return any(tile.previous for tile in self.tiles)
+
+    def check_single_images(self, why: str) -> None:
+        """Check that no block is gated by the previous frame.
+
+        Args:
+            why: Why that cannot be, and what to do.
+
+        Raises:
+            TiledSEError: one is.
+        """
+        for block, tile in self:
+            if tile.previous:
+                raise TiledSEError(f"block '{block.name}' has {tile}, a state from frame to frame; {why}")
+
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from .errors import TiledSEError
 from .notation import Squeeze, read, written
 from .tile_checks import check
 
@@ -33,6 +34,9 @@ class Tile:
     ``1xW:running-1``         each row by the rows above it only: negative look-ahead
     ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
     ``HxW:two-step``          plain SE, its mean taken over strips first, then over their means: the same numbers
+    ``HxW:previous``          of video: the map by the mean of the previous frame's map
+    ``1xW:previous+6``        each row by the rows of this frame down to the sixth below it, and for those that
+                              have not come the mean of the previous frame
     ``8xT`` ``T``             of sound, (C, T): 8 frames; all frames
     ``4xHxW`` ``DxHxW``       of volumes and video, (C, D, H, W): 4 slices or frames; the whole map
     ========================  ==========================================================================
@@ -44,14 +48,15 @@ class Tile:
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
     does not divide the map's, and are averaged over the elements that they have; so are rows seen that would lie
     outside of the map. A strip that would see no row at all (the first, with rows above only) sees its own.
+    With ``previous`` a block keeps a state, one number a channel; the first frame of a stream has the tile ``first``.
 
     Args:
         height: Rows of a tile, or None for all rows of the map (``H``).
         width: Columns of a tile, or None for all columns of the map (``W``).
         squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle``, ``running`` or ``window``, which take
-            strips of rows only; or ``two-step``, a form of the whole map.
-        ahead: Look-ahead of ``running`` and ``window``: rows seen past the end of the strip. Below 0, as many rows
-            of the strip's own end are not seen.
+            strips of rows only; ``two-step``, a form of the whole map; or ``previous``, which takes both.
+        ahead: Look-ahead of ``running``, ``window`` and ``previous``: rows seen past the end of the strip. Below 0, as
+            many rows of the strip's own end are not seen.
         above: Rows before the strip that a ``window`` sees; None for all else.
         axes: Axes of its maps behind the channels, 1 to 3. It is notation, and not compared.
 
@@ -123,7 +128,22 @@ class Tile:
     @property
     def whole(self) -> bool:
         """Whether this is the tile of plain SE, ``HxW`` or ``HxW:two-step``: one gate, by the mean of the whole map."""
-        return self.height is None and self.width is None
+        return self.height is None and self.width is None and not self.previous
+
+    @property
+    def previous(self) -> bool:
+        """Whether a gate is computed from the previous frame as well, so that a block keeps a state."""
+        return self.squeeze == "previous"
+
+    @property
+    def first(self) -> Tile:
+        """The tile of the first frame of a stream, which has no frame before it: rows that have come.
+
+        Example:
+            >>> str(Tile.parse("HxW:previous").first), str(Tile.parse("2xW:previous+3").first)
+            ('1xW:running', '2xW:running+3')
+        """
+        return Tile(self.height or 1, None, "running", self.ahead) if self.previous else self
 
     @property
     def single(self) -> bool:
@@ -138,7 +158,7 @@ class Tile:
     @property
     def strips(self) -> bool:
         """Whether these are strips of rows that each have a gate: ``kxW``, with or without other rows seen."""
-        return self.height is not None and self.width is None and not self.single
+        return self.height is not None and self.width is None and not self.single and not self.previous
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a full tile in a map of ``height`` x ``width``, never more than the map's.
@@ -147,7 +167,8 @@ class Tile:
         """
         tall = height if self.height is None else min(self.height, height)
         wide = width if self.width is None else min(self.width, width)
-        return (height if self.slides and self.sees_all(height) else tall), wide
+        beyond = self.slides or (self.previous and self.height is not None)
+        return (height if beyond and self.sees_all(height) else tall), wide
 
     def sees_all(self, height: int) -> bool:
         """Whether the gate of each strip sees all rows of the map."""
@@ -176,6 +197,9 @@ class Tile:
             >>> Tile.parse("7xW").effect(7, 7) == Tile.parse("HxW").effect(7, 7)
             True
         """
+        if self.previous:
+            this, before = self.shares_of_frames(height)
+            return ("previous", str(this.tolist())) if before.any() else ("whole",)
         scaled, seen = self.scaled(height, width), self.bounds(height).tolist()
         return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
 
@@ -184,7 +208,7 @@ class Tile:
 
         ``middle`` is centred; where it cannot be, it stands one row higher (rounded down).
         """
-        if self.slides:
+        if self.slides or self.previous:
             first, stop = self.bounds(height)[0].tolist()
             return first, stop
         tall, _ = self.size(height, 1)
@@ -233,6 +257,33 @@ class Tile:
         """
         return _weights(self, height)
 
+    def shares_of_frames(self, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the gates of a frame are computed from, where a frame came before: rows of both.
+
+        A row that a gate sees counts as one of H; those that it does not see are taken to be as the mean of the
+        previous frame.
+
+        Returns:
+            (rows of the grid, height), float64: the share of each row of this frame; and (rows of the grid,), the share
+            of the mean of the previous frame's map. Together they add up to 1.
+
+        Raises:
+            TiledSEError: the tile sees one frame only.
+
+        Example:
+            >>> this, before = Tile.parse("1xW:previous-1").shares_of_frames(4)
+            >>> this[2].tolist(), before.tolist()
+            ([0.25, 0.25, 0.0, 0.0], [1.0, 0.75, 0.5, 0.25])
+        """
+        if not self.previous:
+            raise TiledSEError(f"tile {self}: its gates see one frame only; HxW:previous sees the one before")
+        if self.height is None:
+            return np.zeros((1, height)), np.ones(1)
+        tall, _ = self.size(height, 1)
+        tops = np.arange(-(-height // tall)) * tall
+        stops = np.minimum(tops + self.height + self.ahead, height)
+        return (np.arange(height) < stops[:, None]) / height, 1 - stops / height
+
     def elements(self, height: int, width: int) -> np.ndarray:
         """How many elements of a channel each descriptor is the mean of.
 
@@ -255,7 +306,9 @@ class Tile:
         the map's; with rows above only, 0.
         """
         tall, wide = self.size(height, width)
-        if self.slides and self.height is not None:
+        if self.previous:
+            tall = self.held(height)
+        elif self.slides and self.height is not None:
             tall = min(self.height + self.ahead, height)
         return tall * wide * channels
 
@@ -265,7 +318,12 @@ class Tile:
         Whole rows down to the end of the first tile: k rows for strips and patches, all rows for columns,
         the rows above it as well for ``middle``, (k + L) with a look-ahead. Where only rows above are seen, that is
         the first strip, which has none: k rows at the top of the map, and nothing later.
+
+        With ``previous`` it is what frames after the first need: 0 for the whole map, (k + L) rows for strips. The
+        first frame of a stream needs what ``first`` holds.
         """
+        if self.previous:
+            return 0 if self.height is None else min(self.height + self.ahead, height)
         if self.single:
             return self.rows(height)[1]
         bounds = self.bounds(height)
@@ -275,11 +333,11 @@ class Tile:
     def row_sums(self, height: int) -> int:
         """Sums that a device keeps for each channel beside the rows that it holds.
 
-        One for ``running``, which adds up all rows; for a ``window`` one for each row that a gate sees, since rows
-        leave it again; else 0. They are not counted as buffer.
+        One for ``running`` and ``previous``, which add up all rows; for a ``window`` one for each row that a gate sees,
+        since rows leave it again; else 0. They are not counted as buffer.
         """
         if self.above is None:
-            return 1 if self.slides else 0
+            return 1 if self.slides or self.previous else 0
         bounds = self.bounds(height)
         return int(np.max(bounds[:, 1] - bounds[:, 0]))
 
@@ -293,6 +351,10 @@ class Tile:
 
 @lru_cache(maxsize=4096)
 def _bounds(tile: Tile, height: int) -> np.ndarray:
+    if tile.previous:
+        raise TiledSEError(
+            f"tile {tile}: its gates see the previous frame as well, which one map cannot show"
+        )
     if tile.single:
         found = np.array([tile.rows(height)])
     else:

@@ -30,8 +30,8 @@ def check(tile: Tile) -> None:
             )
     if tile.squeeze not in get_args(Squeeze):
         raise TiledSEError(
-            f"tile {tile}: expected 'upper', 'middle', 'running', 'window' or 'two-step' after the colon, got "
-            f"'{tile.squeeze}'"
+            f"tile {tile}: expected 'upper', 'middle', 'running', 'window', 'previous' or 'two-step' after the colon, "
+            f"got '{tile.squeeze}'"
         )
     if tile.squeeze == "two-step":
         if (tile.height, tile.width) != (None, None):
@@ -39,6 +39,17 @@ def check(tile: Tile) -> None:
                 f"tile {tile}: ':two-step' is a form of the whole map's mean; write "
                 f"{written(None, None, tile.axes)}:two-step"
             )
+    elif tile.previous and tile.axes != 2:
+        raise TiledSEError(
+            f"tile {tile}: ':previous' is of frames that come to a network for images one at a time; for "
+            f"maps {shape(tile.axes)} write 1{rest}:running, which goes on from frame to frame"
+        )
+    elif tile.previous and (tile.height, tile.width) == (None, None):
+        if tile.ahead:
+            raise TiledSEError(
+                f"tile {tile}: a look-ahead needs strips of rows; write HxW:previous or 1xW:previous{tile.ahead:+d}"
+            )
+        return
     elif tile.squeeze != "tiles" and (tile.height is None or tile.width is not None):
         raise TiledSEError(
             f"tile {tile}: ':{tile.squeeze}' goes with strips of rows only; write k{rest}{tile.suffix}, "
@@ -53,7 +64,7 @@ def _check_rows_seen(tile: Tile) -> None:
     for number in (tile.ahead, 0 if tile.above is None else tile.above):
         if not isinstance(number, int) or isinstance(number, bool):
             raise TiledSEError(f"tile: expected whole numbers of rows ahead and above, got {number!r}")
-    if not tile.slides:
+    if not tile.slides and not tile.previous:
         if tile.ahead or tile.above is not None:
             raise TiledSEError(
                 f"tile {tile}: look-ahead and rows above go with ':running' and ':window' of row strips, not "

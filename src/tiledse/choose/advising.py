@@ -201,7 +201,7 @@ def advise(
     network.plan.check_blocks()
     chosen = Tile.parse(tile) if tile is not None else Tile(min(target.heights, default=7), None)
     sliding = Tile.parse(slide)
-    if chosen.whole or not sliding.slides:
+    if chosen.whole or chosen.previous or not sliding.slides:
         raise TiledSEError(
             f"advise compares tiles such as 7xW and sliding tiles such as 1xW:running+6; got {chosen} and {sliding}"
         )

@@ -31,7 +31,7 @@ Repeats = Annotated[int, typer.Option("--repeats", metavar="N", help="Turns that
 Threads = Annotated[int, typer.Option("--threads", metavar="N", help="Threads of torch.")]
 Allocator = Annotated[
     str,
-    typer.Option("--allocator", metavar="keep|system", help="keep: freed memory is kept (glibc's mallopt)."),
+    typer.Option("--allocator", metavar="keep|system", help="keep: freed memory is kept, if it can be."),
 ]
 Figures = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write all figures.")
@@ -62,7 +62,10 @@ def bench(
     result.check([Output("-o", output)])
     found = time_all(wanted, progress_bar)
     if found.machine["allocator"] != allocator:
-        say("the C library has no mallopt: timings are with its own allocator settings")
+        say(
+            "freed memory is not kept here, so each new map is paid for in page faults; with "
+            "LD_PRELOAD=libtcmalloc_minimal.so.4 it is kept (docs/operator.md)"
+        )
     if output is not None:
         with written_whole(output) as part:
             part.write_text(write_json(found.to_dict()) + "\n")

@@ -17,6 +17,7 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .frames import begin, forget, gated
 from .inline_block import holder
 from .subclass import Signature, tiled_class
 from .valid import checked, means
@@ -137,10 +138,12 @@ class TiledBlock(nn.Module):
 
     def _tiledse_layers(self) -> tuple[nn.Module, ...] | None:
         """See layers."""
-        named = self.tiledse.dialect.excite
-        if not isinstance(named, Layers) or named.channels_last or not self.tiledse.way.plain:
+        made = self.tiledse
+        named = made.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last or not made.way.plain:
             return None
-        return tuple(getattr(self, name) for name in named.names)
+        held = self._modules  # Module's own lookup takes longer
+        return tuple(held.get(name) or getattr(self, name) for name in named.names)
 
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
@@ -152,6 +155,12 @@ class TiledBlock(nn.Module):
         if made.correction is not None:
             descriptors = self._tiledse_corrected(x, made.correction)
             x = scale(x, direct(self._tiledse_excite, x)(descriptors), tile)
+        elif made.tile.previous:
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
+            given = x.clone() if made.way.inplace and not into else x
+            x = gated(self, given, tile, self._tiledse_excite, into)
+            if into:
+                return whole
         else:
             reduce = made.dialect.squeeze(self)
             into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
@@ -181,6 +190,10 @@ class TiledBlock(nn.Module):
         if made.correction is not None:
             raise TiledSEError(
                 "a calibrated block takes no lengths and no mask; give it a batch of one length"
+            )
+        if tile.previous:
+            raise TiledSEError(
+                f"tile {tile}: the previous frame has no valid frames of its own; give it no mask"
             )
         if made.way.read:
             made.way.check(self)
@@ -250,6 +263,8 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     object.__setattr__(block, "tiledse", made)
     object.__setattr__(block, "__class__", cls)
     tiled = cast(TiledBlock, block)
+    if made.tile.previous:
+        begin(tiled)
     correction = made.correction
     if correction is not None:
         like = next(iter(holder(block).parameters()), torch.empty(0))
@@ -264,6 +279,7 @@ def untile(block: nn.Module) -> nn.Module:
     source = cast(TiledBlock, block).tiledse.source
     object.__setattr__(block, "__class__", source)
     del block.__dict__["tiledse"]
+    forget(block)
     for name in _NUMBERS:
         block._buffers.pop(name, None)
         block._non_persistent_buffers_set.discard(name)

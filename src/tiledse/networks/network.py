@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEWarning
-from ..network import Form, Network, SharedPrefix, Verdict, Written
+from ..network import Form, Network, SharedPrefix, Verdict, Written, check_images
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
+from ..refusing import warn_of
 from ..tile import Tile
 from .converter import Converted, Found, convert_shared, convert_verified, correctable, fingerprint
 from .dialects import Dialect
 from .finder import find_dialects
+from .frames import reset_frames
 from .modes import evaluating, in_eval
 from .replay import Replayed
 from .writing import write
@@ -103,10 +103,7 @@ class TorchNetwork(Network):
     def convert(self, plan: Plan, *, verify: bool = True) -> TorchNetwork:
         """See Network."""
         made = self.converted(plan, verify)
-        for miss in made.refused:
-            warnings.warn(
-                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
-            )
+        warn_of(made.refused)
         return TorchNetwork(
             made.model, plan.input_size, name=self.name, random=self.random, config=self.config,
             example_inputs=self.example_inputs, found=(replace(made.plan, network=self.plan.network), self.dialects),
@@ -139,8 +136,13 @@ class TorchNetwork(Network):
         """The module of an SE block, in the network with plain SE."""
         return self.model.get_submodule(self.plan.blocks[number].name)
 
+    def begin(self, tiled: nn.Module) -> None:
+        """See Network."""
+        reset_frames(tiled)
+
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network; ``replay.Replayed``."""
+        check_images(plans)
         return Replayed(self.model, plans, [self.tiled(plan) for plan in plans])
 
     def observe(self, inputs: Tensor, see: See) -> Any:
@@ -165,6 +167,7 @@ class TorchNetwork(Network):
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
+        check_images([plan])
         model = self.tiled(plan)
         calls = sum(plan.blocks[block].calls for block in blocks)
 

@@ -21,6 +21,7 @@ from .dialects import Dialect
 from .inline_block import holder
 from .makes import looks, make
 from .proof_evaluation import cut, prove_evaluation, writes
+from .proof_frames import prove_frames
 from .proof_reads import unread
 from .proof_training import prove_training
 from .proof_valid import prove_valid
@@ -80,13 +81,21 @@ def prove(
     own = parameter.dtype if parameter.is_floating_point() else torch.float32
     first = torch.float32 if own in (torch.float16, torch.bfloat16) else own
     makes = makes or Makes()
+
+    def proved(dtype: torch.dtype) -> Way:
+        # The first frame of a stream is a map like others.
+        way = _way(BlockTrial(block, dialect, tile.first, size, spread, dtype), makes)
+        if tile.previous:
+            prove_frames(BlockTrial(block, dialect, tile, size, spread, dtype), way)
+        return way
+
     try:
-        return _way(BlockTrial(block, dialect, tile, size, spread, first), makes)
+        return proved(first)
     except Unproven as error:
         if error.figure is None or not error.figure < _DOUBT or first is torch.float64:
             raise
         # Gates that magnify rounding, or something else than rounding: float64 says which.
-        return _way(BlockTrial(block, dialect, tile, size, spread, torch.float64), makes)
+        return proved(torch.float64)
 
 
 def _way(trial: BlockTrial, makes: Makes) -> Way:

@@ -54,16 +54,17 @@ def parts(tile: Tile, height: int, width: int) -> list[tuple[Part, Part]]:
     tall, wide = tile.scaled(height, width)
     rows, cols = tile.grid(height, width)
     found = []
-    for row in _some(rows):
+    for row in some(rows):
         top, bottom = bounds[row].tolist()
-        for col in _some(cols):
+        for col in some(cols):
             left, right = col * wide, min((col + 1) * wide, width)
             scaled = Part(row * tall, min((row + 1) * tall, height), left, right)
             found.append((Part(top, bottom, left, right), scaled))
     return found
 
 
-def _some(count: int) -> list[int]:
+def some(count: int) -> list[int]:
+    """Numbers of rows, or columns, of gates to look at."""
     if count <= _LOOKED_AT:
         return list(range(count))
     return sorted({round(i * (count - 1) / (_LOOKED_AT - 1)) for i in range(_LOOKED_AT)})

@@ -45,6 +45,9 @@ def build_graph(
     Raises:
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
+    plan.check_single_images(
+        "rows of one image are streamed here; run frames one after the other through what ts.convert gives"
+    )
     height, width = size or plan.image_size[1:]
     source = source_of(model, plan.image_size)
     blocks: Mapping[str, Any]

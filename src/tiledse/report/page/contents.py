@@ -52,6 +52,11 @@ def candidates(network: Network, plans: Plan | Mapping[str, Plan] | Sequence[Pla
     found = network.plan
     found.check_blocks()
     shown = [Candidate(SE, network.se)]
+    for plan in (found, *_named(plans).values()):
+        Plan.check(plan)
+        plan.check_single_images(
+            "a report is about single images; give it a plan with tiles of one map, such as 7xW"
+        )
     if any(not tile.whole for tile in found.tiles):
         shown.append(Candidate("as it is", found))
     given = _named(plans)
