@@ -156,19 +156,13 @@ def dot(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
     """Sums of a * b over what each gate scales, (N, C, rows, cols); b's layout counts."""
     height, width = b.shape[2:]
     size, count = tile.scaled(height, width), elements(tile, height, width, b)
-    many = (
-        max(1, _CACHED_BYTES * b.shape[0] // b.nbytes) if b.numel() and b.device.type == "cpu" else b.shape[0]
-    )
+    # So many images at once.
+    many = max(1, _CACHED_BYTES * b.shape[0] // max(1, b.nbytes)) if b.device.type == "cpu" else b.shape[0]
     if many >= b.shape[0]:
         means = _means(torch.mul(a, b, out=like(b)) if b.numel() else a * b, *size)
     else:
-        product = like(b[:many])
-        means = torch.cat(
-            [
-                _means(torch.mul(x, y, out=product[: y.shape[0]]), *size)
-                for x, y in zip(a.split(many), b.split(many))
-            ]
-        )
+        room, pairs = like(b[:many]), zip(a.split(many), b.split(many))
+        means = torch.cat([_means(torch.mul(p, q, out=room[: q.shape[0]]), *size) for p, q in pairs])
     return means * count if isinstance(count, int) else (means.to(count.dtype) * count).to(means.dtype)
 
 
