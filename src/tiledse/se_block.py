@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from .errors import TiledSEError
@@ -55,6 +56,18 @@ class SEBlock:
             raise TiledSEError(
                 f"block '{self.name}': a map of {self.height} rows and {self.width} columns has no sides {sides}"
             )
+
+    def of_size(self, sides: Sequence[int]) -> SEBlock:
+        """The block on maps of another size.
+
+        Args:
+            sides: The axes of the map behind the channels.
+
+        Example:
+            >>> SEBlock("se", 64, 8, 56, 56, "timm.SEModule").of_size((90, 56)).height
+            90
+        """
+        return replace(self, height=sides[0], width=prod(sides[1:]), sides=tuple(sides))
 
     @property
     def axes(self) -> int:

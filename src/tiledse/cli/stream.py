@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -106,16 +107,19 @@ def stream(
     if export is not None:
         _export(network, plan, export, rows, None if any_height else plan.image_size[1], model, result)
         return
-    module = network.module("stream")
     source = _rows(image, network, plan)
     s = make_stream(
-        module, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
+        network, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
     )
     files = [] if output is None else output_files(output, s)
     if len(files) > 1:
         result.check([Output("-o", file) for file in files], read)
-    whole = None if alone else (module, plan)
+    whole = None if alone else partial(network.tiled, plan)
     found = stream_image(s, source, whole=whole, outputs=files, name=model.model, watched=_watched)
+    if image is not None and not network.says_images:
+        say(
+            f"{network.name} does not say how images are normalised: rows of integers are scaled to 0..1 alone"
+        )
     title = f"{model.model} at {'x'.join(map(str, found.input_size))}"
     result.draw(lambda path: draw_held(found.held, path, title))
     result.show(lambda: {"model": model.model, **found.to_dict()}, lambda: streamed_parts(found, model.model))

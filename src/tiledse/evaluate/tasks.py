@@ -86,6 +86,10 @@ class Task(ABC, Generic[R]):
         """(images,): what each image adds to the metric, where it is a mean over images; None where it is none."""
         return None
 
+    def alone(self, results: Sequence[R]) -> np.ndarray | None:
+        """(images,): the metric of each image by itself, in percent; None where one image has none."""
+        return None
+
     def divergence(self, se: Any, tse: Any) -> Tensor:
         """(N,): how far the second network's outputs are from the first's; needs no label.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEWarning
 from ..network import Form, Network, SharedPrefix, Verdict, Written, check_images
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
+from ..refusing import warn_of
 from ..tile import Tile
 from .converter import Converted, Found, convert_shared, convert_verified, correctable, fingerprint
 from .dialects import Dialect
@@ -104,10 +103,7 @@ class TorchNetwork(Network):
     def convert(self, plan: Plan, *, verify: bool = True) -> TorchNetwork:
         """See Network."""
         made = self.converted(plan, verify)
-        for miss in made.refused:
-            warnings.warn(
-                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
-            )
+        warn_of(made.refused)
         return TorchNetwork(
             made.model, plan.input_size, name=self.name, random=self.random, config=self.config,
             example_inputs=self.example_inputs, found=(replace(made.plan, network=self.plan.network), self.dialects),
