@@ -168,7 +168,7 @@ def library() -> ctypes.CDLL | str:
 
 @lru_cache(maxsize=8)
 def load(level: str) -> ctypes.CDLL | str:
-    """The library of a level (setup.py), or why there is none; calling one that the processor has not kills the process."""
+    """The library of a level (setup.py), or why there is none; one that the processor has not kills the process."""
     path = Path(__file__).with_name(f"kernels_{level}.so")
     if not path.exists():
         return "it was not built: install tiledse with pip where g++ or clang++ is"
