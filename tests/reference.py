@@ -77,3 +77,28 @@ def by_crops(block, x, tile, nhwc=False):
     for band in x.split(h, rows):
         bands.append(torch.cat([block(part.clone()) for part in band.split(w, cols)], cols))
     return torch.cat(bands, rows)
+
+
+def frames_gated_by_the_last(frames, tile, excite):
+    """Frames of one stream, each gated by rows of itself and, below them, of the frame before, picked one by one.
+
+    frames: list of (C, H, W); tile: ``HxW:previous`` or ``kxW:previous+L``; excite: vector (C,) -> gates (C,).
+    """
+    size, _, seen = tile.partition(":previous")
+    tall, ahead = size.split("x")[0], int(seen or 0)
+    outputs = []
+    for number, x in enumerate(frames):
+        _, height, _ = x.shape
+        if number == 0:
+            first = "1xW:running" if tall == "H" else f"{tall}xW:running{seen}"
+            outputs.append(tiled_squeeze_excite(x[None], first, excite)[0])
+            continue
+        before = frames[number - 1]
+        out = np.empty_like(x)
+        for row in range(height):
+            last = -1 if tall == "H" else row // int(tall) * int(tall) + int(tall) - 1 + ahead
+            known = [(x if other <= last else before)[:, other].mean(1) for other in range(height)]
+            gates = excite(sum(known) / height)
+            out[:, row] = x[:, row] * gates[:, None]
+        outputs.append(out)
+    return outputs

@@ -189,7 +189,7 @@ def test_sliding_strips_hold_what_plain_strips_hold_and_take_a_gate_for_each_row
 def test_known_networks() -> None:
     plan = ts.find(timm.create_model("regnety_008"), (3, 224, 224))
     strips = ts.cost(plan.with_tile("7xW")).tse
-    assert strips == ts.TSECost(6_263_168, 797_635_864, 426_496, 426_496, 0)
+    assert strips == ts.TSECost(6_263_168, 797_635_864, 426_496, 426_496, 0, 0)
     assert ts.cost(plan.with_tile("7xW:upper")).tse.buffer_row_order == 426_496
     assert ts.cost(plan.with_tile("7xW:middle")).tse.buffer_row_order == 727_552
     assert ts.cost(plan).se == ts.SECost(6_263_168, 797_183_328, 1_078_784)

@@ -31,11 +31,12 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add a page a verb, the reference, pages from outside docs/, and what pages show of results/."""
-    from website import reference
+    from website import paper, reference
 
     made = {f"verbs/{verb}.md": text for verb, text in reference.verbs().items()}
     made["verbs.md"] = reference.overview()
     made["api.md"] = reference.api()
+    made["paper-tables.md"] = paper.tables()
     for name, path in PAGES.items():
         made[name] = (ROOT / path).read_text("utf-8")
     for name, text in made.items():

@@ -18,7 +18,8 @@ from .errors import TiledSEError, TiledSEWarning
 if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost
     from .network import Form, Network
-    from .networks import Dialect, Layers, TiledBlock, register_dialect
+    from .networks import Dialect, Layers, TiledBlock, ValidFrames, register_dialect
+    from .networks.frames import frame_states, reset_frames, set_frame_states
     from .op import TiledSqueezeExcite, explain, kernels, tiled_squeeze_excite
     from .opening import open
     from .plan import NearMiss, Plan, SEBlock, Totals
@@ -51,6 +52,7 @@ __all__ = [
     "TiledSEWarning",
     "TiledSqueezeExcite",
     "Totals",
+    "ValidFrames",
     "advise",
     "calibrate",
     "convert",
@@ -60,13 +62,16 @@ __all__ = [
     "explain",
     "export_step",
     "find",
+    "frame_states",
     "kernels",
     "open",
     "open_images",
     "register_dialect",
     "report",
+    "reset_frames",
     "search",
     "sensitivity",
+    "set_frame_states",
     "simulate",
     "stream",
     "sweep",
@@ -79,7 +84,7 @@ __all__ = [
 # prints its help without loading torch.
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
-    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
+    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "ValidFrames", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "explain", "kernels", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),
@@ -90,6 +95,7 @@ _HOMES = {
     "calibrate": ".choose.calibration",
     "correlate": ".context.correlation",
     "StepRunner": ".stream.step.runner",
+    **dict.fromkeys(("frame_states", "reset_frames", "set_frame_states"), ".networks.frames"),
     "export_step": ".stream.step.exporting",
     "open": ".opening",
     "open_images": ".data.opening",

@@ -37,6 +37,7 @@ class TSECost:
         buffer: Elements that the gates hold, tiles arriving one after the other (the paper's figure).
         buffer_row_order: Elements that the gates hold where maps arrive row by row.
         running_sums: Sums of rows that ``running`` (one a channel) and ``window`` strips keep; not counted as buffer.
+        state: Elements that ``previous`` keeps from frame to frame; not counted as buffer.
     """
 
     params: int | None
@@ -44,6 +45,7 @@ class TSECost:
     buffer: int
     buffer_row_order: int
     running_sums: int
+    state: int
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class BlockCost:
         channels: C.
         height: H.
         width: W.
+        sides: The axes of the map behind the channels: (H, W), (T,) of sound, (D, H, W) of volumes and video.
         tile: The tile, as text.
         tiles: Gates a channel gets; each costs one excitation.
         se_buffer: Elements held with SE: H * W * C.
         buffer: Elements held, in tile order.
         buffer_row_order: Elements held, in row order.
         running_sums: Sums of rows kept by ``running`` and ``window``, else 0.
+        state: Elements kept from frame to frame by ``previous``, else 0.
         se_macs: Multiply-adds of the excitation with SE.
         macs: Multiply-adds of the excitations of all tiles.
     """
@@ -69,12 +73,14 @@ class BlockCost:
     channels: int
     height: int
     width: int
+    sides: tuple[int, ...]
     tile: str
     tiles: int
     se_buffer: int
     buffer: int
     buffer_row_order: int
     running_sums: int
+    state: int
     se_macs: int
     macs: int
 
@@ -84,7 +90,7 @@ class Cost:
     """What a plan costs. Raw integers: parameters, MACs (one image), buffer in elements.
 
     Args:
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image; as `Plan.input_size`.
         se: The network with plain SE.
         tse: The network with the tiles of the plan.
         blocks: Each block.
@@ -98,7 +104,7 @@ class Cost:
         25088
     """
 
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     se: SECost
     tse: TSECost
     blocks: tuple[BlockCost, ...]
@@ -110,7 +116,7 @@ class Cost:
             "input": list(self.input_size),
             "se": dict(vars(self.se)),
             "tse": dict(vars(self.tse)),
-            "blocks": [dict(vars(block)) for block in self.blocks],
+            "blocks": [{**vars(block), "sides": list(block.sides)} for block in self.blocks],
             "uncounted": list(self.uncounted),
         }
 
@@ -127,6 +133,8 @@ class Cost:
         ]
         if self.tse.running_sums:
             lines.append(f"{'  sums of rows':18}{0:>18}{_digits(self.tse.running_sums):>18}")
+        if self.tse.state:
+            lines.append(f"{'  kept for a frame':18}{0:>18}{_digits(self.tse.state):>18}")
         if self.uncounted:
             lines.append(f"MACs not counted: {', '.join(self.uncounted)}")
         return "\n".join(lines)
@@ -166,12 +174,14 @@ def cost(plan: Plan) -> Cost:
             BlockCost(
                 block.name,
                 *size,
+                sides=block.sides,
                 tile=str(tile),
                 tiles=tiles,
                 se_buffer=calls * block.channels * block.height * block.width,
                 buffer=calls * tile.buffer(*size),
                 buffer_row_order=calls * tile.buffer_row_order(*size),
                 running_sums=calls * block.channels * tile.row_sums(block.height),
+                state=calls * block.channels * tile.state(block.height),
                 se_macs=calls * block.excite_macs,
                 macs=calls * tiles * block.excite_macs,
             )
@@ -188,6 +198,7 @@ def cost(plan: Plan) -> Cost:
         sum(block.buffer for block in blocks),
         sum(block.buffer_row_order for block in blocks),
         sum(block.running_sums for block in blocks),
+        sum(block.state for block in blocks),
     )
     return Cost(plan.input_size, se, tse, tuple(blocks), uncounted)
 

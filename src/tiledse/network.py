@@ -138,6 +138,14 @@ class Network(ABC):
         To run it beside others: weights are shared where that is possible.
         """
 
+    def begin(self, tiled: nn.Module) -> None:
+        """Begin another stream on what ``tiled`` gave for a plan with ``previous``.
+
+        Raises:
+            TiledSEError: networks of this kind keep no states.
+        """
+        raise TiledSEError(f"networks of {self.kind} keep no state from frame to frame")
+
     @abstractmethod
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """The SE network and one network for each plan, with what they have in common run once."""
@@ -204,12 +212,14 @@ class Form:
     force: bool = False
     target: Target | str | Path | None = None
 
-    def check_plain(self, path: Path) -> None:
-        """Refuse what goes with ONNX only.
+    def check_ending(self, path: Path) -> None:
+        """Refuse what goes with ONNX only, where another file is to be written.
 
         Raises:
             TiledSEError: the first such option.
         """
+        if path.suffix.lower() == ".onnx":
+            return
         given = {
             "--divisor-tiles": self.divisor_tiles,
             "--alls": self.alls,
@@ -291,6 +301,19 @@ class SharedPrefix(ABC):
         """What the SE network gives on (N, C, H, W), then what the network of each plan gives, in order."""
 
 
+def check_images(plans: Sequence[Plan]) -> None:
+    """Check that networks with these plans can be shown single images.
+
+    Raises:
+        TiledSEError: one runs on the frames of a stream.
+    """
+    for plan in plans:
+        plan.check_single_images(
+            "single images are no stream: evaluate frames in their order with --frames (frames=True), and images "
+            "with a tile of one map, such as 7xW"
+        )
+
+
 def first_tiled(plan: Plan) -> int | None:
     """Number of the first block whose tile is smaller than its map; None where the plan changes nothing.
 
@@ -302,6 +325,6 @@ def first_tiled(plan: Plan) -> int | None:
         (0, None)
     """
     for number, (block, tile) in enumerate(plan):
-        if tile.size(block.height, block.width) != (block.height, block.width):
+        if tile.previous or tile.size(block.height, block.width) != (block.height, block.width):
             return number
     return None

@@ -13,70 +13,15 @@ from .correction import Correction
 from .documents import read_json, read_safetensors_metadata, write_json
 from .errors import TiledSEError, first_line
 from .files import near_files, written_whole
+from .notation import shape
 from .numerals import quoted, text_of, whole
+from .se_block import NearMiss, SEBlock, Totals
 from .tile import Tile
+
+__all__ = ["FORMAT", "METADATA_KEY", "NearMiss", "Plan", "SEBlock", "Totals"]
 
 FORMAT = "tiledse.plan/1"
 METADATA_KEY = "tiledse.plan"
-
-
-@dataclass(frozen=True)
-class SEBlock:
-    """One squeeze-and-excite block, at one input size of its network.
-
-    Args:
-        name: Its name in the network (``nn.Module.named_modules``, or the pool's node in ONNX); of SE that is written
-            inline, in the network with its blocks as modules: ``_blocks.3.inline_se``.
-        channels: C, channels of the map that is gated.
-        reduced: Width between the two layers of the excitation; None where it has one layer (ESE).
-        height: H, rows of the map.
-        width: W, columns of the map.
-        dialect: Which spelling of SE it is, such as ``timm.SEModule``.
-        excite_macs: Multiply-adds of the excitation for one descriptor, biases included. Left out, it
-            is that of two dense layers with biases (of one, without ``reduced``).
-        calls: How often an image meets it; each call holds its map and runs the excitation.
-
-    Example:
-        >>> SEBlock("s1.b1.se", 64, 8, 56, 56, "timm.SEModule").excite_macs
-        1096
-    """
-
-    name: str
-    channels: int
-    reduced: int | None
-    height: int
-    width: int
-    dialect: str
-    excite_macs: int = field(default=-1)
-    calls: int = 1
-
-    def __post_init__(self) -> None:
-        if self.excite_macs < 0:
-            c, r = self.channels, self.reduced
-            object.__setattr__(self, "excite_macs", c * c + c if r is None else 2 * c * r + c + r)
-
-
-@dataclass(frozen=True)
-class NearMiss:
-    """A place that pools the whole map and yet is no SE block, with the reason."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What was counted over the whole network with plain SE at the plan's input size, for one image.
-
-    Args:
-        params: Parameters.
-        macs: Multiply-adds of convolutions and matrix products, plus one per bias and output.
-        uncounted: Operators that the count does not cover, by name.
-    """
-
-    params: int
-    macs: int
-    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,14 +33,16 @@ class Plan:
     Args:
         blocks: The blocks.
         tiles: One tile for each block.
-        input_size: (C, H, W) of the image that the map sizes belong to.
+        input_size: (C, H, W) of the image that the map sizes belong to; (C, T) of sound, (C, D, H, W) of volumes and
+            video.
         near_misses: Places that are no SE block, with reasons; not compared.
         network: Totals of the network; not compared. None where nobody counted.
         corrections: From ``calibrate``: one for each block, or None for a block that has none. Left out, no block
             has one.
 
     Raises:
-        TiledSEError: the tiles are not as many as the blocks, or a correction does not go with its tile.
+        TiledSEError: the tiles are not as many as the blocks, a tile has other axes than its block's map, or a
+            correction does not go with its tile.
 
     Example:
         >>> block = SEBlock("se", 64, 16, 56, 56, "timm.SEModule")
@@ -106,7 +53,7 @@ class Plan:
 
     blocks: tuple[SEBlock, ...]
     tiles: tuple[Tile, ...]
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     near_misses: tuple[NearMiss, ...] = field(default=(), compare=False)
     network: Totals | None = field(default=None, compare=False)
     corrections: tuple[Correction | None, ...] = ()
@@ -116,6 +63,8 @@ class Plan:
             raise TiledSEError(
                 f"a plan needs one tile a block: got {len(self.blocks)} blocks and {len(self.tiles)} tiles"
             )
+        fitting = tuple(block.tile(tile) for block, tile in zip(self.blocks, self.tiles, strict=True))
+        object.__setattr__(self, "tiles", fitting)
         if all(c is None for c in self.corrections):
             object.__setattr__(self, "corrections", (None,) * len(self.blocks))
         if len(self.corrections) != len(self.blocks):
@@ -139,6 +88,21 @@ class Plan:
         kinds = ", ".join(dict.fromkeys(str(tile) for tile in self.tiles)) or "none"
         size = "x".join(map(str, self.input_size))
         return f"{len(self)} SE blocks at input {size}, tiles: {kinds}"
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the image, for what takes images only.
+
+        Raises:
+            TiledSEError: the network takes something else.
+        """
+        if len(self.input_size) != 3:
+            raise TiledSEError(
+                f"this takes images (C, H, W), but the network's input is {'x'.join(map(str, self.input_size))}, "
+                f"{shape(len(self.input_size) - 1)}; docs/time.md says what there is for sound, video and volumes"
+            )
+        channels, height, width = self.input_size
+        return channels, height, width
 
     @property
     def calibrated(self) -> bool:
@@ -216,6 +180,24 @@ class Plan:
                 f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
             )
 
+    @property
+    def previous(self) -> bool:
+        """Whether a block is gated by the previous frame, so that the network runs on the frames of a stream."""
+        return any(tile.previous for tile in self.tiles)
+
+    def check_single_images(self, why: str) -> None:
+        """Check that no block is gated by the previous frame.
+
+        Args:
+            why: Why that cannot be, and what to do.
+
+        Raises:
+            TiledSEError: one is.
+        """
+        for block, tile in self:
+            if tile.previous:
+                raise TiledSEError(f"block '{block.name}' has {tile}, a state from frame to frame; {why}")
+
     def check_network(self, found: Plan) -> None:
         """Check that this plan was made for the network in which ``found`` was found, at its input size.
 
@@ -243,7 +225,7 @@ class Plan:
             raise TiledSEError(f"the plan was made for input {a}, but the input is {b}; {remedy}")
         for mine, other in zip(self.blocks, found.blocks, strict=True):
             if mine != other:
-                a, b = (f"{x.channels}x{x.height}x{x.width}, {x.dialect}" for x in (mine, other))
+                a, b = (f"{'x'.join(map(str, (x.channels, *x.sides)))}, {x.dialect}" for x in (mine, other))
                 raise TiledSEError(
                     f"the plan was made for another network: block '{mine.name}' is {a} in the plan and {b} "
                     f"in the network; {remedy}"
@@ -283,6 +265,7 @@ class Plan:
                     "dialect": block.dialect,
                     "excite_macs": block.excite_macs,
                     **({} if block.calls == 1 else {"calls": block.calls}),
+                    **({} if block.axes == 2 else {"sides": list(block.sides)}),
                     "tile": str(tile),
                     **({} if correction is None else {"correction": correction.to_dict()}),
                 }
@@ -322,12 +305,15 @@ class Plan:
                         text_of(entry["dialect"], "dialect"),
                         whole(entry.get("excite_macs", -1), "excite_macs", -1),
                         whole(entry.get("calls", 1), "calls", 1),
+                        tuple(_size(side, "sides") for side in entry.get("sides", ())),
                     )
                 )
                 tiles.append(Tile.parse(entry["tile"]))
                 stored = entry.get("correction")
                 corrections.append(None if stored is None else Correction.from_dict(stored))
-            channels, height, width = (_size(side, "input_size") for side in data["input_size"])
+            input_size = tuple(_size(side, "input_size") for side in data["input_size"])
+            if not 2 <= len(input_size) <= 4:
+                raise ValueError(f"expected input_size of 2 to 4 numbers, got {len(input_size)}")
             misses = tuple(
                 NearMiss(text_of(m["name"], "name"), text_of(m["reason"], "reason"))
                 for m in data.get("near_misses", ())
@@ -339,9 +325,7 @@ class Plan:
             raise TiledSEError(
                 f"{source}: not a whole plan: {what}; write it again with `tiledse plan`"
             ) from error
-        return cls(
-            tuple(blocks), tuple(tiles), (channels, height, width), misses, network, tuple(corrections)
-        )
+        return cls(tuple(blocks), tuple(tiles), input_size, misses, network, tuple(corrections))
 
     def dumps(self) -> str:
         """The plan as JSON text."""

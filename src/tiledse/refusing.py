@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .errors import TiledSEError
+from .errors import TiledSEError, TiledSEWarning
 from .plan import NearMiss, Plan
+
+
+def warn_of(refused: Sequence[NearMiss]) -> None:
+    """Warn the caller of a network's ``convert`` of each block that was left as it was."""
+    for miss in refused:
+        warnings.warn(f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=4)
 
 
 def without_refused(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: int) -> Plan:

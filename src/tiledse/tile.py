@@ -7,21 +7,14 @@ Everything that asks which rows a gate sees, how many, or with which weights ask
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, get_args
 
 import numpy as np
 
 from .errors import TiledSEError
-
-Squeeze = Literal["tiles", "upper", "middle", "running", "window", "two-step"]
-
-_PATTERN = re.compile(
-    r"(H|\d{1,10})x(W|\d{1,10})"
-    r"(?::(?:running(?P<below>[+-]\d{1,9})|window-(?P<above>\d{1,9})(?P<after>[+-]\d{1,9})|(?P<word>[a-z]+(?:-[a-z]+)?)))?"
-)
+from .notation import Squeeze, read, written
+from .tile_checks import check
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,20 +34,31 @@ class Tile:
     ``1xW:running-1``         each row by the rows above it only: negative look-ahead
     ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
     ``HxW:two-step``          plain SE, its mean taken over strips first, then over their means: the same numbers
+    ``HxW:previous``          of video: the map by the mean of the previous frame's map
+    ``1xW:previous+6``        each row by the rows of this frame down to the sixth below it, and by those of the
+                              previous frame below that
+    ``8xT`` ``T``             of sound, (C, T): 8 frames; all frames
+    ``4xHxW`` ``DxHxW``       of volumes and video, (C, D, H, W): 4 slices or frames; the whole map
     ========================  ==========================================================================
+
+    Tiles divide the first axis behind the channels: it is what "rows" are below, and the other axes together are the
+    columns. So ``8xT:running``, ``1xT:window-6+6`` and ``1xHxW:running+2`` are what they are for rows, and two tiles
+    that differ in their axes only are equal.
 
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
     does not divide the map's, and are averaged over the elements that they have; so are rows seen that would lie
     outside of the map. A strip that would see no row at all (the first, with rows above only) sees its own.
+    With ``previous`` a block keeps a state (``state``); the first frame of a stream has the tile ``first``.
 
     Args:
         height: Rows of a tile, or None for all rows of the map (``H``).
         width: Columns of a tile, or None for all columns of the map (``W``).
         squeeze: ``tiles`` (each tile by its own mean), ``upper``, ``middle``, ``running`` or ``window``, which take
-            strips of rows only; or ``two-step``, a form of the whole map.
-        ahead: Look-ahead of ``running`` and ``window``: rows seen past the end of the strip. Below 0, as many rows
-            of the strip's own end are not seen.
+            strips of rows only; ``two-step``, a form of the whole map; or ``previous``, which takes both.
+        ahead: Look-ahead of ``running``, ``window`` and ``previous``: rows seen past the end of the strip. Below 0, as
+            many rows of the strip's own end are not seen.
         above: Rows before the strip that a ``window`` sees; None for all else.
+        axes: Axes of its maps behind the channels, 1 to 3. It is notation, and not compared.
 
     Raises:
         TiledSEError: a size below 1, an unknown squeeze, or one that does not go with the size.
@@ -74,67 +78,10 @@ class Tile:
     squeeze: Squeeze = "tiles"
     ahead: int = 0
     above: int | None = None
+    axes: int = field(default=2, compare=False)
 
     def __post_init__(self) -> None:
-        for side in (self.height, self.width):
-            if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
-                raise TiledSEError(
-                    f"tile {self}: expected sides of at least 1, got {side}; write kxW, Hxk, kxk or HxW"
-                )
-        if self.squeeze not in get_args(Squeeze):
-            raise TiledSEError(
-                f"tile {self}: expected 'upper', 'middle', 'running', 'window' or 'two-step' after the colon, got "
-                f"'{self.squeeze}'"
-            )
-        if self.squeeze == "two-step":
-            if (self.height, self.width) != (None, None):
-                raise TiledSEError(
-                    f"tile {self}: ':two-step' is a form of the whole map's mean; write HxW:two-step"
-                )
-        elif self.squeeze != "tiles" and (self.height is None or self.width is not None):
-            raise TiledSEError(
-                f"tile {self}: ':{self.squeeze}' goes with strips of rows only; write kxW{self._suffix}, "
-                f"for example 7xW{self._suffix}"
-            )
-        self._check_rows_seen()
-
-    def _check_rows_seen(self) -> None:
-        """Check look-ahead and rows above."""
-        for number in (self.ahead, 0 if self.above is None else self.above):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise TiledSEError(f"tile: expected whole numbers of rows ahead and above, got {number!r}")
-        if not self.slides:
-            if self.ahead or self.above is not None:
-                raise TiledSEError(
-                    f"tile {self}: look-ahead and rows above go with ':running' and ':window' of row strips, not "
-                    f"with '{self.squeeze}'; write for example 1xW:running+6 or 1xW:window-6+6"
-                )
-            return
-        assert self.height is not None  # checked before: strips of rows
-        if (self.squeeze == "window") != (self.above is not None):
-            raise TiledSEError(
-                f"tile {self}: ':window' needs the rows above and below, and ':running' sees all rows above; "
-                "write for example 1xW:window-6+6 or 1xW:running+6"
-            )
-        if self.above is not None and self.above < 0:
-            raise TiledSEError(
-                f"tile {self}: expected rows above of 0 or more, got {self.above}; "
-                "write for example 1xW:window-6+6"
-            )
-        if self.ahead < -self.height:
-            raise TiledSEError(
-                f"tile {self}: expected a look-ahead of at least {-self.height} (the rows above a strip of "
-                f"{self.height}), got {self.ahead}"
-            )
-        if self.above == 0 and self.ahead <= 0:
-            if self.ahead == 0:
-                raise TiledSEError(
-                    f"tile {self}: a window without rows about the strip is the strip; write {self.height}xW"
-                )
-            raise TiledSEError(
-                f"tile {self}: a negative look-ahead needs rows above the strip; write for example "
-                f"{self.height}xW:window-6{self.ahead} or {self.height}xW:running{self.ahead}"
-            )
+        check(self)
 
     @classmethod
     def parse(cls, text: str | Tile) -> Tile:
@@ -152,42 +99,51 @@ class Tile:
         """
         if isinstance(text, Tile):
             return text
-        match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise TiledSEError(
-                f"no tile: {text!r:.80}; expected HEIGHTxWIDTH with H or a number of rows and W or a number of "
-                "columns, such as 7xW, Hx7, 7x7 or HxW, and after kxW one of :upper, :middle, :running, "
-                ":running+6, :window-6+6"
-            )
-        height, width = (None if side in "HW" else int(side) for side in match.group(1, 2))
-        below, above, after, word = match.group("below", "above", "after", "word")
-        if below is not None:
-            return cls(height, width, "running", int(below))
-        if above is not None:
-            return cls(height, width, "window", int(after), int(above))
-        return cls(height, width, word or "tiles")  # type: ignore[arg-type]  # checked when made
+        return cls(*read(text))
 
     def __str__(self) -> str:
-        return (
-            f"{'H' if self.height is None else self.height}x{'W' if self.width is None else self.width}"
-            f"{self._suffix}"
-        )
+        return f"{written(self.height, self.width, self.axes)}{self.suffix}"
 
     def __repr__(self) -> str:
         return f"Tile.parse({str(self)!r})"
 
     @property
-    def _suffix(self) -> str:
+    def suffix(self) -> str:
+        """What stands after the size: ``:running+6``, or nothing."""
         if self.squeeze == "tiles":
             return ""
         above = "" if self.above is None else f"-{self.above}"
         ahead = f"{self.ahead:+d}" if self.ahead or self.squeeze == "window" else ""
         return f":{self.squeeze}{above}{ahead}"
 
+    def on(self, axes: int) -> Tile:
+        """The same tile as it is written for maps of so many axes behind the channels.
+
+        Example:
+            >>> Tile.parse("8xT:running").on(2)
+            Tile.parse('8xW:running')
+        """
+        return self if axes == self.axes else replace(self, axes=axes)
+
     @property
     def whole(self) -> bool:
         """Whether this is the tile of plain SE, ``HxW`` or ``HxW:two-step``: one gate, by the mean of the whole map."""
-        return self.height is None and self.width is None
+        return self.height is None and self.width is None and not self.previous
+
+    @property
+    def previous(self) -> bool:
+        """Whether a gate is computed from the previous frame as well, so that a block keeps a state."""
+        return self.squeeze == "previous"
+
+    @property
+    def first(self) -> Tile:
+        """The tile of the first frame of a stream, which has no frame before it: rows that have come.
+
+        Example:
+            >>> str(Tile.parse("HxW:previous").first), str(Tile.parse("2xW:previous+3").first)
+            ('1xW:running', '2xW:running+3')
+        """
+        return Tile(self.height or 1, None, "running", self.ahead) if self.previous else self
 
     @property
     def single(self) -> bool:
@@ -202,7 +158,7 @@ class Tile:
     @property
     def strips(self) -> bool:
         """Whether these are strips of rows that each have a gate: ``kxW``, with or without other rows seen."""
-        return self.height is not None and self.width is None and not self.single
+        return self.height is not None and self.width is None and not self.single and not self.previous
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a full tile in a map of ``height`` x ``width``, never more than the map's.
@@ -211,7 +167,8 @@ class Tile:
         """
         tall = height if self.height is None else min(self.height, height)
         wide = width if self.width is None else min(self.width, width)
-        return (height if self.slides and self.sees_all(height) else tall), wide
+        beyond = self.slides or (self.previous and self.height is not None)
+        return (height if beyond and self.sees_all(height) else tall), wide
 
     def sees_all(self, height: int) -> bool:
         """Whether the gate of each strip sees all rows of the map."""
@@ -240,6 +197,9 @@ class Tile:
             >>> Tile.parse("7xW").effect(7, 7) == Tile.parse("HxW").effect(7, 7)
             True
         """
+        if self.previous:
+            this, before = self.shares_of_frames(height)
+            return ("previous", str(this.tolist())) if before.any() else ("whole",)
         scaled, seen = self.scaled(height, width), self.bounds(height).tolist()
         return ("whole",) if scaled == (height, width) and seen == [[0, height]] else (scaled, str(seen))
 
@@ -248,7 +208,7 @@ class Tile:
 
         ``middle`` is centred; where it cannot be, it stands one row higher (rounded down).
         """
-        if self.slides:
+        if self.slides or self.previous:
             first, stop = self.bounds(height)[0].tolist()
             return first, stop
         tall, _ = self.size(height, 1)
@@ -297,6 +257,30 @@ class Tile:
         """
         return _weights(self, height)
 
+    def shares_of_frames(self, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the gates of a frame are the mean of, where a frame came before: the share of each row of both.
+
+        A row that has not come counts as the previous frame's, which of ``HxW:previous`` are all.
+
+        Returns:
+            Two of (rows of the grid, height), float64: of this frame and of the one before; each row adds up to 1.
+
+        Raises:
+            TiledSEError: the tile sees one frame only.
+
+        Example:
+            >>> this, before = Tile.parse("1xW:previous-1").shares_of_frames(4)
+            >>> this[2].tolist(), before[2].tolist()
+            ([0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25])
+        """
+        if not self.previous:
+            raise TiledSEError(f"tile {self}: its gates see one frame only; HxW:previous sees the one before")
+        tall, _ = self.size(height, 1)
+        tops = np.arange(-(-height // tall)) * tall
+        stops = tops * 0 if self.height is None else tops + self.height + self.ahead
+        seen = np.arange(height) < stops[:, None]
+        return seen / height, ~seen / height
+
     def elements(self, height: int, width: int) -> np.ndarray:
         """How many elements of a channel each descriptor is the mean of.
 
@@ -319,7 +303,9 @@ class Tile:
         the map's; with rows above only, 0.
         """
         tall, wide = self.size(height, width)
-        if self.slides and self.height is not None:
+        if self.previous:
+            tall = self.held(height)
+        elif self.slides and self.height is not None:
             tall = min(self.height + self.ahead, height)
         return tall * wide * channels
 
@@ -329,21 +315,29 @@ class Tile:
         Whole rows down to the end of the first tile: k rows for strips and patches, all rows for columns,
         the rows above it as well for ``middle``, (k + L) with a look-ahead. Where only rows above are seen, that is
         the first strip, which has none: k rows at the top of the map, and nothing later.
+
+        With ``previous`` it is what frames after the first need; that one holds what ``first`` does.
         """
+        if self.previous:
+            return 0 if self.height is None else min(self.height + self.ahead, height)
         if self.single:
             return self.rows(height)[1]
         bounds = self.bounds(height)
         tops = np.arange(len(bounds)) * self.size(height, 1)[0]
         return int(np.max(bounds[:, 1] - tops))
 
+    def state(self, height: int) -> int:
+        """Numbers a channel that a block keeps from frame to frame: the mean of its map, or one of each row."""
+        return 0 if not self.previous else 1 if self.height is None else height
+
     def row_sums(self, height: int) -> int:
         """Sums that a device keeps for each channel beside the rows that it holds.
 
-        One for ``running``, which adds up all rows; for a ``window`` one for each row that a gate sees, since rows
-        leave it again; else 0. They are not counted as buffer.
+        One for ``running`` and ``previous``, which add up all rows; for a ``window`` one for each row that a gate sees,
+        since rows leave it again; else 0. They are not counted as buffer.
         """
         if self.above is None:
-            return 1 if self.slides else 0
+            return 1 if self.slides or self.previous else 0
         bounds = self.bounds(height)
         return int(np.max(bounds[:, 1] - bounds[:, 0]))
 
@@ -357,6 +351,10 @@ class Tile:
 
 @lru_cache(maxsize=4096)
 def _bounds(tile: Tile, height: int) -> np.ndarray:
+    if tile.previous:
+        raise TiledSEError(
+            f"tile {tile}: its gates see the previous frame as well, which one map cannot show"
+        )
     if tile.single:
         found = np.array([tile.rows(height)])
     else:

@@ -187,7 +187,7 @@ def search(
     if pipeline:
         from .stream.minimum import PipelineBuffer
 
-        order = Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
+        order = Order("pipeline", PipelineBuffer(network, network.se))
     return choose(
         evaluator(images, few), max_buffer=max_buffer, max_drop=max_drop,
         tiles=None if tiles is None else _tiles(tiles), uniform=_tiles(uniform),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -132,3 +135,17 @@ def test_the_share_of_blocks_counts_what_other_threads_compute(monkeypatch, thre
     with torch.no_grad():
         share = _share(model, ["1"], torch.zeros(8, 3, 64, 64))
     assert share > 0.5 if threads == 2 else share < 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults as Linux counts them")
+def test_whether_freed_memory_is_kept_is_found_out_by_its_cost(monkeypatch):
+    from tiledse.bench import machine
+
+    # Blocks above this size are mapped for each use, whatever else the C library is told.
+    script = "from tiledse.bench.machine import keeps_freed_memory; print(keeps_freed_memory())"
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "LD_PRELOAD": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    memory = torch.zeros(40 << 20, dtype=torch.uint8)
+    monkeypatch.setattr(machine.torch, "zeros", lambda size, dtype=None: memory[:size].zero_())
+    assert machine.keeps_freed_memory()

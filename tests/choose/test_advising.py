@@ -143,6 +143,8 @@ def test_the_verb(tmp_path):
     assert "tiles gain nothing here on rockchip" in text
     assert "rknn-toolkit2 2.5.0" in text
     assert_refused(tiledse("advise", "timm:regnety_002", "--target", "npu"), "no target 'npu'", "ethos-u")
+    typed = ("advise", "timm:regnety_002", "--target", "ncnn", "--mean", "0,0,0")
+    assert_refused(tiledse(*typed), "options of images go with --data")
     assert_refused(
         tiledse("advise", "timm:regnety_002", "--target", "ncnn", "--tile", "HxW"), "tiles such as 7xW"
     )

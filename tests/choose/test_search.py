@@ -277,27 +277,26 @@ def test_search_command(folder):
     held = ts.simulate(small(), ts.Plan.load("plan4.json"), fifos="minimum").fifo
     assert f"{held:,}" in pipeline.out
     assert held <= 5000
-    net = ts.open("tests.cli.known:small", (3, 44, 24))
+    net = ts.open("tests.choose.networks:small", (3, 44, 24))
     ts.write(net, net.plan, "net.onnx")
-    assert_refused(
-        tiledse(
-            "search",
-            "net.onnx",
-            "--mean",
-            "0,0,0",
-            "--std",
-            "1,1,1",
-            "--data",
-            "data",
-            "--max-buffer",
-            9,
-            "--buffer",
-            "pipeline",
-            "-o",
-            "p.json",
-        ),
-        "--buffer pipeline takes a network of PyTorch, and net.onnx is an ONNX file",
+    read = (
+        "net.onnx",
+        "--mean",
+        "0,0,0",
+        "--std",
+        "1,1,1",
+        "--data",
+        "data",
+        "--preprocess",
+        "crop",
+        "--max-buffer",
+        5000,
     )
+    done = tiledse("search", *read, "--buffer", "pipeline", "-o", "plan5.json")
+    assert done.code == 0, done.err
+    held = ts.simulate("net.onnx", ts.Plan.load("plan5.json"), fifos="minimum").fifo
+    assert f"{held:,}" in done.out
+    assert held <= 5000
     refused = tiledse(*given, "--max-buffer", 3, "-o", "plan3.json")
     assert_refused(refused, "the smallest plan of these tiles holds")
     assert not (folder / "plan3.json").exists()

@@ -15,6 +15,7 @@ import tiledse as ts
 from tests.cli.known import small
 from tests.cli.running import assert_refused, tiledse
 from tests.reference import by_crops
+from tiledse.networks.network import TorchNetwork
 
 HEIGHT, WIDTH = 3000, 256
 TALL = ("stream", "tests.cli.known:small", "--tile", "3xW", "--input", f"3x{HEIGHT}x{WIDTH}", "--rows", 8)
@@ -32,15 +33,19 @@ def check_memory(streamed: float, whole: float, case: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_memory_is_that_of_the_run_that_it_is_said_of():
-    # In processes of their own: what an earlier test left free would be used again, and not be seen to grow.
-    command = [sys.executable, "-m", "tiledse", *map(str, TALL)]
-    done = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
-    check_memory(done["rss_delta_bytes"] / 1e6, done["full_rss_delta_bytes"] / 1e6, "json")
-    text = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    said = re.search(r"resident memory grew by (\d+) MB, with the whole image by (\d+) MB", text)
-    assert said is not None
-    check_memory(*map(float, said.groups()), "text")
+@pytest.mark.parametrize("form", ["text", pytest.param("json", marks=pytest.mark.slow)])
+def test_memory_is_that_of_the_run_that_it_is_said_of(form):
+    # In a process of its own: what an earlier test left free would be used again, and not be seen to grow.
+    command = [sys.executable, "-m", "tiledse", *map(str, TALL), *(["--json"] if form == "json" else [])]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if form == "json":
+        done = json.loads(printed)
+        check_memory(done["rss_delta_bytes"] / 1e6, done["full_rss_delta_bytes"] / 1e6, form)
+    else:
+        words = "resident memory grew by (\\d+) MB, with the whole image by (\\d+) MB"
+        said = re.search(words, " ".join(printed.split()))
+        assert said is not None
+        check_memory(*map(float, said.groups()), form)
 
 
 def test_what_layers_hold():
@@ -93,24 +98,42 @@ def test_the_difference_is_that_of_what_was_written(tmp_path, monkeypatch):
     assert done["max_rel_error"] < 1e-5
 
     # A network that gives a hundredth more is 1/101 of its own largest output away; nan is no number to print.
-    from tiledse.stream import comparison as verb
-
-    plain = verb.convert_shared
+    plain = TorchNetwork.tiled
 
     def scaled(by):
-        def convert(*args):
+        def tiled(*args):
             tse = plain(*args)
             tse.register_forward_hook(lambda module, inputs, output: output * by)
             return tse
 
-        return convert
+        return tiled
 
-    monkeypatch.setattr(verb, "convert_shared", scaled(1.01))
+    monkeypatch.setattr(TorchNetwork, "tiled", scaled(1.01))
     done = json.loads(tiledse(*command, "--json").out)
     assert done["max_rel_error"] == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert "largest difference from the whole image: 9.9e-03" in tiledse(*command).out
-    monkeypatch.setattr(verb, "convert_shared", scaled(float("nan")))
+    monkeypatch.setattr(TorchNetwork, "tiled", scaled(float("nan")))
     assert_refused(tiledse(*command), "outputs that are not finite")
+
+
+def test_a_file_of_fixed_size_streams_and_is_compared_at_that_size(tmp_path):
+    network = ts.open("tests.cli.known:small", (3, 44, 24))
+    ts.write(network, network.plan, tmp_path / "net.onnx")
+    for rows in (44, 90):
+        np.save(tmp_path / f"{rows}.npy", np.random.default_rng(0).random((rows, 24, 3), np.float32))
+    command = ("stream", tmp_path / "net.onnx", "--tile", "7xW")
+    done = json.loads(tiledse(*command, tmp_path / "44.npy", "--json").out)
+    assert 0 < done["max_rel_error"] < 2e-6
+    refused = tiledse(*command, tmp_path / "90.npy", "-o", tmp_path / "out.npy")
+    assert_refused(refused, "net.onnx takes images of 3x44x24, and this one is 3x90x24", "--alone")
+    assert not (tmp_path / "out.npy").exists()
+    assert tiledse(*command, tmp_path / "90.npy", "-o", tmp_path / "out.npy", "--alone").code == 0
+    model, x = small().eval(), torch.from_numpy(np.load(tmp_path / "90.npy")).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = model.tail(by_crops(model.se, model.stem(x), "7xW"))
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(tmp_path / "out.npy")), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 CHIP = "multipliers = 100\nimage_cycles_per_row = 10\n[cycles_per_row]\n'0' = 7\n'1' = 1\n"

@@ -259,7 +259,7 @@ def test_no_memory_of_the_image():
     ("size", "message"),
     [
         (None, "does not say which input it takes"),
-        ((3, 10), r"expected an input size of \(C, H, W\)"),
+        ((3,), r"expected an input size of \(C, H, W\)"),
         ((3, 0, 10), r"expected an input size of \(C, H, W\)"),
         ((4, 10, 10), "the network fails on an input of 4x10x10"),
     ],

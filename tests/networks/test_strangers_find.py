@@ -158,6 +158,20 @@ def test_nothing_without_numbers_is_left_behind():
     Caches.rows = None
 
 
+def test_levit_caches_the_biases_of_its_users_alone():
+    import timm
+
+    model = timm.create_model("levit_128s").eval()
+    plan = ts.find(model, (3, 224, 224))
+    assert not plan.blocks
+    caches = [m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache")]
+    assert caches
+    assert not any(caches)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 224, 224)).isfinite().all()
+    assert all(type(t) is torch.Tensor for cache in caches for t in cache.values())
+
+
 def test_a_parameter_that_the_forward_writes_is_as_it_was():
     class Clamps(nn.Module):
         def __init__(self):

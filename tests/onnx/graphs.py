@@ -22,6 +22,7 @@ LAYERS = (
     "squeezed",
     "flatten",
     "view",
+    "indexed",
     "ese",
 )
 ACTS = ("relu", "silu", "hardswish", "hardswish_spelt", "prelu", "bn")
@@ -92,6 +93,9 @@ def excite(
         z = net("Reshape", z, net("Concat", batch, net.ints(-1), axis=0))
     elif kind in ("gemm", "gemm_plain", "matmul", "matmul_left", "flatten") and rank4:
         z = net("Flatten", z) if kind in ("flatten", "gemm") else net.squeeze_axes("Squeeze", z, [2, 3])
+    elif kind == "indexed" and rank4:  # z[:, :, 0, 0]
+        z = net("Gather", net("Gather", z, net.ints(0), axis=3), net.const(np.int64(0)), axis=2)
+        z = net.squeeze_axes("Squeeze", z, [2])
     elif kind == "squeezed" and rank4:
         z = net.squeeze_axes("Unsqueeze", net.squeeze_axes("Squeeze", z, [2, 3]), [2, 3])
     elif kind in ("conv", "conv_add", "squeezed") and not rank4:
@@ -104,7 +108,7 @@ def excite(
             return net("Conv", v, net.weight(o, i, 1, 1), net.weight(o))
         if kind == "conv_add":  # paddle: a bias of its own, through an Identity
             return net("Identity", net("Add", net("Conv", v, net.weight(o, i, 1, 1)), net.weight(1, o, 1, 1)))
-        if kind in ("gemm", "flatten", "view"):
+        if kind in ("gemm", "flatten", "view", "indexed"):
             return net("Gemm", v, net.weight(o, i), net.weight(o), transB=1)
         if kind == "gemm_plain":
             return net("Gemm", v, net.weight(i, o), net.weight(1, o), alpha=0.5, beta=2.0)
@@ -149,6 +153,14 @@ def excite(
         z = net.squeeze_axes("Unsqueeze", z, [3])
     elif kind in ("gemm", "gemm_plain", "matmul", "flatten"):
         z = net.squeeze_axes("Unsqueeze", z, [2, 3])
+    elif kind == "indexed":  # g[:, :, None, None], its colons written out
+        whole = [net.ints(0), net.ints(2**63 - 1), net.ints(1)]
+        z = (
+            net("Slice", z, *whole)
+            if net.opset > 9
+            else net("Slice", z, starts=[0], ends=[2**63 - 1], axes=[1])
+        )
+        z = net.squeeze_axes("Unsqueeze", net.squeeze_axes("Unsqueeze", z, [2]), [3])
     elif kind == "view":
         batch = net("Gather", net("Shape", x), net.ints(0))
         z = net("Reshape", z, net("Concat", batch, net.ints(C, 1, 1), axis=0))

@@ -15,7 +15,7 @@ from tiledse.onnx.model import from_proto
 from tiledse.onnx.runner import session
 from tiledse.tile import Tile
 
-from .graphs import ACTS, GATES, LAYERS, POOLS, C, R, nhwc_net, se_net
+from .graphs import ACTS, GATES, LAYERS, POOLS, C, Net, R, excite, nhwc_net, se_net
 
 SPELLINGS = [
     *((p, lay, "relu", "sigmoid") for p, lay in itertools.product(POOLS, LAYERS)),
@@ -235,3 +235,26 @@ def test_divisor_tiles_leave_plain_operators(free):
     ]
     assert find(converted).tiles == (Tile.parse("5xW"),)
     assert find(converted).input_size == plan.input_size
+
+
+def _backwards(net, z):
+    ends = net.ints(-(2**63))
+    return net("Slice", z, net.ints(-1), ends, net.ints(1), net.ints(-1))
+
+
+def _permuted(net, z):
+    return net("Gather", z, net.ints(*reversed(range(C))), axis=1)
+
+
+@pytest.mark.parametrize("shuffle", [_backwards, _permuted])
+def test_descriptors_in_another_order_are_a_near_miss(shuffle):
+    net = Net()
+    x = net("Relu", net("Conv", "x", net.weight(C, 3, 1, 1)))
+    z = shuffle(net, net("GlobalAveragePool", x, name="pool"))
+    model = from_proto(
+        net.model(net("Mul", x, excite(net, z, x, "conv", "relu", "sigmoid", True, (10, 9))), (2, 3, 10, 9))
+    )
+    plan = find(model, (3, 10, 9))
+    assert not plan.blocks
+    assert [miss.name for miss in plan.near_misses] == ["pool"]
+    assert net.nodes[3].op_type in plan.near_misses[0].reason

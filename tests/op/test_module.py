@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import tiledse as ts
 
@@ -216,3 +218,128 @@ def test_a_block_of_one_s_own_may_call_anything_layers(layers):
 
     block, x = Mine(), torch.randn(1, 8, 4, 6)
     assert ts.tiled_squeeze_excite(x, block.excite, "2xW").shape == x.shape
+
+
+class Doubled(nn.Conv2d):
+    """Gives twice what its weights say."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled(convolution):
+    return lambda *given: 2 * convolution(*given)
+
+
+CHANGES = {
+    "forward of the class": lambda b, patch: patch.setattr(nn.Conv2d, "forward", doubled(nn.Conv2d.forward)),
+    "convolution of the class": lambda b, patch: patch.setattr(
+        nn.Conv2d, "_conv_forward", doubled(nn.Conv2d._conv_forward)
+    ),
+    "forward of an activation": lambda b, patch: patch.setattr(nn.ReLU, "forward", lambda self, x: x.abs()),
+    "forward of a layer": lambda b, patch: setattr(b.fc1, "forward", doubled(b.fc1.forward)),
+    "convolution of a layer": lambda b, patch: setattr(b.fc1, "_conv_forward", doubled(b.fc1._conv_forward)),
+    "call of a layer": lambda b, patch: setattr(b.fc2, "_call_impl", doubled(b.fc2._call_impl)),
+    "class of a layer": lambda b, patch: setattr(b.fc2, "__class__", Doubled),
+    "weight beside its parameter": lambda b, patch: vars(b.fc1).update(weight=torch.ones(4, 8, 1, 1)),
+    "a negative view": lambda b, patch: setattr(b.fc1, "bias", nn.Parameter(torch._neg_view(torch.ones(4)))),
+    "stride": lambda b, patch: b.fc1.__dict__.update(stride=(2, 1)),
+    "a hook on all modules": lambda b, patch: b.handles.append(
+        nn.modules.module.register_module_forward_hook(
+            lambda m, _, out: 2 * out if isinstance(m, nn.Conv2d) else out
+        )
+    ),
+    "pruned": lambda b, patch: prune.l1_unstructured(b.fc1, "weight", 0.5),
+    "a parametrization": lambda b, patch: nn.utils.parametrizations.weight_norm(b.fc1),
+    "no bias any more": lambda b, patch: b.fc1.register_parameter("bias", None),
+    "a layer in its place": lambda b, patch: setattr(b, "fc2", Doubled(4, 8, 1)),
+    "a parameter in its place": lambda b, patch: setattr(b.fc1, "bias", nn.Parameter(torch.ones(4))),
+    "another activation": lambda b, patch: setattr(b, "act", nn.GELU()),
+    "training": lambda b, patch: b.train(not b.training),
+    "frozen": lambda b, patch: b.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_unseen_is_followed(change, converted, monkeypatch):
+    """Before and after each change, the block gives what its layers give when they are called one by one."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 4, 6)
+    block: nn.Module = ts.TiledSqueezeExcite(8, 4, "2xW")
+    if converted:
+        from timm.layers import SEModule
+
+        network = nn.Sequential(SEModule(8, rd_channels=4))
+        block = ts.convert(network, ts.find(network, (8, 4, 6)).with_tile("2xW"))[0]
+    vars(block)["handles"] = []
+
+    def is_as_its_layers():
+        z = x.unflatten(2, (2, 2)).mean((3, 4))[..., None]
+        gates = block.gate(block.fc2(block.act(block.fc1(z))))
+        if gates.shape[2] == 2:
+            torch.testing.assert_close(block(x), x * gates.repeat_interleave(2, 2))
+        else:
+            with pytest.raises(ts.TiledSEError, match="an excitation keeps the grid"):
+                block(x)
+
+    try:
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                is_as_its_layers()
+        CHANGES[change](block, monkeypatch)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                is_as_its_layers()
+    finally:
+        for handle in block.handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
+def test_copies_and_moves_gate_by_their_own_weights(way):
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.randn(1, 8, 4, 6)
+    before = block(x)
+    twin = way(block)
+    nn.init.zeros_(twin.fc2.weight)
+    nn.init.zeros_(twin.fc2.bias)
+    torch.testing.assert_close(twin(x), x / 2)
+    torch.testing.assert_close(block(x), before)
+    torch.testing.assert_close(twin.double()(x.double()), x.double() / 2)
+    assert twin.float().to("meta")(x.to("meta")).shape == x.shape
+    swapped = {"fc2.weight": torch.zeros(8, 4, 1, 1), "fc2.bias": torch.zeros(8)}
+    torch.testing.assert_close(torch.func.functional_call(block, swapped, (x,)), x / 2)
+    torch.testing.assert_close(block(x), before)
+
+
+def test_a_map_that_stands_for_its_negative():
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.randn(1, 8, 4, 6)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(block(torch._neg_view(x)), block(-x))
+    with torch.no_grad():
+        y = ts.tiled_squeeze_excite(torch._neg_view(x.clone()), block.excite, "2xW", inplace=True)
+        torch.testing.assert_close(y, block(-x))
+
+
+def test_who_listens_to_torch_hears_of_the_operator():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            heard.append(str(function))
+            return function(*args, **kwargs or {})
+
+    heard: list[str] = []
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW"), torch.randn(1, 8, 4, 6, requires_grad=True)
+    with Listener():
+        y = block(x)
+        with torch.no_grad():
+            block(x)
+    with Listener():
+        y.sum().backward()
+    assert heard.count("tiledse.forward.default") == 2
+    assert heard.count("tiledse.backward.default") == 1
+    with torch.profiler.profile() as profile, torch.no_grad():
+        block(x)
+    assert "tiledse::forward" in {event.key for event in profile.key_averages()}

@@ -19,6 +19,8 @@ from tests.cli.known import Net
 from tests.cli.running import assert_refused, tiledse
 from tiledse.data.opening import open_images
 from tiledse.data.preprocessing import Preprocessing
+from tiledse.evaluate.adapters import Segmenter
+from tiledse.evaluate.segmentation import MaskedImages, Segmentation
 from tiledse.report.page import making
 from tiledse.report.page.charts import intervals, ticks
 from tiledse.report.page.rows import leaving, most_held, outline
@@ -199,6 +201,42 @@ def test_a_page_that_would_be_too_large_shows_less(monkeypatch, images, classifi
     assert len(less.html) < len(full.html)
     shown = [len(sheet["images"]) for sheet in less.record["accuracy"]["sheets"]]
     assert sum(shown) < sum(len(sheet["images"]) for sheet in full.record["accuracy"]["sheets"])
+
+
+def test_of_masks_the_images_that_changed_most_are_shown(images, tmp_path):
+    rng = np.random.default_rng(0)
+    for file in sorted(images.folder.glob("*.png")):
+        Image.fromarray(rng.integers(0, 2, (20, 16), np.uint8)).save(tmp_path / file.name)
+    # A threshold between the classes that gates decide upon.
+    segmenter = Segmenter(
+        ("a", "b"),
+        lambda image: 100 * torch.from_numpy(np.asarray(image, np.float32) / 255 - 0.4).permute(2, 0, 1),
+        lambda output, sizes: list(output.argmax(1)),
+        lambda mask: torch.from_numpy(np.array(mask)).long(),
+    )
+    task = Segmentation(MaskedImages(images.folder, segmenter, tmp_path), segmenter)
+    network = ts.open(Net(), (3, 20, 16))
+    plan = network.plan.with_tile("2xW")
+    page = ts.report(network, {"rows": plan}, task)
+
+    def own(model, name):
+        with Image.open(images.folder / name) as image, torch.no_grad():
+            seen = model(segmenter.prepare(image)[None]).argmax(1)[0].numpy()
+        true = np.asarray(Image.open(tmp_path / name))
+        each = [np.sum((seen == c) & (true == c)) / np.sum((seen == c) | (true == c)) for c in (0, 1)]
+        return 100 * np.mean(each)
+
+    tiled = ts.convert(network.given, plan)
+    change = {f.name: own(tiled, f.name) - own(network.given, f.name) for f in images.folder.glob("*.png")}
+    sheets = {sheet["kind"]: sheet for sheet in page.record["accuracy"]["sheets"]}
+    fell = sorted((name for name in change if change[name] < -1e-9), key=change.__getitem__)
+    rose = sorted((name for name in change if change[name] > 1e-9), key=lambda name: -change[name])
+    assert fell
+    assert rose
+    assert [image["name"] for image in sheets["lost"]["images"]] == fell
+    assert [image["name"] for image in sheets["gained"]["images"]] == rose
+    first = own(network.given, fell[0]), own(tiled, fell[0])
+    assert sheets["lost"]["images"][0]["caption"] == "SE {:.1f}, tiles {:.1f}".format(*first)
 
 
 def test_images_that_differ_are_those_of_evaluate(images, classifier):

@@ -201,11 +201,11 @@ def advise(
     network.plan.check_blocks()
     chosen = Tile.parse(tile) if tile is not None else Tile(min(target.heights, default=7), None)
     sliding = Tile.parse(slide)
-    if chosen.whole or not sliding.slides:
+    if chosen.whole or chosen.previous or not sliding.slides:
         raise TiledSEError(
             f"advise compares tiles such as 7xW and sliding tiles such as 1xW:running+6; got {chosen} and {sliding}"
         )
-    _, height, width = network.se.input_size
+    _, height, width = network.se.image_size
     two, tiles, slides = (gain_of(target, kind, height * width) for kind in ("two-step", "tiles", "sliding"))
     beyond = beyond_two_step(two.evidence, tiles.evidence)
     if beyond is None:  # not at this size: then at any

@@ -73,6 +73,9 @@ def calibrate(
         576
         >>> tse = ts.convert(model, calibrated)
     """
+    plan.check_single_images(
+        "a calibration is fitted on single images; calibrate a plan with tiles of one map"
+    )
     network = open_network(model, plan.input_size)
     blocks = calibrated_blocks(network, plan)
     corrections: list[Correction | None] = [None] * len(plan)

@@ -188,6 +188,12 @@ def search(
         raise TiledSEError("give one budget, --max-buffer N or --max-drop D")
     if max_drop is not None and not task.metric:
         raise TiledSEError("--max-drop needs labelled images; give --max-buffer, or images with labels")
+    for tile in (*tiles, *uniform):
+        if tile.previous:
+            raise TiledSEError(
+                f"{tile} keeps a state from frame to frame, and a search shows single images; leave it out, and "
+                "measure it with eval --frames"
+            )
     for tile in tiles:
         if tile.width is not None:
             raise TiledSEError(

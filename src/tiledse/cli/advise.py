@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,8 @@ import typer
 
 from ..errors import TiledSEError
 from .app import say
-from .arguments import tell_random
-from .data import Images
+from .data import OptionalData
 from .groups import verb
-from .measuring import task_of
 from .model import ModelWithImage
 from .outputs import Output
 from .results import Files
@@ -33,19 +30,10 @@ Plan = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class MaybeImages(Images):
-    """Images with labels, where what tiles cost is to be measured."""
-
-    data: Annotated[
-        str, typer.Option("--data", metavar="DATA", help="Images with labels, as for eval: what tiles cost.")
-    ] = ""
-
-
 @verb("advise")
 def advise(
     model: ModelWithImage,
-    data: MaybeImages,
+    data: OptionalData,
     result: Files,
     target: Target,
     tile: LookedAt = None,
@@ -57,13 +45,15 @@ def advise(
     from ..choose.advising import advise as advise_on
     from ..report.advice import advice_lines
     from ..targets import load
+    from .arguments import tell_random
 
-    result.check([Output("-o", output, (".json",))], [*model.files, *(data.files if data.data else ())])
+    result.check([Output("-o", output, (".json",))], [*model.files, *data.files])
+    measures = data.check()
     chosen = load(target)
     if not max_drop >= 0:
         raise TiledSEError(f"expected --max-drop of 0 or more, got {max_drop}")
-    network = model.open(runs=bool(data.data))
-    images = task_of(model.model, network, data, True) if data.data else None
+    network = model.open(runs=measures)
+    images = data.source().open(network, labels=True, name=model.model, tell=say) if measures else None
     advice = advise_on(
         network, chosen, tile=tile, slide=slide, images=images, max_drop=max_drop, batch_size=data.batch_size
     )

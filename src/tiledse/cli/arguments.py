@@ -11,8 +11,8 @@ from ..tile import Tile
 from .app import say
 
 
-def parse_size(text: str | None) -> tuple[int, int, int] | None:
-    """``3x224x224`` as (3, 224, 224).
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """``3x224x224`` as (3, 224, 224), ``80x1000`` as (80, 1000), ``3x16x224x224`` as (3, 16, 224, 224).
 
     Raises:
         TiledSEError: no such size.
@@ -20,12 +20,15 @@ def parse_size(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        channels, height, width = (parse_whole(side, "each side", 1, 10**6) for side in text.split("x"))
+        size = tuple(parse_whole(side, "each side", 1, 10**6) for side in text.split("x"))
+        if not 2 <= len(size) <= 4:
+            raise ValueError
     except ValueError:
         raise TiledSEError(
-            f"no size: --input {quoted(text)}; expected CxHxW of whole numbers up to 1000000, such as 3x224x224"
+            f"no size: --input {quoted(text)}; expected CxHxW of whole numbers up to 1000000, such as 3x224x224 "
+            "(CxT of sound, such as 80x1000; CxDxHxW of volumes and video, such as 3x16x224x224)"
         ) from None
-    return channels, height, width
+    return size
 
 
 def parse_tiles(text: str | None) -> list[Tile]:

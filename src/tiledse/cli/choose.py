@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from ..errors import TiledSEError
-from ..opening import written_endings
 from .app import say
 from .data import Images
 from .groups import verb
@@ -51,6 +50,7 @@ def calibrate(
     """Bring strips closer to the whole map's mean, from unlabelled images; a fifth of them checks the result."""
     from ..choose.held_out import calibrate_held_out
     from ..network import Form
+    from ..opening import written_endings
     from ..report.calibration import calibration_lines
     from .arguments import tell_random
     from .progress import progress_bar
@@ -152,7 +152,7 @@ class Budget:
             return GATES
         from ..stream.minimum import PipelineBuffer
 
-        return Order("pipeline", PipelineBuffer(network.module("--buffer pipeline"), network.se))
+        return Order("pipeline", PipelineBuffer(network, network.se))
 
 
 @verb("search")

@@ -99,6 +99,14 @@ class Images:
         )
 
 
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map", metavar="FILE", help="For class folders: one folder a line, in the order of labels."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Data(Images):
     """Images with labels, the processes that read them, and the device that looks at them."""
@@ -113,16 +121,32 @@ class Data(Images):
             "masks, or a CSV file with file,mask.",
         ),
     ]
-    class_map: Annotated[
-        Path | None,
-        typer.Option(
-            "--class-map",
-            metavar="FILE",
-            help="For class folders: one folder a line, in the order of labels.",
-        ),
-    ] = None
+    class_map: ClassMap = None
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read ahead.")] = 0
     device: Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")] = "cpu"
+
+
+@dataclass(frozen=True)
+class OptionalData(Images):
+    """Images, for a verb that measures on them where there are any."""
+
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Images, as for eval; without them nothing is measured."),
+    ] = None  # type: ignore[assignment]  # the one group of images that may be left out
+    class_map: ClassMap = None
+
+    def check(self) -> bool:
+        """Whether there are images, their options checked.
+
+        Raises:
+            TiledSEError: options of images without images, or see ``source``.
+        """
+        if self.data is None and self != type(self)():
+            raise TiledSEError("options of images go with --data DATA; give it, or leave them out")
+        if self.data is not None:
+            self.source()
+        return self.data is not None
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -29,12 +29,20 @@ ImagesFile = Annotated[
     Path | None,
     typer.Option("--images", metavar="FILE.csv", help="classify: write both predictions for each image."),
 ]
+FramesOf = Annotated[
+    bool,
+    typer.Option(
+        "--frames",
+        help="The images are frames, one at a time: names that differ in their last number only are one video.",
+    ),
+]
 
 
 @verb("eval", batch_size=64)
 def evaluate(
-    model: Model, data: Data, tiles: Tiles, result: Files, amp: Amp = None, images: ImagesFile = None
-) -> None:
+    model: Model, data: Data, tiles: Tiles, result: Files, amp: Amp = None, images: ImagesFile = None,
+    frames: FramesOf = False,
+) -> None:  # fmt: skip
     """Measure the accuracy of SE and TSE on the same images, and what the difference is worth.
 
     Top-1 and top-5, COCO's AP, or mean IoU, as --task says. Start it with torchrun for several processes:
@@ -63,7 +71,7 @@ def evaluate(
                 f"{model.model} runs in its own numbers ({opened.network.kind}); leave --amp out"
             )
         kind = None if amp is None else getattr(torch, amp)
-        return measure_both(opened.network, plan, opened.task, amp=kind, **how)
+        return measure_both(opened.network, plan, opened.task, amp=kind, frames=frames, **how)
 
     done = measured(model, data, check, tiles.of, measure, labels=True, admit=admit)
     if done is None:

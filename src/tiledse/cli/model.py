@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 InputSize = Annotated[
-    str | None, typer.Option("--input", metavar="CxHxW", help="Size of the image, such as 3x224x224.")
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="CxHxW",
+        help="Size of the image, such as 3x224x224; of sound CxT, of volumes and video CxDxHxW.",
+    ),
 ]
 PlanOutput = Annotated[Path, typer.Option("-o", "--output", metavar="plan.json", help="Where the plan goes.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The library's own weights, from its hub.")]
@@ -38,7 +43,7 @@ class Tiles:
             "--tile",
             metavar="T",
             help="One tile for every block: 7xW, Hx7, 7x7, HxW; 1xW:running+6 (each row by all rows above it and 6 "
-            "below), 1xW:window-6+6.",
+            "below), 1xW:window-6+6. Of sound 8xT, of volumes and video 4xHxW.",
         ),
     ] = None
     plan: Annotated[
@@ -85,7 +90,7 @@ class Model:
         return shown_name(self.model)
 
     @property
-    def size(self) -> tuple[int, int, int] | None:
+    def size(self) -> tuple[int, ...] | None:
         """--input as numbers."""
         from .arguments import parse_size
 

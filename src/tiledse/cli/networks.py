@@ -152,8 +152,7 @@ def convert(
     outputs = [Output("-o", output, written_endings()), Output("--alls", form.alls)]
     result.check(outputs, [*model.files, tiles.plan])
     how = form.form(verify, result.force)
-    if output.suffix.lower() != ".onnx":
-        how.check_plain(output)
+    how.check_ending(output)
     network = model.open()
     # What lies beside a file is read too, and what is written may have a file beside it.
     beside = Output("-o", output.with_name(f"{output.name}.data"))

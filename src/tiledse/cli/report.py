@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 
 from ..errors import TiledSEError
 from .app import say
-from .data import Data
+from .data import OptionalData
 from .groups import verb
 from .model import ModelWithImage
 from .outputs import Output
@@ -43,25 +42,10 @@ PageOutput = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class OwnImages(Data):
-    """Images of the user's own, where there are any."""
-
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="DATA",
-            help="Images, as for eval: accuracies with intervals, and which images are lost and gained. Without "
-            "labels: how far outputs are from SE's.",
-        ),
-    ] = None  # type: ignore[assignment]  # the one group of images that may be left out
-
-
 @verb("report")
 def report(
     model: ModelWithImage,
-    images: OwnImages,
+    images: OptionalData,
     result: Files,
     output: PageOutput,
     plan: Plans = None,
@@ -75,19 +59,16 @@ def report(
     from .progress import progress_bar
 
     begun = time.perf_counter()
-    read = [*model.files, *(plan or ()), search, *(images.files if images.data is not None else ())]
+    read = [*model.files, *(plan or ()), search, *images.files]
     result.check([Output("-o", output, (".html", ".htm"))], read)
     plans = _plans(plan or ())
     if target is not None:
         load_target(target)
     found = None if search is None else _search(search)
-    if images.data is None and images != OwnImages():
-        raise TiledSEError("options of images go with --data DATA; give it, or leave them out")
-    if images.data is not None:
-        images.source()
+    measures = images.check()
     network = model.open()
     task = None
-    if images.data is not None:
+    if measures:
         task = images.source().open(network, labels=False, name=model.model, tell=say)
     page = make(
         network, plans, task, search=found, target=target, output=output, command=_typed(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -104,18 +105,21 @@ def stream(
     network = model.open()
     plan = tiles.of(network.plan)
     if export is not None:
-        _export(network, plan, export, rows, None if any_height else plan.input_size[1], model, result)
+        _export(network, plan, export, rows, None if any_height else plan.image_size[1], model, result)
         return
-    module = network.module("stream")
     source = _rows(image, network, plan)
     s = make_stream(
-        module, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
+        network, plan, height=source.height, width=source.width, rows=rows or 64, backend=backend or "torch"
     )
     files = [] if output is None else output_files(output, s)
     if len(files) > 1:
         result.check([Output("-o", file) for file in files], read)
-    whole = None if alone else (module, plan)
+    whole = None if alone else partial(network.tiled, plan)
     found = stream_image(s, source, whole=whole, outputs=files, name=model.model, watched=_watched)
+    if image is not None and not network.says_images:
+        say(
+            f"{network.name} does not say how images are normalised: rows of integers are scaled to 0..1 alone"
+        )
     title = f"{model.model} at {'x'.join(map(str, found.input_size))}"
     result.draw(lambda path: draw_held(found.held, path, title))
     result.show(lambda: {"model": model.model, **found.to_dict()}, lambda: streamed_parts(found, model.model))
@@ -202,11 +206,11 @@ def _rows(image: Path | None, network: Network, plan: Plan) -> Rows:
     from ..stream.sources import ImageRows
 
     if image is None:
-        return RandomRows(*plan.input_size)
+        return RandomRows(*plan.image_size)
     config = network.config or {}
     source = ImageRows(image, config.get("mean"), config.get("std"))
-    if source.channels != plan.input_size[0]:
-        raise TiledSEError(f"{image} has {source.channels} channels, the network takes {plan.input_size[0]}")
+    if source.channels != plan.image_size[0]:
+        raise TiledSEError(f"{image} has {source.channels} channels, the network takes {plan.image_size[0]}")
     return source
 
 
@@ -240,8 +244,8 @@ def simulate(
     chip = Hardware() if hardware is None else Hardware.load(hardware)
     network = model.open(runs=False)
     plan = tiles.of(network.plan)
-    se, tse, sized = compare(network.module("simulate"), plan, hardware=chip, fifos=fifos)
-    title = f"{model.model} at {'x'.join(map(str, plan.input_size))}"
+    se, tse, sized = compare(network, plan, hardware=chip, fifos=fifos)
+    title = f"{model.model} at {'x'.join(map(str, plan.image_size))}"
     result.draw(lambda path: draw_pipeline({"SE": se, "TSE": tse}, path, title))
     if trace is not None:
         write_trace(tse, trace)

@@ -12,7 +12,7 @@ from ..cost import cost
 from ..errors import TiledSEError
 from ..evaluate.processes import part
 from ..evaluate.tasks import Progress, Task, run
-from ..network import Network, first_tiled
+from ..network import Network, check_images, first_tiled
 from ..tile import Tile
 from .sweep_file import SweepFile
 
@@ -82,6 +82,7 @@ def sweep(
         base = task.score(se)
         for tile in missing:
             plan = network.se.with_tile(tile)
+            check_images([plan])
             tse = se if first_tiled(plan) is None else measure(network.tiled(plan), str(tile))
             paired, counted = task.compare(se, tse), cost(plan)
             row = {

@@ -15,6 +15,7 @@ from ..plan import Plan
 from .accuracy import evaluation_of
 from .classification import Classification
 from .evaluation import Evaluation
+from .frames import Frames
 from .tasks import Paired, Progress, Task, run
 
 
@@ -85,6 +86,7 @@ def evaluate(
     device: torch.device | str | None = None,
     amp: torch.dtype | None = None,
     progress: Progress | None = None,
+    frames: bool = False,
 ) -> Evaluation | TaskComparison:
     """Measure SE and TSE on the same images, in one pass; what comes before the first tile runs once an image.
 
@@ -100,6 +102,8 @@ def evaluate(
         device: Where inputs go; left out, where the network is.
         amp: Autocast to this dtype, such as torch.bfloat16; None leaves the network's own.
         progress: Called with (images done, images in all or None) of this process.
+        frames: The images are frames: those whose names differ in their last number only are one video, in the order
+            of these numbers. They are shown one at a time, and ``batch_size`` is not looked at.
 
     Returns:
         An ``Evaluation`` with top-1 and top-5 for a classifier, else a ``TaskComparison``.
@@ -110,9 +114,12 @@ def evaluate(
     network = open_network(model, None if isinstance(model, Network) else plan.input_size)
     plan.check_network(network.plan)
     task = images if isinstance(images, Task) else Classification(images)
+    shown = Frames(network, plan) if frames else None
     results = run(
-        task, network.branches([plan]), ["SE", "TSE"], batch_size=batch_size, workers=workers,
+        task, network.branches([plan]) if shown is None else shown, ["SE", "TSE"],
+        batch_size=batch_size if shown is None else 1, workers=workers,
         device=network.device if device is None else device, amp=amp, progress=progress,
+        see=None if shown is None else shown.see,
     )  # fmt: skip
     if isinstance(task, Classification):
         return evaluation_of(results)

@@ -249,11 +249,15 @@ class Detection(Task[np.ndarray]):
         """AP, AP50, AP75 and AP by size, in percent, from pycocotools."""
         return self.matches(results).statistics
 
+    def alone(self, results: Sequence[np.ndarray]) -> np.ndarray:
+        """(images,): AP of each image by itself; not-a-number where it has no true box."""
+        matches = self.matches(results)
+        return matches.average_precision(np.eye(matches.images))
+
     def compare(self, se: Sequence[np.ndarray], tse: Sequence[np.ndarray]) -> Paired:
         """Interval and p-value from drawing images again; images are lost and gained by the AP of each alone."""
         first, second = self.matches(se), self.matches(tse)
-        alone = np.eye(first.images)
-        a, b = first.average_precision(alone), second.average_precision(alone)
+        a, b = self.alone(se), self.alone(tse)
         weights = resampled_weights(first.images, self.resamples)
         drops = first.average_precision(weights) - second.average_precision(weights)
         low, high, p_value = bootstrap_interval(drops)

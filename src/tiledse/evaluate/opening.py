@@ -109,7 +109,7 @@ class TaskImages:
 
     def _preprocessing(self, network: Network, model: str, tell: Callable[[str], None]) -> Preprocessing:
         """How images become inputs of a classifier."""
-        kind, size = cast(Kind, self.preprocess), network.plan.input_size
+        kind, size = cast(Kind, self.preprocess), network.plan.image_size
         said = {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if network.says_images:
             if said:
@@ -130,9 +130,9 @@ class TaskImages:
         if self.masks:
             raise TiledSEError("--masks goes with --task segment; leave it out")
         if self.adapter is not None:
-            detector = load_adapter(self.adapter, Detector, network.plan.input_size)
+            detector = load_adapter(self.adapter, Detector, network.plan.image_size)
         elif model.startswith("effdet:"):
-            detector = effdet_detector(network.module("effdet's decoding"), network.plan.input_size)
+            detector = effdet_detector(network.module("effdet's decoding"), network.plan.image_size)
         else:
             raise TiledSEError(
                 f"{model} does not say how its outputs become boxes; give --adapter package.module:adapter, a function "
@@ -145,7 +145,7 @@ class TaskImages:
         from .adapters import VOC, Segmenter, load_adapter, semantic, zoo_segmenter
         from .segmentation import MaskedImages, Segmentation
 
-        size = network.plan.input_size
+        size = network.plan.image_size
         if self.images_dir:
             raise TiledSEError("--images-dir goes with --task detect; leave it out")
         if self.adapter is not None:

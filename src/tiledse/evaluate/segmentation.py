@@ -192,6 +192,10 @@ class Segmentation(Task[np.ndarray]):
             f"IoU_{self.segmenter.classes[c]}": float(iou[c]) for c in self._scored() if np.isfinite(iou[c])
         }
 
+    def alone(self, results: Sequence[np.ndarray]) -> np.ndarray:
+        """(images,): mean IoU of each image by itself."""
+        return self.mean_iou(np.stack(results))
+
     def compare(self, se: Sequence[np.ndarray], tse: Sequence[np.ndarray]) -> Paired:
         """Interval and p-value from drawing images again; images are lost and gained by their own mean IoU."""
         first, second = np.stack(se), np.stack(tse)
@@ -202,7 +206,7 @@ class Segmentation(Task[np.ndarray]):
             return self.mean_iou((weights @ matrices.reshape(n, -1)).reshape(-1, classes, classes))
 
         low, high, p_value = bootstrap_interval(drawn(first) - drawn(second))
-        a, b = self.mean_iou(first), self.mean_iou(second)
+        a, b = self.alone(se), self.alone(tse)
         lost, gained = int((b < a - 1e-9).sum()), int((b > a + 1e-9).sum())
         drop = float(self.mean_iou(first.sum(0)) - self.mean_iou(second.sum(0)))
         return Paired(n - lost - gained, lost, gained, p_value, drop, (low, high))

@@ -86,6 +86,10 @@ class Task(ABC, Generic[R]):
         """(images,): what each image adds to the metric, where it is a mean over images; None where it is none."""
         return None
 
+    def alone(self, results: Sequence[R]) -> np.ndarray | None:
+        """(images,): the metric of each image by itself, in percent; None where one image has none."""
+        return None
+
     def divergence(self, se: Any, tse: Any) -> Tensor:
         """(N,): how far the second network's outputs are from the first's; needs no label.
 
@@ -138,6 +142,7 @@ def run(
     device: torch.device | str = "cpu",
     amp: torch.dtype | None = None,
     progress: Progress | None = None,
+    see: Callable[[Sequence[str]], None] | None = None,
 ) -> Results[R]:
     """Show every image once to several networks. Under torchrun each process takes its part, and all get everything.
 
@@ -150,6 +155,7 @@ def run(
         device: Where inputs go.
         amp: Autocast to this dtype; None leaves the networks' own.
         progress: Called with (images done, images in all or None) of this process.
+        see: Called with the names of a batch before it is shown.
 
     Raises:
         TiledSEError: an image cannot be read, an output is not finite (the image is named) or not what the task
@@ -162,6 +168,8 @@ def run(
         found = []
         total = task.images.count(max(batch_size, 1), part())
         for batch in task.images.batches(batch_size, workers, part(), pin_memory=pinned):
+            if see is not None:
+                see(batch.names)
             inputs = batch.inputs.to(device, non_blocking=pinned)
             targets = task.targets(batch)
             columns: list[list[R]] = []

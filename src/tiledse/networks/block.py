@@ -17,8 +17,10 @@ from ..op.grids import is_eager
 from ..op.module import TiledSqueezeExcite
 from ..tile import Tile
 from .dialects import Dialect, Layers
+from .frames import begin, forget, gated
 from .inline_block import holder
-from .subclass import tiled_class
+from .subclass import Signature, tiled_class
+from .valid import checked, means
 
 # Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
 _NUMBERS = ("_tiledse_own", "_tiledse_running", "_tiledse_offset")
@@ -95,7 +97,7 @@ class TiledBlock(nn.Module):
             ``restore``, are given only where the block has none of its own under them.
 
     Shape:
-        (N, C, H, W) to (N, C, H, W); (N, H, W, C) where the block had it so.
+        (N, C, H, W) to (N, C, H, W), also (N, C, T) and (N, C, D, H, W); channels last where the block had it so.
     """
 
     tiledse: Conversion
@@ -136,32 +138,69 @@ class TiledBlock(nn.Module):
 
     def _tiledse_layers(self) -> tuple[nn.Module, ...] | None:
         """See layers."""
-        named = self.tiledse.dialect.excite
-        if not isinstance(named, Layers) or named.channels_last or not self.tiledse.way.plain:
+        made = self.tiledse
+        named = made.dialect.excite
+        if not isinstance(named, Layers) or named.channels_last or not made.way.plain:
             return None
-        return tuple(getattr(self, name) for name in named.names)
+        held = self._modules  # Module's own lookup takes longer
+        return tuple(held.get(name) or getattr(self, name) for name in named.names)
 
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
         made = self.tiledse
         if made.way.read:
             made.way.check(self)
-        whole = x
-        if made.dialect.nhwc:
-            x = x.permute(0, 3, 1, 2)
+        whole, dialect, tile = x, made.dialect, made.tile.on(2)
+        x = dialect.rows(x)
         if made.correction is not None:
             descriptors = self._tiledse_corrected(x, made.correction)
-            x = scale(x, direct(self._tiledse_excite, x)(descriptors), made.tile)
-        else:
-            reduce = made.dialect.squeeze(self)
-            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled()
-            # What is written over below must not be what a gradient needs.
+            x = scale(x, direct(self._tiledse_excite, x)(descriptors), tile)
+        elif made.tile.previous:
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
             given = x.clone() if made.way.inplace and not into else x
-            x = tiled_squeeze_excite(given, self._tiledse_excite, made.tile, reduce, inplace=into)
+            x = gated(self, given, tile, self._tiledse_excite, into)
             if into:
                 return whole
-        x = x.permute(0, 2, 3, 1) if made.dialect.nhwc else x
+        else:
+            reduce = made.dialect.squeeze(self)
+            into = made.way.inplace and is_eager(x) and not torch.is_grad_enabled() and _shared(x, whole)
+            # What is written over below must not be what a gradient needs.
+            given = x.clone() if made.way.inplace and not into else x
+            x = tiled_squeeze_excite(given, self._tiledse_excite, tile, reduce, inplace=into)
+            if into:
+                return whole
+        if dialect.nhwc or dialect.axes != 2:
+            x = dialect.native(x, dialect.sides(whole))
         return whole.copy_(x) if made.way.inplace else x
+
+    def _tiledse_valid(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for a call with lengths or a mask: means over the valid frames of each tile."""
+        made = self.tiledse
+        valid = made.dialect.valid
+        assert valid is not None
+        x = Signature.of(made.source).first_of(args, kwargs)
+        frames = valid.frames(self, *args, **kwargs)
+        y = self._tiledse_forward(x) if frames is None else self._tiledse_gated(x, frames)
+        return (y, *args[1:], *kwargs.values()) if valid.passes else y
+
+    def _tiledse_gated(self, x: Tensor, frames: Tensor) -> Tensor:
+        """Scale each tile by the gate computed from its valid frames."""
+        made = self.tiledse
+        dialect, tile = made.dialect, made.tile.on(2)
+        if made.correction is not None:
+            raise TiledSEError(
+                "a calibrated block takes no lengths and no mask; give it a batch of one length"
+            )
+        if tile.previous:
+            raise TiledSEError(
+                f"tile {tile}: the previous frame has no valid frames of its own; give it no mask"
+            )
+        if made.way.read:
+            made.way.check(self)
+        mask, rows = dialect.rows(checked(frames, x, self, -1 if dialect.nhwc else 1)), dialect.rows(x)
+        gates = self._tiledse_excite(means(rows, mask, tile))
+        y = dialect.native(scale(rows, gates, tile), dialect.sides(x))
+        return torch.where(frames > 0, y, 0.0) if dialect.valid is not None and dialect.valid.zeroed else y
 
     def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
         """Descriptors by the numbers of the calibration."""
@@ -175,7 +214,7 @@ class TiledBlock(nn.Module):
                 f"this block is calibrated for maps of {correction.height} rows, but got a map of {tuple(x.shape)}; "
                 "give the network images of the size that it was calibrated with, or calibrate for this size"
             )
-        return correct(x, self.tiledse.tile, self._tiledse_numbers)
+        return correct(x, self.tiledse.tile.on(2), self._tiledse_numbers)
 
     def extra_repr(self) -> str:
         """What the block says, tile and dialect, for print(model)."""
@@ -224,6 +263,8 @@ def tile_block(block: nn.Module, made: Conversion) -> TiledBlock:
     object.__setattr__(block, "tiledse", made)
     object.__setattr__(block, "__class__", cls)
     tiled = cast(TiledBlock, block)
+    if made.tile.previous:
+        begin(tiled)
     correction = made.correction
     if correction is not None:
         like = next(iter(holder(block).parameters()), torch.empty(0))
@@ -238,6 +279,7 @@ def untile(block: nn.Module) -> nn.Module:
     source = cast(TiledBlock, block).tiledse.source
     object.__setattr__(block, "__class__", source)
     del block.__dict__["tiledse"]
+    forget(block)
     for name in _NUMBERS:
         block._buffers.pop(name, None)
         block._non_persistent_buffers_set.discard(name)
@@ -271,6 +313,11 @@ def set_tile(
         untile(block)
     if tile != Tile(None, None):
         tile_block(block, Conversion(tile, dialect, type(block), correction, way or Way()))
+
+
+def _shared(view: Tensor, x: Tensor) -> bool:
+    """Whether a map and what it was seen as are the same memory, so that what is written into one is in the other."""
+    return view.data_ptr() == x.data_ptr()
 
 
 def _has(block: nn.Module, name: str) -> bool:

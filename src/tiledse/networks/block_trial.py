@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,18 @@ class BlockTrial:
         block: An SE block, plain or tiled.
         dialect: How its excitation is called.
         tile: The tile.
-        size: (C, H, W) of its map.
+        size: (C, H, W) of its map; (C, T) or (C, D, H, W), where the dialect says so.
         spread: Of the numbers that it gets in its network; left out, they are about 0.
         dtype: The type of numbers.
     """
 
     def __init__(
-        self, block: nn.Module, dialect: Dialect, tile: Tile, size: tuple[int, int, int], spread: Spread | None,
+        self, block: nn.Module, dialect: Dialect, tile: Tile, size: tuple[int, ...], spread: Spread | None,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.dialect, self.tile, self.size = dialect, tile, size
+        self.dialect, self.tile = dialect, tile
+        self.sides = size[1:]
+        self.size = size[0], size[1], prod(size[2:])
         self.spread, self.dtype = spread, dtype
         self.plain = _copy(block, dtype)
         self.layers = holder(self.plain)
@@ -73,7 +76,8 @@ class BlockTrial:
                 module.train(training)
             self.mode = training
         for name, value in self.layers.named_buffers():
-            value.copy_(self.buffers[name])
+            if value.shape == self.buffers[name].shape:  # a table that a longer map has made longer stays
+                value.copy_(self.buffers[name])
         return self.plain
 
     def new(self, tile: Tile, way: Way, training: bool = False) -> nn.Module:
@@ -86,9 +90,17 @@ class BlockTrial:
 
     def call(self, block: nn.Module, x: Tensor) -> Tensor:
         """A block on a map (N, C, H, W), whatever the order of axes that it takes."""
-        if self.dialect.nhwc:
-            return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return block(x)
+        dialect = self.dialect
+        if dialect.axes == 2:
+            if dialect.nhwc:
+                return dialect.call(block, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return dialect.call(block, x)
+        # A part of the other axes has no shape of its own.
+        own = x.shape[3] == self.size[2]
+        y = dialect.call(
+            block, dialect.native(x, (x.shape[2], *(self.sides[1:] if own else (x.shape[3], 1))))
+        )
+        return dialect.rows(y) if isinstance(y, Tensor) and y.dim() == dialect.axes + 2 else y
 
     def map(self, images: int, height: int, width: int) -> Tensor:
         """Random maps: the first in the spread that the block meets in its network, others about 0."""
@@ -97,7 +109,7 @@ class BlockTrial:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        c = self.size[0]
+        c, width = self.size[0], 1 if self.dialect.axes == 1 else width
         # Rows and columns differ, so that tiles do.
         x = normal(images, c, height, width) + normal(images, c, height, 1) + normal(images, c, 1, width)
         if self.spread is not None and len(self.spread.std) == c:

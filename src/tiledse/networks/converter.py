@@ -16,13 +16,14 @@ from torch import nn
 from ..errors import TiledSEError, TiledSEWarning
 from ..op.formula import mean
 from ..op.module import TiledSqueezeExcite
-from ..plan import NearMiss, Plan
+from ..plan import NearMiss, Plan, SEBlock
 from ..tile import Tile
 from .block import Way, set_tile
 from .block_trial import Unproven
 from .dialects import Dialect
 from .duplicating import duplicate
 from .finder import find_dialects
+from .frames import begin_all
 from .inline import outline_again
 from .inline_host import settle
 from .inputs import inputs_for
@@ -207,7 +208,7 @@ def way_of(model: nn.Module, made: nn.Module, candidate: Candidate) -> Way:
     key = (candidate.tile, block, *(looks(part) for part in anchor.modules()))
     ways = _WAYS.setdefault(anchor, {})
     if key not in ways:
-        size = (block.channels, block.height, block.width)
+        size = (block.channels, *block.sides)
         try:
             ways[key] = prove(module, candidate.dialect, candidate.tile, size)
         except Unproven as reason:
@@ -247,11 +248,13 @@ def _changes(
     before = zip(found.tiles, found.corrections, strict=True)
     for (block, tile), correction, now, dialect in zip(plan, plan.corrections, before, dialects, strict=True):
         module = model.get_submodule(block.name)
-        if tile.slides and dialect.squeeze(module) is not mean:
+        if (tile.slides or tile.previous) and dialect.squeeze(module) is not mean:
             raise TiledSEError(
                 f"block '{block.name}' squeezes a maximum as well as a mean, so {tile} has no meaning for it; "
-                "give it a tile without ':running' or ':window'"
+                "give it a tile without ':running', ':window' or ':previous'"
             )
+        if tile.previous:
+            _check_frames(block, module, tile)
         if correction is not None and not correctable(module, dialect):
             raise TiledSEError(
                 f"block '{block.name}' cannot be corrected: its squeeze is no mean, or it was built with tiles and is "
@@ -262,6 +265,20 @@ def _changes(
         if changed and tile != Tile(None, None) and not isinstance(module, TiledSqueezeExcite):
             candidates.append(Candidate(block, tile, dialect))
     return changes, candidates
+
+
+def _check_frames(block: SEBlock, module: nn.Module, tile: Tile) -> None:
+    """Check that a block meets one map a frame, and can keep its mean."""
+    if block.calls > 1:
+        raise TiledSEError(
+            f"block '{block.name}' is called {block.calls} times a frame, so with {tile} each call would take the map "
+            "of another for the previous frame's; give it another tile"
+        )
+    if isinstance(module, TiledSqueezeExcite):
+        raise TiledSEError(
+            f"block '{block.name}' was built with tiles (ts.TiledSqueezeExcite), which keeps no state; {tile} goes "
+            "with SE blocks that are converted"
+        )
 
 
 def _apply(
@@ -275,3 +292,4 @@ def _apply(
     for (block, tile), correction, (dialect, changed, _) in zip(plan, plan.corrections, changes, strict=True):
         if changed and block.name not in refused:
             set_tile(model.get_submodule(block.name), dialect, tile, correction, ways.get(block.name))
+    begin_all(model)

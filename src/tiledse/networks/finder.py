@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -187,11 +188,13 @@ class _Reading:
         """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
         if any(call.name in self.found or call.name in self.misses for call in pool.stack):
             return
+        if pool.product is None and pool.quiet:
+            return
         if pool.product is None:
             self._miss(self._around(pool.stack), NOT_MULTIPLIED)
             return
         around = [a for a, b in zip(pool.stack, pool.product) if a is b]
-        takes = [call for call in around if pool.content in call.maps]
+        takes = [call for call in around if call.maps & {pool.content, *pool.masked}]
         kinds = frozenset().union(*(p.kinds for p in self.run.pools if p.content == pool.content))
         for call in reversed(takes):
             if self._block(call.name, call, kinds):
@@ -212,12 +215,16 @@ class _Reading:
     def _read(self, name: str, module: nn.Module, call: Call, kinds: frozenset[str]) -> _Found:
         calls = self.run.calls[name]
         shape = call.shape
-        if len(shape) != 4:
-            raise NoBlock(f"its input has {len(shape)} axes, not the 4 of a map")
+        if not 3 <= len(shape) <= 5:
+            raise NoBlock(f"its input has {len(shape)} axes, not the 3 to 5 of a map")
         if len({one.shape for one in calls}) > 1:
             raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
-        if not all(one.plain for one in calls):
-            raise NoBlock("it is called with more than its map")
+        known = module.tiledse.dialect if isinstance(module, TiledBlock) else known_dialect(module)
+        if not all(one.plain for one in calls) and (known is None or known.valid is None):
+            raise NoBlock(
+                "it is called with more than its map, lengths or a mask, say, which its tiles would not follow; if it "
+                "is SE, register a dialect that says which frames are valid (ts.register_dialect(..., valid=...))"
+            )
         tile, correction, dialect = _WHOLE, None, None
         if isinstance(module, TiledBlock):
             made = module.tiledse
@@ -225,15 +232,18 @@ class _Reading:
         elif isinstance(module, InlineSE):
             dialect = module.dialect
         elif isinstance(module, TiledSqueezeExcite):
+            if len(shape) != 4:
+                raise NoBlock(f"its input has {len(shape)} axes, not the 4 of a map")
             tile, dialect = module.tile, _BUILT
         if dialect is None:
             seen = recognise(module, shape, kinds)
         else:
-            seen = Recognised(dialect, *excitation(module, dialect, shape[3] if dialect.nhwc else shape[1]))
-        channels, height, width = (shape[3], *shape[1:3]) if seen.dialect.nhwc else shape[1:]
+            seen = Recognised(dialect, *excitation(module, dialect, dialect.channels_first(shape)[0]))
+        channels, *sides = seen.dialect.channels_first(shape)
         block = SEBlock(
-            name, channels, seen.reduced, height, width, seen.dialect.name, seen.macs, calls=len(calls)
-        )
+            name, channels, seen.reduced, sides[0], prod(sides[1:]), seen.dialect.name, seen.macs, len(calls),
+            tuple(sides),
+        )  # fmt: skip
         return _Found(block, tile, seen.dialect, correction)
 
     def _miss(self, name: str, reason: str) -> None:

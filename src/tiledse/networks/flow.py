@@ -43,7 +43,7 @@ MEANS = {
 _WHOLE = {
     4: [{2, 3}, {1, 2}, {0, 2, 3}, {0, 1, 2}],
     5: [{2, 3, 4}, {1, 2, 3}, {3, 4}, {0, 2, 3, 4}, {0, 1, 2, 3}],
-    3: [{2}],
+    3: [{2}, {1}],
 }
 
 
@@ -68,6 +68,7 @@ class _Memory:
     kinds: frozenset[str] = frozenset()
     origin: int | None = None
     pools: frozenset[int] = frozenset()
+    masked: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -80,6 +81,9 @@ class Pool:
         kinds: The operators that pooled it.
         stack: What ``where`` gave when it was pooled.
         product: What ``where`` gave when something made of the pool was multiplied onto the map.
+        quiet: Whether it is of account only where it meets its map again: three axes may be (N, tokens, C), whose sums
+            are those of norms and attention.
+        masked: Of a map some frames of which were set to 0 before it was pooled: the maps that it was.
     """
 
     content: int
@@ -87,6 +91,8 @@ class Pool:
     kinds: frozenset[str]
     stack: Any
     product: Any = None
+    quiet: bool = False
+    masked: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -122,7 +128,7 @@ class Flow(TorchDispatchMode):
 
     def _note(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         known = [self._of(tensor) for tensor in inputs]
-        closed = self._products(known) if name in _PRODUCTS else frozenset()
+        closed = self._products(known, name) if name in _PRODUCTS else frozenset()
         made = frozenset().union(*(memory.pools for memory in known)) - closed
         for out in outputs:
             memory = self._of(out)
@@ -131,6 +137,7 @@ class Flow(TorchDispatchMode):
                     memory.content, memory.pools = self._new(), memory.pools | made
                 continue
             memory.pools = made
+            memory.masked = self._masked(name, inputs, known, out)
             if name in _COPIES:
                 source = known[0]
                 memory.content, memory.axes = source.content, source.axes
@@ -142,11 +149,29 @@ class Flow(TorchDispatchMode):
         if outputs:
             self._pool(name, args, inputs, outputs[0])
 
-    def _products(self, known: list[_Memory]) -> frozenset[int]:
+    def _masked(self, name: str, inputs: list[Tensor], known: list[_Memory], out: Tensor) -> frozenset[int]:
+        """The maps of sound or volumes that a result is, but for frames that a mask of one channel has set to 0."""
+        if name not in ("mul", "masked_fill") or out.dim() not in (3, 5) or len(inputs) < 2:
+            return frozenset()
+        for one, other in ((0, 1), (1, 0)):
+            x, mask, memory = inputs[one], inputs[other], known[one]
+            of_frames = mask.dim() == x.dim() and mask.shape[1] == 1 < x.shape[1] and not known[other].pools
+            if x.shape == out.shape and of_frames:
+                return memory.masked | {memory.content}
+        return frozenset()
+
+    def _products(self, known: list[_Memory], name: str) -> frozenset[int]:
         """The pools that meet their map again in a product."""
         contents = {memory.content for memory in known}
-        closed = {i for memory in known for i in memory.pools if self.pools[i].content in contents}
+        closed = {
+            i
+            for memory in known
+            for i in memory.pools
+            if contents & {self.pools[i].content, *self.pools[i].masked}
+        }
         for i in closed:
+            if self.pools[i].quiet and name.startswith("div"):
+                continue  # a row over its own sum is a norm
             self.pools[i].product = self.pools[i].product or self.where()
         return frozenset(closed)
 
@@ -156,27 +181,32 @@ class Flow(TorchDispatchMode):
             if (x.dim() < 3 and not memory.atoms) or out.numel() > x.numel():
                 continue
             begun = memory.reduced and memory.origin is not None
-            as_map = (_as_map(x), x.dim()) if x.dim() in (4, 5) and _is_whole(x) else None
+            as_map = (_as_map(x), x.dim()) if x.dim() in (3, 4, 5) and _is_whole(x) else None
             # A reduction that goes on with an earlier one; else one of this very map.
-            ways = [(memory.atoms, memory.axes or x.dim(), memory.origin)] if begun or as_map is None else []
+            flat = x.dim() == 3 and bool(memory.atoms)  # of a map with more axes, maybe
+            first = begun or as_map is None or flat
+            ways = [(memory.atoms, memory.axes or x.dim(), memory.origin)] if first else []
             ways += [(*as_map, None)] if as_map is not None else []
             for atoms, axes, origin in ways:
                 step = self._reduce(memory, x, dims, atoms, axes, origin)
                 if step is None:
                     continue
                 step.kinds = step.kinds | {name}
-                flat = step.flat
-                whole = any(step.reduced | (flat & all_) == all_ for all_ in _WHOLE.get(axes, []))
-                if whole and (axes > 3 or name == "mean"):
+                whole = any(step.reduced | (step.flat & all_) == all_ for all_ in _WHOLE.get(axes, []))
+                if whole and (axes > 3 or name not in _MATMULS):
                     assert step.origin is not None
-                    self.pools.append(Pool(step.origin, axes, step.kinds, self.where()))
+                    quiet = axes == 3 and (flat or name != "mean" or 2 not in step.reduced)
+                    masked = memory.masked if origin is None else frozenset()
+                    self.pools.append(
+                        Pool(step.origin, axes, step.kinds, self.where(), quiet=quiet, masked=masked)
+                    )
                     self._of(out).pools |= {len(self.pools) - 1}
                     return
-            first = self._reduce(memory, x, dims, *ways[0])
-            if first is not None:
+            begin = self._reduce(memory, x, dims, *ways[0])
+            if begin is not None:
                 result = self._of(out)
-                result.reduced, result.origin, result.axes = first.reduced, first.origin, first.axes
-                result.kinds, result.flat = first.kinds | {name}, first.flat
+                result.reduced, result.origin, result.axes = begin.reduced, begin.origin, begin.axes
+                result.kinds, result.flat = begin.kinds | {name}, begin.flat
                 result.atoms = _kept(ways[0][0], x, out, dims)
 
     def _reduce(

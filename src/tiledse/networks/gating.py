@@ -37,12 +37,24 @@ _ARITHMETIC = _MUL | _ADD | _SUB | _DIV
 _IN_PLACE = frozenset(
     f for f in _ARITHMETIC if (name := f.__name__).startswith("__i") or (name[-1] == "_" and name[0] != "_")
 ) | {operator.imul, operator.iadd, operator.isub, operator.itruediv}
-_POOLS = frozenset({F.adaptive_avg_pool2d, F.avg_pool2d, torch._C._nn.adaptive_avg_pool2d})
-# What moves elements and does nothing to them; a change of type or of memory is one.
+_POOLS = frozenset(
+    {
+        F.adaptive_avg_pool1d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d,
+        F.avg_pool1d,
+        F.avg_pool2d,
+        F.avg_pool3d,
+        torch.adaptive_avg_pool1d,
+        torch._C._nn.adaptive_avg_pool2d,
+        torch._C._nn.adaptive_avg_pool3d,
+    }
+)
+# What moves elements and does nothing to them; a change of type or of memory is one, a filling of frames that are none.
 _MOVES = _named(
     ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis",
      "unsqueeze", "squeeze", "contiguous", "clone", "getitem", "to", "type", "type_as", "float", "half", "double",
-     "bfloat16", "view_as", "reshape_as", "alias", "ravel")
+     "bfloat16", "view_as", "reshape_as", "alias", "ravel", "masked_fill")
 )  # fmt: skip
 
 

@@ -181,8 +181,8 @@ def _dialect(
             training.remove(other)
     opened = tuple(sorted({name for node in region.nodes for name in node.meta["opened"]}))
     made = InlineDialect(DIALECT, class_name(type(host)), OwnForward(), body=modes, opened=opened)
-    nhwc = recognise(InlineSE(host, made), shape).dialect.nhwc
-    return replace(made, excite=OwnForward(nhwc), nhwc=nhwc)
+    read = recognise(InlineSE(host, made), shape).dialect
+    return replace(made, excite=OwnForward(read.nhwc, read.axes), nhwc=read.nhwc, axes=read.axes)
 
 
 def _in_training(host: nn.Module, opened: tuple[str, ...], call: Call) -> list[Steps] | str:
@@ -237,10 +237,11 @@ def _gates_channels(region: Region, kind: Kind, shapes: dict[fx.Node, tuple[int,
     """Whether a product multiplies a map by one number a channel."""
     x = shapes.get(region.x, ())
     gates = [arg for arg in region.product.all_input_nodes if arg in region.nodes]
-    if len(x) != 4 or x[2:] == (1, 1) or not gates:
+    ones = (1,) * (len(x) - 2)
+    if not 3 <= len(x) <= 5 or x[2:] == ones or not gates:
         return False
     gate = shapes.get(gates[-1], ())
-    per_channel = len(gate) == 4 and (gate[2:] == (1, 1) or gate[1:3] == (1, 1))
+    per_channel = len(gate) == len(x) and (gate[2:] == ones or gate[1:-1] == ones)
     return per_channel or kind(gates[-1]) in _SPREADS
 
 
@@ -251,5 +252,5 @@ def _composites(host: nn.Module, region: Region) -> list[str]:
 
 
 def _has_layers(module: nn.Module) -> bool:
-    layer = isinstance(module, (nn.Conv2d, nn.Linear, nn.modules.batchnorm._NormBase))
+    layer = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._NormBase))
     return next(module.children(), None) is not None and not layer

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TiledSEError
 
-Size = tuple[int, int, int]
+Size = tuple[int, ...]
 
 
 class Inputs(NamedTuple):
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        size: (C, H, W) of the first image among them.
+        size: (C, H, W) of the first image among them; (C, T) of sound, (C, D, H, W) of volumes and video.
     """
 
     args: tuple[Any, ...]
@@ -49,15 +49,18 @@ def inputs_for(model: nn.Module, input_size: Sequence[int] | None, example_input
         size = _input_size(model, input_size)
         parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         # A zero that is repeated: an image without memory, of which a run on shapes alone sees no more.
-        image = torch.zeros((1, 1, 1, 1), dtype=parameter.dtype).expand(1, *size)
+        image = torch.zeros((1,) * (len(size) + 1), dtype=parameter.dtype).expand(1, *size)
         inputs = Inputs((image,), {}, size)
     else:
         args, kwargs = _call(example_inputs)
-        images = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() == 4]
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        images = [t for t in tensors if t.dim() == 4] or [t for t in tensors if t.dim() in (3, 5)]
         if not images:
-            raise TiledSEError("example_inputs hold no image: expected a tensor of (N, C, H, W) among them")
-        _, channels, height, width = map(int, images[0].shape)
-        size = channels, height, width
+            raise TiledSEError(
+                "example_inputs hold no image: expected a tensor of (N, C, H, W) among them, or (N, C, T) of sound, "
+                "(N, C, D, H, W) of volumes and video"
+            )
+        size = tuple(map(int, images[0].shape[1:]))
         if input_size is not None and tuple(input_size) != size:
             raise TiledSEError(
                 f"input_size is {tuple(input_size)}, but the first image of example_inputs is {size}; give one of them"
@@ -95,6 +98,9 @@ def _input_size(model: nn.Module, size: Sequence[int] | None) -> Size:
         size = config.get("input_size")
         if size is None:
             raise TiledSEError("the network does not say which input it takes; give input_size as (C, H, W)")
-    if len(size) != 3 or any(not isinstance(side, int) or side < 1 for side in size):
-        raise TiledSEError(f"expected an input size of (C, H, W), such as (3, 224, 224), got {tuple(size)}")
-    return int(size[0]), int(size[1]), int(size[2])
+    if not 2 <= len(size) <= 4 or any(not isinstance(side, int) or side < 1 for side in size):
+        raise TiledSEError(
+            "expected an input size of (C, H, W), such as (3, 224, 224), or of (C, T), (C, D, H, W), "
+            f"got {tuple(size)}"
+        )
+    return tuple(map(int, size))

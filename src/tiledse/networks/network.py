@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEWarning
-from ..network import Form, Network, SharedPrefix, Verdict, Written
+from ..network import Form, Network, SharedPrefix, Verdict, Written, check_images
 from ..op.functional import squeeze
 from ..op.module import TiledSqueezeExcite
 from ..plan import Plan
+from ..refusing import warn_of
 from ..tile import Tile
 from .converter import Converted, Found, convert_shared, convert_verified, correctable, fingerprint
+from .dialects import Dialect
 from .finder import find_dialects
+from .frames import reset_frames
 from .modes import evaluating, in_eval
 from .replay import Replayed
 from .writing import write
@@ -102,10 +103,7 @@ class TorchNetwork(Network):
     def convert(self, plan: Plan, *, verify: bool = True) -> TorchNetwork:
         """See Network."""
         made = self.converted(plan, verify)
-        for miss in made.refused:
-            warnings.warn(
-                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
-            )
+        warn_of(made.refused)
         return TorchNetwork(
             made.model, plan.input_size, name=self.name, random=self.random, config=self.config,
             example_inputs=self.example_inputs, found=(replace(made.plan, network=self.plan.network), self.dialects),
@@ -138,21 +136,26 @@ class TorchNetwork(Network):
         """The module of an SE block, in the network with plain SE."""
         return self.model.get_submodule(self.plan.blocks[number].name)
 
+    def begin(self, tiled: nn.Module) -> None:
+        """See Network."""
+        reset_frames(tiled)
+
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network; ``replay.Replayed``."""
+        check_images(plans)
         return Replayed(self.model, plans, [self.tiled(plan) for plan in plans])
 
     def observe(self, inputs: Tensor, see: See) -> Any:
         """See Network; one map is held at a time."""
 
-        def watch(number: int, nhwc: bool) -> Any:
+        def watch(number: int, dialect: Dialect) -> Any:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                see(number, args[0].permute(0, 3, 1, 2) if nhwc else args[0])
+                see(number, dialect.rows(args[0]))
 
             return hook
 
         handles = [
-            self.block(number).register_forward_pre_hook(watch(number, dialect.nhwc))
+            self.block(number).register_forward_pre_hook(watch(number, dialect))
             for number, dialect in enumerate(self.dialects)
         ]
         try:
@@ -164,6 +167,7 @@ class TorchNetwork(Network):
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
+        check_images([plan])
         model = self.tiled(plan)
         calls = sum(plan.blocks[block].calls for block in blocks)
 
@@ -172,9 +176,8 @@ class TorchNetwork(Network):
 
             def watch(block: int) -> Any:
                 def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                    x = args[0].detach().float()
-                    nhwc = self.dialects[block].nhwc
-                    seen[block].append((x.mean(2).transpose(1, 2) if nhwc else x.mean(3)).cpu().numpy())
+                    x = self.dialects[block].rows(args[0].detach().float())
+                    seen[block].append(x.mean(3).cpu().numpy())
                     if sum(map(len, seen.values())) == calls:
                         raise _Seen
 

@@ -18,6 +18,7 @@ from ..errors import TiledSEError, first_line
 from .counting import MacCounter
 from .duplicating import deep_copy
 from .flow import Flow, Pool
+from .frames import begin_all
 from .inline_trace import Call as Arguments
 from .inputs import Inputs
 from .leaks import Leaks
@@ -167,7 +168,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:  # which torch does not copy
                 memo.setdefault(id(value), value.detach())
     try:
-        return in_eval(deep_copy(model, memo))
+        return begin_all(in_eval(deep_copy(model, memo)))
     except Exception as error:  # whatever a stranger's object raises
         raise TiledSEError(
             f"the network cannot be copied, which it must be to be looked at: {type(error).__name__}: "

@@ -21,8 +21,10 @@ from .dialects import Dialect
 from .inline_block import holder
 from .makes import looks, make
 from .proof_evaluation import cut, prove_evaluation, writes
+from .proof_frames import prove_frames
 from .proof_reads import unread
 from .proof_training import prove_training
+from .proof_valid import prove_valid
 from .watching import plain_value
 
 # Relative to the largest number: what lies between this and rounding is computed again in float64.
@@ -46,7 +48,7 @@ def prove(
     block: nn.Module,
     dialect: Dialect,
     tile: Tile,
-    size: tuple[int, int, int],
+    size: tuple[int, ...],
     spread: Spread | None = None,
     makes: Makes | None = None,
 ) -> Way:
@@ -56,7 +58,7 @@ def prove(
         block: An SE block, plain or tiled.
         dialect: How its excitation is called.
         tile: The tile.
-        size: (C, H, W) of its map.
+        size: (C, H, W) of its map; (C, T) of sound, (C, D, H, W) of volumes and video.
         spread: Of the numbers that it gets in its network; left out, they are about 0.
         makes: What was found out about blocks of the same make, to be looked up and added to: what they read, keep and
             call, and how they are trained, is looked at once. In evaluation each block is tried.
@@ -79,13 +81,21 @@ def prove(
     own = parameter.dtype if parameter.is_floating_point() else torch.float32
     first = torch.float32 if own in (torch.float16, torch.bfloat16) else own
     makes = makes or Makes()
+
+    def proved(dtype: torch.dtype) -> Way:
+        # The first frame of a stream is a map like others.
+        way = _way(BlockTrial(block, dialect, tile.first, size, spread, dtype), makes)
+        if tile.previous:
+            prove_frames(BlockTrial(block, dialect, tile, size, spread, dtype), way)
+        return way
+
     try:
-        return _way(BlockTrial(block, dialect, tile, size, spread, first), makes)
+        return proved(first)
     except Unproven as error:
         if error.figure is None or not error.figure < _DOUBT or first is torch.float64:
             raise
         # Gates that magnify rounding, or something else than rounding: float64 says which.
-        return _way(BlockTrial(block, dialect, tile, size, spread, torch.float64), makes)
+        return proved(torch.float64)
 
 
 def _way(trial: BlockTrial, makes: Makes) -> Way:
@@ -100,13 +110,15 @@ def _way(trial: BlockTrial, makes: Makes) -> Way:
     plain = Way(inplace=inplace)
     folded = replace(plain, folded=True, folded_training=True)
     way = _first((plain, folded), lambda way: prove_evaluation(trial, way, x, y))
+    if trial.dialect.valid is not None:
+        prove_valid(trial, way)
     kind = _kind(trial, way)
     if kind not in makes.reads:
         makes.reads[kind] = unread(trial, way, x)
     read = ((path, name, _value(trial, path, name)) for path, name, _ in makes.reads[kind])
     way = replace(way, read=tuple(read))
     # Weights do not change what a block does in training: only what it is does.
-    key = (kind, made, trial.dtype, trial.filled, trial.size if trial.filled else None)
+    key = (kind, made, trial.dtype, trial.filled, (trial.size, trial.sides) if trial.filled else None)
     if key not in makes.trained:
         ways = (way, replace(way, folded_training=True))
         makes.trained[key] = _first(ways, lambda way: prove_training(trial, way))

@@ -6,6 +6,7 @@ Neither is believed: what counts is that it gives the numbers of the block, on e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -38,7 +39,7 @@ def recognise(block: nn.Module, shape: tuple[int, ...], kinds: frozenset[str] = 
 
     Args:
         block: The module; it is not run, copies of it are.
-        shape: Of the map that it was called on, 4 axes.
+        shape: Of the map that it was called on, 3 to 5 axes.
         kinds: The operators that it pools that map with, as ``Pool.kinds``, where they are known.
 
     Raises:
@@ -52,16 +53,16 @@ def recognise(block: nn.Module, shape: tuple[int, ...], kinds: frozenset[str] = 
     known = known_dialect(block)
     if known is not None:
         try:
-            return _read(block, known, shape)
+            axes = len(shape) - 2
+            return _read(block, known if axes == known.axes else replace(known, axes=axes), shape)
         except NoBlock:  # its layers were changed, or are hooked: see what it does now
             pass
-    other = kinds - MEANS
+    other, axes = kinds - MEANS, len(shape) - 2
     miss: NoBlock | None = None
     for nhwc in (False, True):
         try:
-            found = _read(
-                block, Dialect(DIALECT, class_name(type(block)), OwnForward(nhwc), nhwc=nhwc), shape
-            )
+            own = OwnForward(nhwc, axes)
+            found = _read(block, Dialect(DIALECT, class_name(type(block)), own, nhwc=nhwc, axes=axes), shape)
         except NoBlock as error:
             miss = miss or error
             continue
@@ -77,8 +78,7 @@ def recognise(block: nn.Module, shape: tuple[int, ...], kinds: frozenset[str] = 
 
 
 def _read(block: nn.Module, dialect: Dialect, shape: tuple[int, ...]) -> Recognised:
-    channels = shape[3] if dialect.nhwc else shape[1]
-    reduced, macs = excitation(block, dialect, channels)
+    reduced, macs = excitation(block, dialect, dialect.channels_first(shape)[0])
     verify(block, dialect, shape)
     return Recognised(dialect, reduced, macs)
 

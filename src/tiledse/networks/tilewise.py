@@ -54,16 +54,17 @@ def parts(tile: Tile, height: int, width: int) -> list[tuple[Part, Part]]:
     tall, wide = tile.scaled(height, width)
     rows, cols = tile.grid(height, width)
     found = []
-    for row in _some(rows):
+    for row in some(rows):
         top, bottom = bounds[row].tolist()
-        for col in _some(cols):
+        for col in some(cols):
             left, right = col * wide, min((col + 1) * wide, width)
             scaled = Part(row * tall, min((row + 1) * tall, height), left, right)
             found.append((Part(top, bottom, left, right), scaled))
     return found
 
 
-def _some(count: int) -> list[int]:
+def some(count: int) -> list[int]:
+    """Numbers of rows, or columns, of gates to look at."""
     if count <= _LOOKED_AT:
         return list(range(count))
     return sorted({round(i * (count - 1) / (_LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
@@ -103,7 +104,7 @@ def by_tiles(block: Block, x: Tensor, tile: Tile, *, filled: bool = False) -> li
                 )  # fmt: skip
                 found.append((scaled, own.of(after)))
             else:
-                found.append((scaled, _by_two_elements(scaled.of(x), before, after)))
+                found.append((scaled, by_two_elements(scaled.of(x), before, after)))
     return found
 
 
@@ -119,7 +120,7 @@ def _filled(part: Tensor, like: Tensor) -> Tensor:
     return torch.cat([top[:, :, None], flat], 2).unflatten(2, (height, width))
 
 
-def _by_two_elements(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def by_two_elements(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """What a gate does to x, from what it did to the largest and the smallest element of each channel."""
     before, after = before.flatten(2), after.flatten(2)
     high, low = before.argmax(2, keepdim=True), before.argmin(2, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from .reasons import NoBlock
 from .value_reads import ValueReads
 
 _TILES = (2, 2)
-_SMALL = (4, 5)
-_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_SMALL = {1: (9,), 2: (4, 5), 3: (3, 4, 2)}
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Weights = Literal["own", "random"]
 
 
@@ -89,18 +90,17 @@ def _try(
     block: nn.Module, dialect: Dialect, shape: tuple[int, ...], weights: Weights
 ) -> tuple[bool, Exception | None]:
     """Whether block and dialect agree; with the error where the block could not be run."""
-    own_size = shape[1:3] if dialect.nhwc else shape[2:4]
+    channels, *own_size = dialect.channels_first(shape)
+    small = _SMALL[dialect.axes]
     # A window of fixed size (AvgPool2d) wants the map that it was made for.
-    trials = [(dtype, size) for size in (_SMALL, own_size) for dtype in (torch.float64, torch.float32)]
+    trials = [(dtype, size) for size in (small, tuple(own_size)) for dtype in (torch.float64, torch.float32)]
     failure: Exception | None = None
     differs: NoBlock | None = None
     for dtype, size in trials:
-        if differs is not None and size == _SMALL:
+        if differs is not None and size == small:
             continue
         try:
-            measured = _difference(
-                block, dialect, shape[3] if dialect.nhwc else shape[1], size, dtype, weights
-            )
+            measured = _difference(block, dialect, channels, size, dtype, weights)
         except NoBlock as miss:
             differs = differs or miss
         except Exception as error:  # whatever a stranger's forward raises
@@ -136,30 +136,36 @@ def _difference(
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     # Tiles with means that differ, in two images that differ.
-    tiles = [numbers(2, channels, *size) + 2 * numbers(2, channels, 1, 1) for _ in range(rows * cols)]
+    tiles = [
+        numbers(2, channels, *size) + 2 * numbers(2, channels, *(1,) * len(size)) for _ in range(rows * cols)
+    ]
     twin = _copy(block, weights, dtype)
     with torch.no_grad():
-        expected = [_run(twin, tile, dialect.nhwc) for tile in tiles]
+        expected = [_run(twin, tile, dialect) for tile in tiles]
         if any(not isinstance(out, Tensor) or out.shape != tile.shape for out, tile in zip(expected, tiles)):
             raise NoBlock("what it gives back is not a map of the shape that it takes")
         if not all(out.isfinite().all() for out in expected):
             raise ValueError("its numbers are not finite")
         try:
             reduce = dialect.squeeze(twin)
-            grid = torch.stack([reduce(tile, (2, 3)) for tile in tiles], 2).unflatten(2, _TILES)
+            spread = tuple(range(2, 2 + len(size)))
+            grid = torch.stack([reduce(tile, spread) for tile in tiles], 2).unflatten(2, _TILES)
             gates = dialect.excite(twin, grid).flatten(2)
-            got = [tile * gates[:, :, i, None, None] for i, tile in enumerate(tiles)]
+            got = [
+                tile * gates[:, :, i].reshape(2, channels, *(1,) * len(size)) for i, tile in enumerate(tiles)
+            ]
         except Exception as error:
             raise NoBlock(f"read as SE it fails: {first_line(error, 80)}") from None
     differences = [float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)]
     return _Measured(max(differences), max(float(out.abs().max()) for out in expected))
 
 
-def _run(block: nn.Module, x: Tensor, nhwc: bool) -> Tensor:
-    """The block's forward on a map (N, C, H, W), without the hooks that a converted block will have too."""
-    if nhwc:
-        return block.forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    return block.forward(x.clone())
+def _run(block: nn.Module, x: Tensor, dialect: Dialect) -> Any:
+    """The block's forward on a map with channels first, without the hooks that a converted block will have too."""
+    call = block.forward if dialect.valid is None else functools.partial(dialect.valid.alone, block)
+    if dialect.nhwc:
+        return call(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+    return call(x.clone())
 
 
 def _weights(block: nn.Module) -> tuple[Weights, ...]:

@@ -24,6 +24,7 @@ from .duplicating import duplicate
 from .inputs import Inputs
 from .proof import Makes, prove
 from .proof_evaluation import ONE_TILE
+from .proof_valid import prove_mask
 from .rounding import ROUNDING, lowest_precision, relative
 
 # The shorter side of a small image, and what sides are a multiple of: strides of most networks.
@@ -61,7 +62,7 @@ def verify(
     model: nn.Module,
     made: nn.Module,
     candidates: Sequence[Candidate],
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, ...],
     example: Inputs | None = None,
 ) -> Verified:
     """Try blocks, and the network with all that pass; nothing of the network is changed.
@@ -70,7 +71,7 @@ def verify(
         model: The network, SE or converted.
         made: A copy of it in which each block is a module, also one that is written inline.
         candidates: Its blocks to convert.
-        input_size: (C, H, W) of its images.
+        input_size: (C, H, W) of its images; see ``Plan``.
         example: What to call it with, in place of a small image.
 
     Raises:
@@ -80,13 +81,16 @@ def verify(
     run = None if any(p.is_meta for p in model.parameters()) else _Run(model, made, input_size, example)
     makes = Makes()
     names = [c.block.name for c in candidates]
-    spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect.nhwc for c in candidates})
+    spreads = {} if run is None else run.as_it_was(names, {c.block.name: c.dialect for c in candidates})
     for c in candidates:
         b = c.block
         try:
-            size = (b.channels, b.height, b.width)
+            size = (b.channels, *b.sides)
             module = made.get_submodule(b.name)
-            found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), makes)
+            way = prove(module, c.dialect, c.tile, size, spreads.get(b.name), makes)
+            if run is not None and c.dialect.valid is not None and b.name in run.given:
+                prove_mask(module, c.dialect, way, *run.given[b.name])
+            found.ways[b.name] = way
         except Unproven as reason:
             found.refused[b.name] = str(reason)
     if run is not None:
@@ -117,10 +121,13 @@ class _Run:
     """A network on one small image."""
 
     def __init__(
-        self, model: nn.Module, made: nn.Module, input_size: tuple[int, int, int], example: Inputs | None
+        self, model: nn.Module, made: nn.Module, input_size: tuple[int, ...], example: Inputs | None
     ) -> None:
         self.model, self.made, self.input_size, self.example = model, made, input_size, example
         self.calls: dict[str, int] = {}
+        self.given: dict[
+            str, tuple[tuple[Any, ...], dict[str, Any]]
+        ] = {}  # how blocks with lengths are called
         self.outputs: list[Tensor] = []
         self.names: list[str] = []
         self.inputs = Inputs((), {}, input_size)
@@ -130,7 +137,7 @@ class _Run:
         """The largest output."""
         return max((float(y.abs().max()) for y in self.outputs if y.numel()), default=0.0)
 
-    def as_it_was(self, names: Sequence[str], nhwc: Mapping[str, bool]) -> dict[str, Spread]:
+    def as_it_was(self, names: Sequence[str], dialects: Mapping[str, Dialect]) -> dict[str, Spread]:
         """Run it with plain SE; the spread of the numbers that each block gets."""
         error: Exception | None = None
         there = dict(self.model.named_modules(remove_duplicate=False))
@@ -139,9 +146,12 @@ class _Run:
             spreads: dict[str, Spread] = {}
             network = throwaway(self.model)
 
-            def look(name: str, x: Tensor, spreads: dict[str, Spread] = spreads) -> None:
+            def look(name: str, args: Any, kwargs: Any, spreads: dict[str, Spread] = spreads) -> None:
+                x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
                 if name not in spreads:
-                    spreads[name] = Spread.of(x.permute(0, 3, 1, 2) if nhwc[name] else x)
+                    if dialects[name].valid is not None:
+                        self.given[name] = (args, kwargs)
+                    spreads[name] = Spread.of(dialects[name].rows(x))
 
             self.inputs = self.example or Inputs((_image(self.model, size),), {}, size)
             try:
@@ -233,7 +243,7 @@ def _outputs(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] = calls.get(name, 0) + 1
             if look is not None:
-                look(name, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+                look(name, args, kwargs)
 
         return hook
 
@@ -244,17 +254,19 @@ def _outputs(
         return tensors(network(*given.args, **given.kwargs)), calls
 
 
-def _sizes(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """A small size to try first, and the network's own."""
-    channels, height, width = size
+def _sizes(size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """A small size to try first, and the network's own; frames and slices of volumes stay as many as they are."""
+    if len(size) == 2:
+        return [size] if size[1] <= 2 * _SHORT else [(size[0], 2 * _SHORT), size]
+    *leading, height, width = size
     if height * width <= (2 * _SHORT) ** 2:
         return [size]
     factor = _SHORT / min(height, width) / _STEP
-    small = (channels, max(1, round(height * factor)) * _STEP, max(1, round(width * factor)) * _STEP)
+    small = (*leading, max(1, round(height * factor)) * _STEP, max(1, round(width * factor)) * _STEP)
     return [small, size]
 
 
-def _image(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
+def _image(model: nn.Module, size: tuple[int, ...]) -> Tensor:
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(parameter.device, parameter.dtype)

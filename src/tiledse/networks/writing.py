@@ -57,7 +57,7 @@ def write(network: TorchNetwork, plan: Plan, path: Path, form: Form) -> TorchWri
     Raises:
         TiledSEError: the file exists and the form does not say ``force``; see also ``convert`` and ``saving.save``.
     """
-    form.check_plain(path)
+    form.check_ending(path)
     if path.exists() and not form.force:
         raise TiledSEError(f"{path} exists; give another name, or --force to replace it")
     made = network.converted(plan, form.verify)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEError, TiledSEWarning
-from ..network import Form, Network, SharedPrefix, Verdict, Written
-from ..op.functional import squeeze
+from ..file_network import FileNetwork
+from ..network import Form, SharedPrefix, Verdict, Written, check_images
 from ..plan import Plan
-from ..tile import Tile
+from ..refusing import warn_of
 from .branches import Cut, Probed
-from .converter import convert, convert_verified
+from .converter import Converted, convert, convert_verified
 from .excitations import excitation
 from .finder import Finding, fingerprint, locate
 from .graph import Graph, with_outputs
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from .probe import Probe
 
 
-class OnnxNetwork(Network):
+class OnnxNetwork(FileNetwork):
     """An ONNX network.
 
     Args:
@@ -65,9 +63,7 @@ class OnnxNetwork(Network):
         else:
             self.plan, self.weights = found
         self.given: OnnxModel = model
-        self.name = name if name is not None else model.path.name if model.path is not None else model.name
-        self.threads = torch.get_num_threads() if threads is None else threads
-        self._tried: set[object] = set()
+        super().__init__(model, name, threads)
         self._excitations: dict[int, Graph] = {}
 
     @cached_property
@@ -97,20 +93,10 @@ class OnnxNetwork(Network):
 
         return Probe(self.model, self.se, self.threads)
 
-    def module(self, purpose: str) -> nn.Module:
-        """See Network."""
-        raise TiledSEError(
-            f"{purpose} takes a network of PyTorch, and {self.name} is an ONNX file; give the network that it was made "
-            "from (timm:NAME --weights FILE)"
-        )
-
     def convert(self, plan: Plan, *, verify: bool = True) -> OnnxNetwork:
         """See Network."""
         made = convert_verified(self.given, plan, verify=verify, found=self._found)
-        for miss in made.refused:
-            warnings.warn(
-                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
-            )
+        warn_of(made.refused)
         found = replace(made.plan, near_misses=self.plan.near_misses, network=self.plan.network), self.weights
         return OnnxNetwork(made.model, plan.input_size, name=self.name, threads=self.threads, found=found)
 
@@ -129,31 +115,24 @@ class OnnxNetwork(Network):
         """See Network; ``writing.write``."""
         return write(self.given, plan, path, form, self._found)
 
-    def form(self, plan: Plan) -> OnnxModel:
-        """The network with the tiles of a plan. A block's tile is tried once, however many plans have it."""
-        wanted = {
-            (block, tile, id(correction))
-            for (block, tile), correction in zip(plan, plan.corrections, strict=True)
-        }
-        verify = not wanted <= self._tried
-        made = convert_verified(self.model, plan, verify=verify, found=self._located)
-        if made.refused:
-            miss = made.refused[0]
-            raise TiledSEError(
-                f"block '{miss.name}' cannot be converted: {miss.reason}; give it the tile HxW"
-            )
-        self._tried |= wanted
-        return made.model
+    def _tile_se(self, plan: Plan, verify: bool) -> Converted:
+        return convert_verified(self.model, plan, verify=verify, found=self._located)
 
     def tiled(self, plan: Plan) -> nn.Module:
         """See Network."""
         return OnnxModule(self.form(plan), self.threads)
+
+    def begin(self, tiled: nn.Module) -> None:
+        """See Network."""
+        assert isinstance(tiled, OnnxModule)
+        tiled.reset_frames()
 
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network. Strips of rows run in the probe; columns and patches in networks that are cut in two.
 
         So do quantised blocks: with tiles their descriptors have another scale than in the SE network.
         """
+        check_images(plans)
         whole = not any(quantised(place) for place in self._located.places)
         if whole and all(tile.width is None for plan in plans for tile in plan.tiles):
             return Probed(self.probe, plans)
@@ -176,6 +155,7 @@ class OnnxNetwork(Network):
 
     def rows(self, plan: Plan, blocks: Sequence[int]) -> Rows:
         """See Network."""
+        check_images([plan])
         feeds = self.probe.feeds(plan)
         return lambda inputs: self.probe.rows(inputs.cpu().numpy(), feeds, blocks)
 
@@ -184,10 +164,6 @@ class OnnxNetwork(Network):
         if quantised(self._located.places[block]):
             return "its descriptors are quantised, and a correction may leave the range of its map"
         return None
-
-    def squeeze(self, block: int, x: Tensor, tile: Tile) -> Tensor:
-        """See Network; by torch, on the map that ONNX Runtime gave."""
-        return squeeze(x, tile)
 
     def excite(self, block: int, descriptors: Tensor) -> Tensor:
         """See Network; the nodes of the excitation, cut out of the network."""

@@ -25,6 +25,10 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 _ACTS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _GATES = {nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hardsigmoid"}
+# As they were when this was imported: some tools put others in their place, for all modules of a class.
+_KNOWN: tuple[type[nn.Module], ...] = (nn.Identity, *_ACTS, *_GATES)
+_FORWARDS = {cls: cls.forward for cls in _KNOWN}
+_CONV_FORWARDS = nn.Conv2d.forward, nn.Conv2d._conv_forward
 
 _FEW = 2048
 
@@ -47,19 +51,21 @@ class TwoLayers(NamedTuple):
     def why_not(self, x: Tensor) -> str | None:
         """Why they are not for maps such as x, by channels, type or device; None if they are."""
         w1, b1, w2, b2, _, _ = self
-        of_first, of_second, device, dtype = w1.shape, w2.shape, x.device, w1.dtype
+        of_first, of_second, device, dtype, given = w1.shape, w2.shape, x.device, w1.dtype, x.dtype
         if not (of_first[1] == of_second[0] == x.shape[1] and of_first[0] == of_second[1]):
             return "its layers have other channels than the map"
         if not w1.device == w2.device == b1.device == b2.device == device:
             return "its layers are on another device than the map"
         if not dtype == w2.dtype == b1.dtype == b2.dtype:
             return "its layers have several types"
+        if given == dtype:
+            return None
         if is_autocast(x):
             # Descriptors and gates are float32 in the kernels, whatever autocast would make of them.
             known = torch.float32, torch.get_autocast_dtype(device.type)
-            if x.dtype in known and dtype in known:
+            if given in known and dtype in known:
                 return None
-        return None if dtype == x.dtype else f"its layers are {dtype}, the map {x.dtype}"
+        return f"its layers are {dtype}, the map {given}"
 
     def excite(self, descriptors: Tensor) -> Tensor:
         """Gates of descriptors, both (N, C, rows, cols), by two matrix products.
@@ -107,21 +113,27 @@ def two_layers(excite: object) -> TwoLayers | str:
         return "there are hooks for all modules"
     layers = []
     for layer in called:
-        if _is_more_than_its_class(vars(layer)):
-            return f"its {type(layer).__name__} has hooks, or a forward of its own"
-        if type(layer) is not nn.Identity:
+        cls = type(layer)
+        if not isinstance(layer, nn.Module):
+            return f"its {cls.__name__} is no module"
+        own = vars(layer)
+        if _is_more_than_its_class(own) or cls.forward is not _FORWARDS.get(cls, cls.forward):
+            return f"its {cls.__name__} has hooks, or a forward of its own"
+        if cls is not nn.Identity:
             layers.append(layer)
     if len(layers) != 4 or not (_is_conv(layers[0]) and _is_conv(layers[2])):
         return "its layers are not two 1x1 convolutions with an activation and a gate"
     first, act, second, gate = layers
-    names = _name(act, _ACTS), _name(gate, _GATES)
-    if names[0] is None or names[1] is None:
-        return f"no kernel knows {type(act if names[0] is None else gate).__name__}"
+    act_name, gate_name = _name(act, _ACTS), _name(gate, _GATES)
+    if act_name is None or gate_name is None:
+        return f"no kernel knows {type(act if act_name is None else gate).__name__}"
     of_first, of_second = vars(first)["_parameters"], vars(second)["_parameters"]
     b1, b2 = of_first.get("bias"), of_second.get("bias")
     if b1 is None or b2 is None:
         return "its layers have no biases"
-    return TwoLayers(of_first["weight"], b1, of_second["weight"], b2, names[0], names[1])
+    if not (_is_plain(b1) and _is_plain(b2)):
+        return "its biases are no plain tensors"
+    return TwoLayers(of_first["weight"], b1, of_second["weight"], b2, act_name, gate_name)
 
 
 _UNKNOWN = "its excitation does not say what its layers are"
@@ -186,23 +198,29 @@ def _is_conv(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and own["stride"] == (1, 1)
         and own["padding"] == (0, 0)
         and own["groups"] == 1
+        and (nn.Conv2d.forward, nn.Conv2d._conv_forward) == _CONV_FORWARDS
         and _is_plain(own["_parameters"].get("weight"))
     )
 
 
-def _is_plain(weight: Tensor | None) -> bool:
+def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:
     """Numbers, or what stands for them while a compiler or exporter traces; not a quantised weight, say."""
-    if torch.compiler.is_compiling():
-        return weight is not None and not is_traceable_wrapper_subclass(weight)
-    return type(weight) in (nn.Parameter, Tensor)
+    if type(weight) in (nn.Parameter, Tensor):
+        return True
+    return torch.compiler.is_compiling() and weight is not None and not is_traceable_wrapper_subclass(weight)
 
 
 def _is_more_than_its_class(own: Mapping[str, Any]) -> bool:
-    """Whether a layer with these attributes has hooks, or a way forward of its own."""
+    """Whether a layer with these attributes has hooks, or a way forward, or weights, of its own."""
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
+        # What Module and Conv2d find in the layer before they look in its class, or among its parameters.
         or "forward" in own
+        or "_call_impl" in own
+        or "_conv_forward" in own
+        or "weight" in own
+        or "bias" in own
     )

@@ -58,6 +58,7 @@ def squeeze(x: Tensor, tile: str | Tile, reduce: Reduce = mean) -> Tensor:
         [1.5, 4.5]
     """
     tile = Tile.parse(tile)
+    _check_one_map(tile)
     if isinstance(x, fx.Proxy):
         # torch.fx knows no shapes: the call stands in its graph as it is.
         given = (x, str(tile)) if reduce is mean else (x, str(tile), reduce)
@@ -86,6 +87,7 @@ def scale(x: Tensor, gates: Tensor, tile: str | Tile, *, inplace: bool = False) 
         [2.0, 2.0, 5.0]
     """
     tile = Tile.parse(tile)
+    _check_one_map(tile)
     if isinstance(x, fx.Proxy):
         options = {"inplace": True} if inplace else {}
         return x.tracer.create_proxy("call_function", scale, (x, gates, str(tile)), options)
@@ -128,15 +130,15 @@ def tiled_squeeze_excite(
         torch.Size([2, 8, 20, 12])
     """
     tile = Tile.parse(tile)
+    _check_one_map(tile)
     if isinstance(x, fx.Proxy):
         return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
     layers = _layers(x, excite, reduce)
     if isinstance(layers, TwoLayers):
         if torch.compiler.is_compiling():
             return registered.traced(x, layers, tile)
-        _check_inplace(
-            inplace and torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights))
-        )
+        if inplace:
+            _check_inplace(torch.is_grad_enabled() and any(v.requires_grad for v in (x, *layers.weights)))
         tell(x, tile, layers, excite)
         return registered.run(x, layers, tile, inplace)
     tell(x, tile, layers, excite)
@@ -158,13 +160,14 @@ def _layers(x: Tensor, excite: Excite, reduce: Reduce) -> TwoLayers | str:
     """The layers that the registered operator runs, or why it is not the way to take."""
     if reduce is not mean:
         return "it squeezes more than a mean"
-    if x.dim() != 4 or 0 in x.shape[2:]:
+    shape = x.shape
+    if len(shape) != 4 or shape[2] == 0 or shape[3] == 0:
         return "this is no map of shape (N, C, H, W)"
-    if torch.compiler.is_compiling():
+    if not is_eager(x):
+        if not torch.compiler.is_compiling():
+            return "a tracer, torch.func or a subclass of Tensor asks"
         if torch.compiler.is_exporting():
             return "an exporter gets plain operators"
-    elif not is_eager(x):
-        return "a tracer, torch.func or a subclass of Tensor asks"
     layers = two_layers(excite)
     if isinstance(layers, str):
         return layers
@@ -233,6 +236,14 @@ def correct(x: Tensor, tile: Tile, numbers: tuple[Tensor, Tensor | None, Tensor]
     own, rows_seen = known(x, tile)
     descriptors = own * of_own + offset
     return descriptors if of_seen is None else descriptors + rows_seen * of_seen
+
+
+def _check_one_map(tile: Tile) -> None:
+    if tile.previous:
+        raise TiledSEError(
+            f"tile {tile}: its gates are computed from the previous frame as well, which a function of one map does "
+            "not know; convert a network with it (ts.convert), which keeps the state"
+        )
 
 
 def _check_map(x: Tensor) -> None:

@@ -101,6 +101,8 @@ def is_autocast(x: Tensor) -> bool:
 
     Devices without autocast, such as meta, make torch raise an error when it is asked; the answer for them is False.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return False
     device = x.device.type
     return (
         device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)

@@ -61,6 +61,11 @@ class TiledSqueezeExcite(nn.Module):
         if along % 2 != 1 or across % 2 != 1 or along < 1 or across < 1:
             raise TiledSEError(f"expected an odd kernel_size, such as 1, 3 or (3, 1), got {kernel_size}")
         self.tile, self.inplace = Tile.parse(tile), inplace
+        if self.tile.previous:
+            raise TiledSEError(
+                f"tile {self.tile} keeps a state from frame to frame, which a block built from scratch has not; build "
+                "it with HxW, train it, and convert the network"
+            )
         columns = self.tile.height is None and self.tile.width is not None
         kernel = (across, along) if columns else (along, across)
         padding = (kernel[0] // 2, kernel[1] // 2)

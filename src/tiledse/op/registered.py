@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..tile import Tile
@@ -43,17 +43,44 @@ _text = lru_cache(maxsize=1024)(str)
 
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
     """The operator on what is computed now; gradients are recorded where something asks for them."""
-    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in layers.weights)):
-        return Recorded.apply(x, *layers.weights, _text(tile), layers.act, layers.gate)
+    weights, act, gate = layers.weights, layers.act, layers.gate
+    direct = _nobody_listens() and _is_plain(x) and not any(w.is_neg() for w in weights)
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+        return Recorded.apply(x, *weights, _text(tile), act, gate, direct)
+    if inplace and _is_plain(x):
+        with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x):
+            _computed(x, weights, tile, act, gate, False, x)
+        if not x.is_inference():
+            # Kernels write where torch sees nobody write, but whoever saved the map must learn of it.
+            torch.autograd.graph.increment_version(x)
+        return x
+    if direct:
+        return _computed(x, weights, tile, act, gate, False)[0]
     with torch._C._AutoDispatchBelowAutograd():
-        if not inplace:
-            return _FORWARD(x, *layers.weights, _text(tile), layers.act, layers.gate, False)[0]
-        with _without_autocast(x):
-            _forward(x, *layers.weights, _text(tile), layers.act, layers.gate, False, x)
-    if not x.is_inference():
-        # Kernels write where torch sees nobody write, but whoever saved the map must learn of it.
-        torch.autograd.graph.increment_version(x)
-    return x
+        y = _FORWARD(x, *weights, _text(tile), act, gate, False)[0]
+    return x.copy_(y) if inplace else y
+
+
+def _nobody_listens() -> bool:
+    """Whether torch's dispatcher would come to the kernels by nobody else: no mode, profiler or autocast is on.
+
+    It takes 5 us with its code in the cache, and 50 between other work.
+    """
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_any_autocast_enabled()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor holds its numbers as they are, on a device that the kernels know."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.device.type in ("cpu", "cuda")
+        and not (x.is_neg() or x._is_zerotensor())
+    )
 
 
 def traced(x: Tensor, layers: TwoLayers, tile: Tile) -> Tensor:
@@ -61,12 +88,23 @@ def traced(x: Tensor, layers: TwoLayers, tile: Tile) -> Tensor:
     return torch.ops.tiledse.forward(x, *layers.weights, str(tile), layers.act, layers.gate, False)[0]
 
 
-def _forward(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str, save: bool,
+def _computed(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    tile: Tile,
+    act: str,
+    gate: str,
+    save: bool,
     out: Tensor | None = None,
-) -> list[Tensor]:  # fmt: skip
-    kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
-    return kernel.forward(x, (w1, b1, w2, b2), prepared, save, out)
+) -> list[Tensor]:
+    kernel, prepared = chosen(call_of(x, weights[0], tile, act, gate))
+    return kernel.forward(x, weights, prepared, save, out)
+
+
+def _forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str, save: bool
+) -> list[Tensor]:
+    return _computed(x, (w1, b1, w2, b2), _tile(tile), act, gate, save)
 
 
 def _backward(
@@ -110,12 +148,13 @@ class Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str
-    ) -> Tensor:
-        """Saves the map, which whoever made it holds anyway, and a few numbers a tile."""
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: str, act: str, gate: str,
+        direct: bool,
+    ) -> Tensor:  # fmt: skip
+        """Saves the map, which whoever made it holds anyway, and a few numbers a tile; ``direct``: see ``run``."""
+        ctx.names, ctx.direct = (tile, act, gate), direct
         with torch._C._AutoDispatchBelowAutograd():
-            out, *saved = _FORWARD(x, w1, b1, w2, b2, tile, act, gate, True)
-        ctx.names = tile, act, gate
+            out, *saved = (_forward if direct else _FORWARD)(x, w1, b1, w2, b2, tile, act, gate, True)
         ctx.save_for_backward(x, w1, b1, w2, b2, *saved)
         return out
 
@@ -128,9 +167,10 @@ class Recorded(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(grad):
             found = _of_formula((x, w1, b1, w2, b2), grad, wanted, *ctx.names)
         else:
+            direct = ctx.direct and _nobody_listens() and _is_plain(grad)
             with torch._C._AutoDispatchBelowAutograd():
-                found = _BACKWARD(grad, x, w1, w2, *saved, *ctx.names)
-        return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None
+                found = (_backward if direct else _BACKWARD)(grad, x, w1, w2, *saved, *ctx.names)
+        return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None, None
 
 
 def _of_formula(
@@ -159,7 +199,7 @@ def _record(*arguments: Any) -> list[Tensor]:
             raise TiledSEError(
                 "tiledse.forward with save gives no gradients; leave save out, or call it in no_grad"
             )
-        return [Recorded.apply(*inputs)]
+        return [Recorded.apply(*inputs, False)]
     with torch._C._AutoDispatchBelowAutograd():
         return _FORWARD(*arguments)
 

@@ -24,21 +24,23 @@ def blocks_record(plan: Plan, model: str) -> dict[str, Any]:
 def blocks_table(plan: Plan, model: str) -> Table:
     """One row a block: name, map, reduced width, dialect, tile; units in the footer."""
     size = "x".join(map(str, plan.input_size))
+    plain = all(block.axes == 2 for block in plan.blocks)
+    axes = "H, W: rows and columns of the map" if plain else "the other sides of a map: T, HxW or DxHxW"
+    sides = ("C", "H", "W") if plain else ("map",)
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{model} at {size}: {len(plan)} SE blocks",
-        caption="C, reduced: channels; H, W: rows and columns of the map",
+        caption=f"C, reduced: channels; {axes}",
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("block", "C", "H", "W", "reduced", "dialect", "tile"):
-        table.add_column(
-            column, justify="right" if column in ("C", "H", "W", "reduced") else "left", no_wrap=True
-        )
+    for column in ("block", *sides, "reduced", "dialect", "tile"):
+        table.add_column(column, justify="right" if column in (*sides, "reduced") else "left", no_wrap=True)
     for block, tile in plan:
-        sides = (block.channels, block.height, block.width)
+        numbers = [str(number) for number in (block.channels, *block.sides)]
         reduced = "-" if block.reduced is None else str(block.reduced)
-        table.add_row(block.name, *map(str, sides), reduced, block.dialect, str(tile))
+        shown = numbers if plain else ["x".join(numbers)]
+        table.add_row(block.name, *shown, reduced, block.dialect, str(tile))
     return table
 
 

@@ -18,6 +18,11 @@ _ENDINGS = (".png", ".pdf", ".svg")
 _OWN = {"text.usetex": False, "svg.hashsalt": "tiledse"}
 _LONGEST_NAME = 60
 
+# Okabe and Ito's colours: those who see colours otherwise tell them apart; marks, dashes and hatches tell what is
+# printed in black and white apart.
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+
 
 @contextmanager
 def figure(

@@ -7,10 +7,10 @@ from pathlib import Path
 from ..stream.flow import Held
 from ..stream.simulator import Simulation
 from ..stream.trace_file import busy_spans, rows_over_time
-from .figures import as_drawn, figure
+from .figures import BLUE, VERMILLION, as_drawn, figure
 
 _STYLE = {"savefig.dpi": 120}
-_COLOURS = {"gate": "tab:red", "shortcut": "tab:blue", "rows": "tab:gray"}
+_COLOURS = {"gate": VERMILLION, "shortcut": BLUE, "rows": "0.6"}
 
 
 def draw_held(held: list[Held], path: Path, title: str) -> None:
@@ -44,7 +44,7 @@ def draw_pipeline(simulations: dict[str, Simulation], path: Path, title: str) ->
                 begins, ends = busy_spans(simulation.done[index], stage.cycles_per_row)
                 spans = list(zip(begins.tolist(), (ends - begins).tolist()))
                 above.broken_barh(
-                    spans, (index, 1), color="tab:red" if stage.kind in ("gate", "squeeze") else "tab:gray"
+                    spans, (index, 1), color=VERMILLION if stage.kind in ("gate", "squeeze") else "0.6"
                 )
                 if stage.block is not None:
                     times, rows = rows_over_time(simulation, index)

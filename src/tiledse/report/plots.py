@@ -1,4 +1,4 @@
-"""Figures 2, 4, 5b and table 3 of the paper, in black, grey, marks and hatches: they print in black and white."""
+"""Figures 2, 4, 5b and table 3 of the paper, in colours, marks and hatches: they print in black and white, too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..context.agreement import BlockCorrelation, Correlation
 from ..context.sensitivity import Replacement, Sensitivity
 from ..errors import TiledSEError
 from ..tile import Tile
-from .figures import as_drawn, figure
+from .figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, as_drawn, figure
 
 _STYLE = {
-    "font.size": 8,
+    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -28,17 +28,17 @@ _STYLE = {
 }
 _SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _KINDS = {
-    "rows, kxW": ("o", "-", "black"),
-    "columns, Hxk": ("^", "--", "black"),
-    "patches, kxk": ("s", ":", "0.35"),
-    "running rows": ("D", "-.", "0.35"),
-    "sliding rows": ("v", "-", "0.5"),
-    "windows of rows": ("x", ":", "0.5"),
+    "rows, kxW": ("o", "-", BLUE),
+    "columns, Hxk": ("^", "--", VERMILLION),
+    "patches, kxk": ("s", ":", GREEN),
+    "running rows": ("D", "-.", PURPLE),
+    "sliding rows": ("v", "-", ORANGE),
+    "windows of rows": ("x", ":", SKY),
 }
 
 
 def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
-    """Figure 4: global against tile, descriptors and gates, for a shallow and a deep block; the centre half in black.
+    """Figure 4: global against tile, descriptors and gates, for a shallow and a deep block; the centre half dark.
 
     The shallow block is the first whose gates vary. The deep one is the last that has at least two tiles smaller than
     its map, or as many as any block has. At most five tiles are drawn.
@@ -69,9 +69,9 @@ def draw_correlation(found: Correlation, path: str | Path, title: str) -> None:
                         continue
                     _scatter(axis, entries[name][column], row, what)
                     if column == 0:
-                        axis.set_ylabel(f"{as_drawn(name)}\n{what}: tile", fontsize=7)
+                        axis.set_ylabel(f"{as_drawn(name)}\n{what}: tile", fontsize=8)
         made.suptitle(
-            f"{as_drawn(title)}, {found.n} images; x: whole map; black: centre half of the tiles", fontsize=8
+            f"{as_drawn(title)}, {found.n} images; x: whole map; dark: centre half of the tiles", fontsize=8
         )
 
 
@@ -83,13 +83,13 @@ def _scatter(axis: Any, entry: BlockCorrelation, row: int, what: str) -> None:
         high = high if high > low else low + 1
         axis.plot([low, high], [low, high], color="0.6", lw=0.6, zorder=0)
         axis.plot(x[~centre], y[~centre], ".", ms=1.6, color="0.65", mew=0, rasterized=True)
-        axis.plot(x[centre], y[centre], ".", ms=1.6, color="black", mew=0, rasterized=True)
+        axis.plot(x[centre], y[centre], ".", ms=1.6, color=BLUE, mew=0, rasterized=True)
         axis.set_xlim(low, high)
         axis.set_ylim(low, high)
     r = "-" if np.isnan(agreement.all) else f"{agreement.all:.2f}"
     middle = "-" if np.isnan(agreement.centre) else f"{agreement.centre:.2f}"
-    axis.set_title(f"{entry.tile}: r {r}, centre {middle}", fontsize=6.5)
-    axis.tick_params(labelsize=6)
+    axis.set_title(f"{entry.tile}: r {r}, centre {middle}", fontsize=7.5)
+    axis.tick_params(labelsize=7)
     axis.locator_params(nbins=4)
 
 
@@ -112,7 +112,7 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
             y = np.array([place[r.kind, r.name] + (number - (len(tiles) - 1) / 2) * step for r in own])
             fill = {
                 "height": 0.85 * step,
-                "color": ["white", "0.75", "0.45", "0.15"][number % 4],
+                "color": [SKY, ORANGE, GREEN, BLUE][number % 4],
                 "edgecolor": "black",
             }
             fill |= {"linewidth": 0.5, "hatch": ["", "////", "", "...."][number % 4], "label": str(tile)}
@@ -129,14 +129,14 @@ def draw_sensitivity(found: Sensitivity, path: str | Path, title: str) -> None:
             axes[-1].set_xlim(max(min(far) / 10, max(far) * 1e-6), max(far) * 2)
         axes[-1].set_xlabel("divergence: " + textwrap.fill(as_drawn(found.divergence_name), 48))
         axes[0].set_yticks(
-            range(len(labels)), ["stage " * (k == "stage") + as_drawn(n) for k, n in labels], fontsize=6.5
+            range(len(labels)), ["stage " * (k == "stage") + as_drawn(n) for k, n in labels], fontsize=7.5
         )
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
         for kind in ("stage", "all"):
             first = next((place[label] for label in labels if label[0] == kind), None)
             for axis in axes if first else ():
                 axis.axhline(first - 0.5, color="0.6", lw=0.5)  # type: ignore[operator]
-        axes[0].legend(fontsize=7, loc="best")
+        axes[0].legend(fontsize=8, loc="best")
         made.suptitle(f"{as_drawn(title)}, {found.n} images", fontsize=8)
 
 
@@ -183,7 +183,7 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
                 axis.axhline(se, color="0.5", lw=0.8, dashes=(6, 2))
                 axis.set_ylabel(f"{as_drawn(metric)}, %")
             by_k.annotate(
-                "SE", (0.01, se), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7
+                "SE", (0.01, se), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8
             )
             for kind, (mark, line, colour) in _KINDS.items():
                 points = sorted(
@@ -209,7 +209,7 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
             by_k.set_xlabel("k; of sliding rows and windows: rows held")
             by_k.set_xticks(sorted({k[1] for row in own if (k := _kind(Tile.parse(row["tile"])))}))
             by_k.set_title(
-                f"{as_drawn(model)}, {own[0]['n']} images, weights as they are", fontsize=7.5, loc="left"
+                f"{as_drawn(model)}, {own[0]['n']} images, weights as they are", fontsize=8.5, loc="left"
             )
             by_buffer.set_xscale("log")
             by_buffer.set_xticks(_SHARES, [f"{share:g}" for share in _SHARES])
@@ -217,4 +217,4 @@ def draw_sweep(rows: Sequence[dict[str, str]], path: str | Path) -> None:
             shares = [100 * int(row["buffer"]) / int(row["se_buffer"]) for row in own]
             by_buffer.set_xlim(min(shares) / 1.3, 130)
             by_buffer.set_xlabel("buffer, % of SE's (tile order)")
-            by_k.legend(fontsize=7, loc="lower right")
+            by_k.legend(fontsize=8, loc="lower right")

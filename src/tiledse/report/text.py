@@ -35,7 +35,7 @@ def cost_table(cost: Cost) -> Table:
     for block in cost.blocks:
         table.add_row(
             block.name,
-            f"{block.channels}x{block.height}x{block.width}",
+            "x".join(map(str, (block.channels, *block.sides))),
             block.tile,
             *map(
                 digits,
@@ -72,6 +72,12 @@ def _footer(cost: Cost) -> list[str]:
             f"buffer {100 * (1 - cost.tse.buffer / cost.se.buffer):.1f} % less than SE"
         )
     lines += [f"{BUFFER_UNIT}; row order: where maps arrive row by row", MACS_UNIT]
+    if cost.tse.state:
+        kept = f"{digits(cost.tse.state)} elements ({digits(4 * cost.tse.state)} bytes in float32)"
+        lines.append(
+            f"blocks that see the previous frame keep {kept} from frame to frame; the first frame of a stream has "
+            "none, and is held as with running rows"
+        )
     if cost.tse.running_sums:
         lines.append(
             f"strips that see rows above keep {digits(cost.tse.running_sums)} sums of rows besides, not counted as "

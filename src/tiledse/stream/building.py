@@ -45,8 +45,11 @@ def build_graph(
     Raises:
         TiledSEError: the plan is another network's, or the network cannot be traced at this size.
     """
-    height, width = size or plan.input_size[1:]
-    source = source_of(model, plan.input_size)
+    plan.check_single_images(
+        "rows of one image are streamed here; run frames one after the other through what ts.convert gives"
+    )
+    height, width = size or plan.image_size[1:]
+    source = source_of(model, plan.image_size)
     blocks: Mapping[str, Any]
     if isinstance(source, nn.Module):
         marked, blocks = mark(source, plan, known)
@@ -54,7 +57,7 @@ def build_graph(
         from .reading import read_onnx
 
         marked, blocks = read_onnx(source.model, plan, known)
-    program = trace(marked, (batch, plan.input_size[0], height, width))
+    program = trace(marked, (batch, plan.image_size[0], height, width))
     return _used(Builder(program, blocks, treat).graph)
 
 

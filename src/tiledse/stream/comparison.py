@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from ..cost import cost
 from ..errors import TiledSEError
 from ..files import written_whole
-from ..networks.converter import convert_shared
-from ..plan import Plan
 from .executor import Stream
 from .flow import Held
 from .memory import peak_resident
@@ -108,7 +106,7 @@ def stream_image(
     s: Stream | StepStream,
     image: Rows,
     *,
-    whole: tuple[nn.Module, Plan] | None = None,
+    whole: Callable[[], nn.Module] | None = None,
     outputs: Sequence[Path] = (),
     name: str = "the network",
     watched: Callable[[Iterator[Tensor], int], Iterator[Tensor]] | None = None,
@@ -118,13 +116,15 @@ def stream_image(
     Args:
         s: The stream, made for the height and width of the image.
         image: The image.
-        whole: A network and its plan, which is run on the whole image to compare with; None leaves that out.
+        whole: Makes the network with the same tiles, which is run on the whole image to compare with, such as
+            ``Network.tiled``; None leaves that out.
         outputs: Files for the outputs of the network, from ``output_files``; none keeps no output.
         name: What messages call the network.
         watched: Called with the chunks of the image and their number; gives the chunks back as they are read.
 
     Raises:
-        TiledSEError: an output is not finite, or the image cannot be read.
+        TiledSEError: an output is not finite, the image cannot be read, or the network takes no image of this size
+            as a whole.
     """
     count = -(-image.height // s.rows)
     if isinstance(s, Stream):
@@ -132,15 +132,18 @@ def stream_image(
         few = torch.zeros(1, image.channels, min(image.height, 2 * s.rows), image.width)
         Stream(s.graph, s.plan, s.height, s.rows).push(few)
     error = full = None
+    tse = None if whole is None else whole()
+    check = getattr(tse, "check_size", None)  # of files, which may be of one size
+    if check is not None:
+        check((image.channels, image.height, image.width))
     with TemporaryDirectory() as folder:
         # Outputs that are kept for the comparison lie in files: in memory they would count as the stream's.
-        kept = outputs or (() if whole is None else output_files(Path(folder, "out.npy"), s))
+        kept = outputs or (() if tse is None else output_files(Path(folder, "out.npy"), s))
         gc.collect()
         with peak_resident() as grown:
             chunks = image.chunks(s.rows)
             _run(s, chunks if watched is None else watched(chunks, count), kept)
-        if whole is not None:
-            tse = convert_shared(*whole)
+        if tse is not None:
             gc.collect()
             with peak_resident() as whole_grown:
                 expected = _whole(tse, image, s.rows)

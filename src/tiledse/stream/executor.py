@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import TiledSEError
@@ -235,7 +235,7 @@ class Stream:
 
 
 def stream(
-    model: nn.Module,
+    model: Any,
     plan: Plan,
     *,
     height: int | str | None = "plan",
@@ -250,7 +250,8 @@ def stream(
     in rows waits for its whole map, and is named in ``Stream.whole``.
 
     Args:
-        model: The network, SE or converted; it is left as it was, and its weights are shared.
+        model: The network, SE or converted, or what ``tiledse.open`` takes: of PyTorch or ONNX; it is left as it was,
+            and its weights are shared.
         plan: From ``find`` on it, with the tiles wanted.
         height: Rows of the images: a number, or None if it is known only when an image ends; the plan's if left
             out.
@@ -279,8 +280,8 @@ def stream(
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")
     if not (height is None or height == "plan" or (isinstance(height, int) and height > 0)):
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
-    tall = height if isinstance(height, int) else plan.input_size[1]
-    wide = width or plan.input_size[2]
+    tall = height if isinstance(height, int) else plan.image_size[1]
+    wide = width or plan.image_size[2]
     if backend != "torch":
         from .step.stream import stream_in_steps
 

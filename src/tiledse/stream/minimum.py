@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..errors import TiledSEError
 from ..plan import Plan
@@ -15,9 +15,6 @@ from .maps import Repeat, Strips
 from .simulator import jointly_minimum_rows
 from .stages import build_pipeline
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 class PipelineBuffer:
     """Counts the elements that all FIFOs of a pipeline have room for at their minimum.
@@ -27,7 +24,7 @@ class PipelineBuffer:
     some hundredths of a second where a trace takes seconds.
 
     Args:
-        model: The network, SE or converted; it is left as it was.
+        model: The network, SE or converted, or what ``tiledse.open`` takes: of PyTorch or ONNX; it is left as it was.
         plan: From ``find`` on it; its tiles do not matter.
 
     Raises:
@@ -42,7 +39,7 @@ class PipelineBuffer:
         True
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: Any, plan: Plan) -> None:
         self._rows = build_graph(model, plan.with_tile("1xW"))
         self._known: dict[tuple[Strips, ...], int] = {}
 

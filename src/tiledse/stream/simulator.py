@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
 from ..errors import TiledSEError
 from ..plan import Plan
@@ -97,7 +96,7 @@ class Simulation:
 
 
 def simulate(
-    model: nn.Module,
+    model: Any,
     plan: Plan,
     *,
     hardware: Hardware | None = None,
@@ -114,7 +113,7 @@ def simulate(
     outside the chip, the loading of weights, clock limits, arithmetic. No hardware was measured.
 
     Args:
-        model: The network.
+        model: The network, or what ``tiledse.open`` takes: of PyTorch or ONNX.
         plan: From ``find`` on it, with the tiles wanted; ``HxW`` is plain SE.
         hardware: Rates and sizes.
         fifos: ``minimum``: the smallest FIFOs without deadlock; ``unhindered``: those that lose no time.
@@ -134,7 +133,7 @@ def simulate(
         >>> run.buffer == ts.cost(plan).tse.buffer_row_order, run.cycles > run.frame_cycles
         (True, True)
     """
-    graph = build_graph(model, plan, 1, (height or plan.input_size[1], width or plan.input_size[2]))
+    graph = build_graph(model, plan, 1, (height or plan.image_size[1], width or plan.input_size[2]))
     return simulate_graph(graph, hardware or Hardware(), fifos, frames)
 
 
@@ -409,11 +408,11 @@ def _deadlock(
 
 
 def compare(
-    model: nn.Module, plan: Plan, *, hardware: Hardware | None = None, fifos: Fifos = "unhindered",
+    model: Any, plan: Plan, *, hardware: Hardware | None = None, fifos: Fifos = "unhindered",
     height: int | None = None, width: int | None = None,
 ) -> tuple[Simulation, Simulation, Plan]:  # fmt: skip
     """The network with plain SE and with the tiles of a plan, on the same hardware; and the plan at that size."""
-    size = (height or plan.input_size[1], width or plan.input_size[2])
+    size = (height or plan.image_size[1], width or plan.input_size[2])
     tiled = build_graph(model, plan, 1, size)
     plain = build_graph(model, plan.with_tile("HxW"), 1, size)
     chosen = hardware or Hardware()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TiledSEError, TiledSEWarning
-from ..network import Form, Network, SharedPrefix, Verdict
-from ..op.functional import squeeze
+from ..file_network import FileNetwork
+from ..network import Form, SharedPrefix, Verdict
 from ..plan import Plan
-from ..tile import Tile
+from ..refusing import warn_of
 from .branches import Cut
-from .converter import convert_verified
+from .converter import Converted, convert_verified
 from .cutting import cut, with_outputs
 from .finder import Finding, fingerprint, locate
 from .model import TfliteModel
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from ..network import Rows, See
 
 
-class TfliteNetwork(Network):
+class TfliteNetwork(FileNetwork):
     """A TensorFlow Lite network.
 
     Args:
@@ -60,9 +58,7 @@ class TfliteNetwork(Network):
         self._found = locate(model, input_size)
         self.plan = self._found.plan
         self.given: TfliteModel = self._found.model
-        self.name = name if name is not None else model.path.name if model.path is not None else model.name
-        self.threads = torch.get_num_threads() if threads is None else threads
-        self._known: set[object] = set()
+        super().__init__(model, name, threads)
 
     @cached_property
     def weights(self) -> str:
@@ -91,20 +87,10 @@ class TfliteNetwork(Network):
         found = self._se
         return Runner(found.model, self.threads, sizes=sizes_of(found.graph, found.image)).exact
 
-    def module(self, purpose: str) -> nn.Module:
-        """See Network."""
-        raise TiledSEError(
-            f"{purpose} takes a network of PyTorch, and {self.name} is a TensorFlow Lite file; give the network that "
-            "it was made from (timm:NAME --weights FILE)"
-        )
-
     def convert(self, plan: Plan, *, verify: bool = True) -> TfliteNetwork:
         """See Network."""
         made = convert_verified(self._safe, plan, verify=verify)
-        for miss in made.refused:
-            warnings.warn(
-                f"block '{miss.name}' was left as it was: {miss.reason}", TiledSEWarning, stacklevel=3
-            )
+        warn_of(made.refused)
         return TfliteNetwork(made.model, plan.input_size, name=self.name, threads=self.threads)
 
     def verify(self, plan: Plan) -> Verdict:
@@ -119,23 +105,11 @@ class TfliteNetwork(Network):
 
     def write(self, plan: Plan, path: Path, form: Form) -> TfliteWritten:
         """See Network; ``writing.write``."""
-        form.check_plain(path)
+        form.check_ending(path)
         return write(self._safe, plan, path, form)
 
-    def form(self, plan: Plan) -> TfliteModel:
-        """The network with the tiles of a plan. A block's tile is tried once, however many plans have it."""
-        wanted = {
-            (block, tile, id(correction))
-            for (block, tile), correction in zip(plan, plan.corrections, strict=True)
-        }
-        made = convert_verified(self._se, plan, verify=not wanted <= self._known)
-        if made.refused:
-            miss = made.refused[0]
-            raise TiledSEError(
-                f"block '{miss.name}' cannot be converted: {miss.reason}; give it the tile HxW"
-            )
-        self._known |= wanted
-        return made.model
+    def _tile_se(self, plan: Plan, verify: bool) -> Converted:
+        return convert_verified(self._se, plan, verify=verify)
 
     def tiled(self, plan: Plan) -> nn.Module:
         """See Network."""
@@ -189,10 +163,6 @@ class TfliteNetwork(Network):
             return [means[source] for source in sources]
 
         return rows
-
-    def squeeze(self, block: int, x: Tensor, tile: Tile) -> Tensor:
-        """See Network; by torch, on the map that LiteRT gave."""
-        return squeeze(x, tile)
 
     def excite(self, block: int, descriptors: Tensor) -> Tensor:
         """See Network; the operators of the excitation, cut out of the network in the form that takes a grid."""

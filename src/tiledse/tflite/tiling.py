@@ -23,6 +23,9 @@ def with_tiles(found: Finding, plan: Plan, forced: frozenset[str] = frozenset())
         plan: The tiles.
         forced: Blocks that are written again as one strip over the map, by the code of tiles.
     """
+    plan.check_single_images(
+        "a TensorFlow Lite file gets no states here; convert the ONNX file or the PyTorch network that it was made from"
+    )
     clone = found.model.clone()
     own = locate(clone, found.plan.input_size)
     graph, clone = own.graph, own.model

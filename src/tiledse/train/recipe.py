@@ -13,7 +13,7 @@ from ..documents import read_json, read_toml, write_json
 from ..errors import TiledSEError, first_line
 from ..numerals import quoted
 from ..tile import Tile
-from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant, check_range
+from .sections import Augment, Loss, Network, Optimizer, Schedule, Variant, check_range, check_trained
 from .tables import made, merged
 
 Task = Literal["classify", "segment", "detect", "distill"]
@@ -102,7 +102,7 @@ class Recipe:
             if size is not None:
                 _size(size)
         for tile in self.as_is:
-            Tile.parse(tile)
+            check_trained(Tile.parse(tile))
         names = [variant.name for variant in self.variant]
         for name in names:
             if names.count(name) > 1:

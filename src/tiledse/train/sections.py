@@ -12,6 +12,19 @@ from ..numerals import quoted
 from ..tile import Tile
 
 
+def check_trained(tile: Tile) -> None:
+    """Check that a network can be trained, and measured on images, with a tile.
+
+    Raises:
+        TiledSEError: it keeps a state from frame to frame.
+    """
+    if tile.previous:
+        raise TiledSEError(
+            f"recipe: {tile} runs on the frames of a stream and is not trained; train with HxW or 1xW:running, and "
+            "convert what comes of it"
+        )
+
+
 def check_range(
     what: str, value: Any, least: float, most: float = inf, *, above: bool = False, below: bool = False
 ) -> None:
@@ -165,7 +178,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         if self.tile != "none":
-            Tile.parse(self.tile)
+            check_trained(Tile.parse(self.tile))
         controls = any(unicodedata.category(mark)[0] in "CZ" for mark in self.name)
         if not self.name.strip(".") or len(self.name) > 100 or controls or set(self.name) & set("/\\*"):
             raise TiledSEError(

@@ -1,7 +1,7 @@
 // The operator on maps on a CPU, forward and backward, unit by unit: what has just been summed is still in the cache
 // when it is scaled, and the next unit is on its way from memory. What op/triton_kernels.py is for a GPU.
 //
-// A library with functions of C, which op/cpp.py calls: it knows neither Python nor torch.
+// A library with functions of C, which op/by_cpp.py calls: it knows neither Python nor torch.
 
 #include <exception>
 
@@ -237,7 +237,7 @@ using namespace tiledse;
 
 extern "C" {
 
-// What op/cpp.py asks before it calls anything else: the arguments below, by a number that changes with them.
+// What op/by_cpp.py asks before it calls anything else: the arguments below, by a number that changes with them.
 int tiledse_version() { return 3; }
 
 int tiledse_has_float16() {

@@ -151,11 +151,12 @@ inline float total(Vector v) {
 // Sums in float32 of at most so many numbers to a lane; of those in float64. Long sums keep their digits.
 const Int kPiece = 64 * 4 * kWide;
 
-// Of x, or of x * y.
+// Of x, or of x * y; reach: a vector may be read of fewer numbers than it has.
 template <bool kTwo, class T>
-inline double sum(const T *x, const T *y, Int n) {
-  if (n >= kWide && n < 4 * kWide) {  // a row of a small map
+inline double sum(const T *x, const T *y, Int n, bool reach) {
+  if ((n >= kWide || reach) && n < 4 * kWide) {  // a row of a small map
     const auto at = [&](Int k) { return kTwo ? load(x + k) * load(y + k) : load(x + k); };
+    if (n < kWide) return total(joined(at(0), Vector{}, n));
     Vector s = at(0);
     Int i = kWide;
     for (; i + kWide <= n; i += kWide) s += at(i);

@@ -24,6 +24,15 @@ class Writer {
         [&] { return kAdd ? number(x + i) * gate + share : number(x + i) * gate; }, [&](Int by) { i += by; });
   }
 
+  // A gate and a share for each number.
+  template <bool kAdd>
+  void run(const T *x, T *out, Int n, const float *gates, const float *shares) {
+    Int i = 0;
+    write(
+        out, n, i, [&] { return kAdd ? load(x + i) * load(gates + i) + load(shares + i) : load(x + i) * load(gates + i); },
+        [&] { return kAdd ? number(x + i) * gates[i] + shares[i] : number(x + i) * gates[i]; }, [&](Int by) { i += by; });
+  }
+
   // Gates and shares that repeat with a period; both are kPad numbers longer than that.
   template <bool kAdd>
   void run(const T *x, T *out, Int n, const float *gates, const float *shares, Int period) {
@@ -36,17 +45,6 @@ class Writer {
           i += by, p += by;
           if (p >= period) p = p < 2 * period ? p - period : p % period;
         });
-  }
-
-  // A run of a few vectors, and at least of one, to the last number of it: by a vector that reaches back.
-  template <bool kAdd>
-  void few(const T *x, T *out, Int n, float gate, float share) {
-    const Vector g = all(gate), s = all(share);
-    const auto at = [&](Int k) { return kAdd ? load(x + k) * g + s : load(x + k) * g; };
-    const Vector last = at(n - kWide);  // before that is overwritten, where out is x
-    fetch();
-    for (Int i = 0; i + kWide <= n; i += kWide) store(out + i, at(i));
-    store(out + n - kWide, last);
   }
 
   // Short runs behind each other, n numbers in all: a gate and a share for each, with one to spare, and their lengths,
@@ -142,15 +140,10 @@ class Scaling {
         for (Int c = 0; c < job_.channels; ++c)
           for (Int k = 0; k < unit.bands; ++k)
             columns(at + plane(c), unit.band + k, g + k * of_band + c, s + k * of_band + c);
-      else if (job_.rows(unit.band) * job_.width < 4 * kWide && !job_.part() && shortest(unit) >= kWide)
-        for (Int c = 0; c < job_.channels; ++c)
-          for (Int k = 0; k < unit.bands; ++k) {
-            const Int run = at + plane(c) + job_.top(unit.band + k) * job_.width, channel = k * job_.channels + c;
-            const Int n = job_.rows(unit.band + k) * job_.width;
-            writer.template few<kAdd>(x_ + run, out_ + run, n, g[channel], kAdd ? s[channel] : 0.0f);
-          }
       else if (job_.rows(unit.band) * job_.width < kLong && !job_.part() && shortest(unit) >= kWide)
         short_runs(at, unit, g, s);
+      else if (job_.rows(unit.band) * job_.width < kLong && !job_.part())
+        shortest_runs(at, unit, g, s);
       else
         for (Int c = 0; c < job_.channels; ++c)
           for (Int k = 0; k < unit.bands; ++k)
@@ -162,7 +155,7 @@ class Scaling {
   }
 
  private:
-  static const Int kLong = 512;  // numbers that are worth a run of their own
+  static const Int kLong = 512, kSpread = 2048;  // numbers that are worth a run of their own; that get gates at once
 
   Int shortest(const Unit &unit) const { return job_.rows(unit.band + unit.bands - 1) * job_.width; }
   Int plane(Int c) const { return c * job_.height * job_.width; }
@@ -201,6 +194,32 @@ class Scaling {
     for (Int c = 0; c < channels; c += step) {
       const Int run = first + plane(c), of = c * bands;
       writer.template runs<kAdd>(x_ + run, out_ + run, step * rows * job_.width, g + of, s + of, lengths_.data(), bands);
+    }
+  }
+
+  // The same for runs shorter than a vector: a gate for each number, for some channels at once where they are one run.
+  void shortest_runs(Int at, const Unit &unit, const float *gates, const float *shares) {
+    const Int rows = unit.rows(job_), width = job_.width, channels = job_.channels, length = rows * width;
+    float *g = room(gates_, kSpread + length), *s = room(shares_, kAdd ? kSpread + length : 0);
+    Int filled = 0, run = at + unit.first_row(job_) * width;
+    for (Int c = 0; c < channels; ++c) {
+      for (Int k = 0; k < unit.bands; ++k) {
+        const Int end = filled + job_.rows(unit.band + k) * width, of = k * channels + c;
+        const Vector gate = all(gates[of]), share = all(kAdd ? shares[of] : 0.0f);
+        for (; filled < end; filled += kWide) {
+          store(g + filled, gate);
+          if (kAdd) store(s + filled, share);
+        }
+        filled = end;
+      }
+      const bool joins = rows == job_.height && c + 1 < channels;
+      if (joins && filled < kSpread) continue;
+      // To the end of a line, if more follows.
+      const Int over = joins ? reinterpret_cast<uintptr_t>(out_ + run + filled) % 64 / sizeof(T) : 0, n = filled - over;
+      writer.template run<kAdd>(x_ + run, out_ + run, n, g, s);
+      std::copy(g + n, g + filled, g);
+      if (kAdd) std::copy(s + n, s + filled, s);
+      run += joins || rows == job_.height ? n : job_.height * width, filled = over;
     }
   }
 

@@ -52,6 +52,11 @@ def candidates(network: Network, plans: Plan | Mapping[str, Plan] | Sequence[Pla
     found = network.plan
     found.check_blocks()
     shown = [Candidate(SE, network.se)]
+    for plan in (found, *_named(plans).values()):
+        Plan.check(plan)
+        plan.check_single_images(
+            "a report is about single images; give it a plan with tiles of one map, such as 7xW"
+        )
     if any(not tile.whole for tile in found.tiles):
         shown.append(Candidate("as it is", found))
     given = _named(plans)
@@ -139,9 +144,8 @@ def totals(shown: Sequence[Candidate]) -> list[dict[str, Any]]:
 def simulated(network: Network, shown: Sequence[Candidate]) -> tuple[list[Simulation], str | None]:
     """Each candidate in a pipeline of default hardware; or none, and the reason why."""
     try:
-        module = network.module("the timeline of a pipeline")
-        size = shown[0].plan.input_size[1:]
-        graphs = [build_graph(module, candidate.plan, 1, size) for candidate in shown]
+        size = shown[0].plan.image_size[1:]
+        graphs = [build_graph(network, candidate.plan, 1, size) for candidate in shown]
         return [simulate_graph(graph, Hardware()) for graph in graphs], None
     except TiledSEError as error:
         return [], str(error)

@@ -92,8 +92,9 @@ def sheets(task: Task[Any], results: Results[Any], name: str) -> list[dict[str, 
         far = np.argsort(results.divergence[-1])[::-1][:MOST_SHOWN]
         rows = {"furthest": [(results.names[i], f"{results.divergence[-1][i]:.2g}") for i in far]}
         about = {"furthest": f"largest {task.divergence_name}"}
-    else:  # boxes and masks are scored over all images together
-        return []
+    else:
+        rows = _changed(task, results)
+        about = {"lost": f"its own {task.metric} fell", "gained": f"its own {task.metric} rose"}
     return [
         {
             "kind": kind,
@@ -104,6 +105,19 @@ def sheets(task: Task[Any], results: Results[Any], name: str) -> list[dict[str, 
         }
         for kind, found_rows in rows.items()
     ]
+
+
+def _changed(task: Task[Any], results: Results[Any]) -> dict[str, list[tuple[str, str]]]:
+    """Images whose own metric fell or rose, those first that changed most; all together are scored otherwise."""
+    se, tse = task.alone(results.networks[0]), task.alone(results.networks[-1])
+    if se is None or tse is None:
+        return {}
+    change = tse - se
+    captions = [f"SE {a:.1f}, tiles {b:.1f}" for a, b in zip(se, tse, strict=True)]
+    lost = [i for i in np.argsort(change, kind="stable") if change[i] < -1e-9]
+    gained = [i for i in np.argsort(-change, kind="stable") if change[i] > 1e-9]
+    named = {"lost": lost, "gained": gained}
+    return {kind: [(results.names[i], captions[i]) for i in places] for kind, places in named.items()}
 
 
 def class_names(images: ImageSet) -> Any:

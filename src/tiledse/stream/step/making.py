@@ -62,9 +62,9 @@ def make_step(
         TiledSEError: a layer that is not local in rows, a height that must be known, or rows that are no multiple of
             what strides and tiles ask for.
     """
-    model = source_of(model, plan.input_size)
+    model = source_of(model, plan.image_size)
     weights = fingerprint(model) if isinstance(model, nn.Module) else model.weights
-    wide, tall = width or plan.input_size[2], height or plan.input_size[1]
+    wide, tall = width or plan.image_size[2], height or plan.input_size[1]
     graph = build_graph(model, plan, batch, (tall, wide), False)
     made = schedule(graph, rows)
     multiple = 1

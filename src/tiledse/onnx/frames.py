@@ -1,0 +1,263 @@
+"""Blocks that are gated by the previous frame, as nodes: the state of each is an input and an output of the file.
+
+A state holds means of the block's map in the last frame of each stream: of the whole map, (N, C), for ``HxW:previous``,
+and of its rows, (N, C, H), for strips. NaN stands for a stream that has had no frame yet: where the first number of a
+channel's state is NaN, the gate is that of the rows that have come (``Tile.first``). A graph has no branches, so
+the gates of all rows are computed in every frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from ..documents import read_json, write_json
+from ..tile import Tile
+from .constants import Constants
+from .factors import SWAPPED
+from .metadata import Stated
+from .nodes import Miss, ints, only_user
+
+if TYPE_CHECKING:
+    from .emit import Writer
+
+STATES_KEY = "tiledse.states"
+FORMAT = "tiledse.states/1"
+MEANING = (
+    "(N, C), the mean of the block's map in the last frame of each stream; NaN: a stream without a frame yet"
+)
+_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a block.
+
+    Attributes:
+        block: The block's name.
+        input: The input that takes it.
+        output: The output that gives it for the next frame.
+        shape: Of one stream: (C,), or (C, H).
+    """
+
+    block: str
+    input: str
+    output: str
+    shape: tuple[int, ...]
+
+
+def write_states(model: ir.Model, states: list[State]) -> None:
+    """Say in the metadata of a file which inputs and outputs are states, and how a stream begins."""
+    model.metadata_props.pop(STATES_KEY, None)
+    if states:
+        listed = [{**vars(state), "shape": list(state.shape), "start": "nan"} for state in states]
+        model.metadata_props[STATES_KEY] = write_json(
+            {"format": FORMAT, "meaning": MEANING, "states": listed}
+        )
+
+
+def states_of(model: ir.Model) -> tuple[State, ...]:
+    """The states that a file says it has, as far as they are inputs and outputs of it."""
+    try:
+        given = read_json(model.metadata_props.get(STATES_KEY, "{}"))
+        listed = given.get("states", [])
+        states = [State(s["block"], s["input"], s["output"], tuple(map(int, s["shape"]))) for s in listed]
+    except (ValueError, TypeError, KeyError, AttributeError):  # not ours
+        return ()
+    inputs, outputs = ({v.name for v in part} for part in (model.graph.inputs, model.graph.outputs))
+    return tuple(s for s in states if s.input in inputs and s.output in outputs)
+
+
+def write(
+    writer: Writer, x: ir.Value, axes: tuple[int, int, int], tile: Tile, size: tuple[int, int],
+    batch: int | ir.SymbolicDim,
+) -> tuple[ir.Value, ir.Node, State]:  # fmt: skip
+    """Write the descriptors of a tile with ``previous``.
+
+    Args:
+        writer: Writes the nodes; its prefix is the name of the block.
+        x: The map.
+        axes: Its axes of channels, rows and columns.
+        tile: The tile.
+        size: Channels and rows of the map.
+        batch: The first side of the image input.
+
+    Returns:
+        Descriptors (N, C, rows of the grid of ``Tile.first``, 1), the node that the block is named after, its state.
+    """
+    channels, height = size
+    means = writer.mean(x, axes[2])
+    swapped = writer.node("Transpose", [writer.nchw(means, axes)], perm=list(SWAPPED))
+
+    def product(what: str, shares: np.ndarray, of: ir.Value = swapped) -> ir.Value:
+        made = writer.node("MatMul", [of, writer.numbers(what, shares.T)])
+        return writer.node("Transpose", [made], perm=list(SWAPPED))
+
+    whole = tile.height is None
+    shape = (channels,) if whole else (channels, height)
+    state = State(writer.prefix, writer.fresh("previous"), writer.fresh("current"), shape)
+    given = ir.Value(name=state.input, shape=ir.Shape([batch, *shape]), type=ir.TensorType(writer.dtype))
+    writer.graph.inputs.append(given)
+    if whole:
+        known = any_ = writer.node("Reshape", [given, writer.ints("one_pixel", 0, 0, 1, 1)])
+        left = product("all_rows", np.full((1, height), 1 / height))
+    else:
+        rows = writer.node("Reshape", [given, writer.ints("row_by_row", 0, 0, 1, height)])
+        this, last = tile.shares_of_frames(height)
+        known = writer.node("Add", [product("share_of_this", this), product("share_of_last", last, rows)])
+        any_ = writer.node("Gather", [rows, writer.ints("first_row", 0)], axis=3)
+        left = swapped
+    first = product("rows_come", tile.first.weights(height))
+    begins = writer.node("IsNaN", [any_], dtype=ir.DataType.BOOL)
+    descriptors = writer.node("Where", [begins, first, known])
+    flat = writer.node("Reshape", [left, writer.ints("as_state", 0, 0, *shape[1:])])
+    flat.name, flat.shape = state.output, ir.Shape([batch, *shape])
+    writer.graph.outputs.append(flat)
+    made = means.producer()
+    assert made is not None
+    return descriptors, made, state
+
+
+def remove(model: ir.Model, state: State) -> None:
+    """Take the output of a state from a graph that no longer has its block, and then its input."""
+    graph = model.graph
+    for value in list(graph.outputs):
+        if value.name == state.output:
+            graph.outputs.remove(value)
+            node = value.producer()
+            while node is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                before = node.inputs[0]
+                graph.remove(node, safe=True)
+                node = None if before is None else before.producer()
+    for value in list(graph.inputs):
+        if value.name == state.input:
+            for use in list(value.uses()):
+                if not any(v.uses() or v.is_graph_output() for v in use.node.outputs):
+                    graph.remove(use.node, safe=True)
+            if not value.uses():
+                graph.inputs.remove(value)
+
+
+class FrameReader:
+    """Reads what ``write`` writes.
+
+    Args:
+        constants: Of the graph.
+        model: The file, whose metadata says which values are states, and the tiles.
+        stated: The tiles that it says.
+    """
+
+    def __init__(self, constants: Constants, model: ir.Model, stated: Mapping[str, Stated]) -> None:
+        self.constants, self.stated = constants, stated
+        self.states = {state.input: state for state in states_of(model)}
+
+    def read(self, node: ir.Node, rows: ir.Value) -> tuple[Tile, ir.Value, State] | None:
+        """Read means of rows (N, C, H, 1) as the first step of a block that sees the previous frame.
+
+        Returns:
+            The tile, the descriptors and the state; None where it is something else.
+
+        Raises:
+            Miss: it is, but the file does not say how, or the numbers are other ones.
+        """
+        swap = only_user(rows)
+        if swap is None or swap.op_type != "Transpose" or ints(swap, "perm", ()) != SWAPPED:
+            return None
+        means = swap.outputs[0]
+        products = {value for use in means.uses() if (value := self._after(use.node)) is not None}
+        choices = {user for v in products if (user := only_user(v)) is not None and user.op_type == "Where"}
+        if len(choices) != 1:
+            return None
+        (choice,) = choices
+        known = choice.inputs[2]
+        given = self._given(choice)
+        if given is None or known is None:
+            return None
+        state, stated = self.states.get(given.name or ""), self.stated.get(node.name or "")
+        if state is None or stated is None or not stated.tile.previous:
+            raise Miss(
+                "it is gated by the previous frame, and the file no longer says with which tile; convert the file "
+                "of the SE network again"
+            )
+        height = self._height(choice.inputs[1])
+        if height is None or not self._fits(stated.tile, choice, means, given, state, height):
+            raise Miss(f"it says that its tile is {stated.tile}, and computes something else")
+        return stated.tile, choice.outputs[0], state
+
+    def _after(self, product: ir.Node) -> ir.Value | None:
+        """What a product of rows gives, rows second again."""
+        back = only_user(product.outputs[0]) if product.op_type == "MatMul" else None
+        turned = back is not None and back.op_type == "Transpose" and ints(back, "perm", ()) == SWAPPED
+        return back.outputs[0] if back is not None and turned else None
+
+    def _given(self, choice: ir.Node) -> ir.Value | None:
+        """The input of the graph that a choice looks at, as it is or its first row."""
+        begins = _maker(choice.inputs[0], "IsNaN")
+        looked = None if begins is None else begins.inputs[0]
+        row = _maker(looked, "Gather")
+        if row is not None:
+            looked = row.inputs[0] if self.constants.ints(row.inputs[1]) == (0,) else None
+        shaped = _maker(looked, "Reshape")
+        given = None if shaped is None else shaped.inputs[0]
+        return given if given is not None and given.is_graph_input() else None
+
+    def _height(self, value: ir.Value | None) -> int | None:
+        """Rows of the map that a product takes means of."""
+        shares = self._shares(value)
+        return None if shares is None else shares[1].shape[1]
+
+    def _shares(self, value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
+        """The rows, and the share of each, that a value is the mean of."""
+        back = _maker(value, "Transpose")
+        product = None if back is None else _maker(back.inputs[0], "MatMul")
+        array = None if product is None else self.constants.array(product.inputs[1])
+        if product is None or product.inputs[0] is None or array is None or array.ndim != 2:
+            return None
+        return product.inputs[0], array.T.astype(np.float64)
+
+    def _fits(
+        self, tile: Tile, choice: ir.Node, means: ir.Value, given: ir.Value, state: State, height: int
+    ) -> bool:  # fmt: skip
+        """Whether a graph computes what a tile says."""
+
+        def same(value: ir.Value | None, rows: ir.Value, expected: np.ndarray) -> bool:
+            found = self._shares(value)
+            return (
+                found is not None
+                and found[0] is rows
+                and found[1].shape == expected.shape
+                and np.allclose(found[1], expected, rtol=_TOLERANCE)
+            )
+
+        known = choice.inputs[2]
+        if known is None or not same(choice.inputs[1], means, tile.first.weights(height)):
+            return False
+        ends = (
+            [_maker(v, "Reshape") for v in given.graph.outputs if v.name == state.output]
+            if given.graph
+            else []
+        )
+        left = ends[0].inputs[0] if len(ends) == 1 and ends[0] is not None else None
+        if tile.height is None:
+            shaped = _maker(known, "Reshape")
+            held = same(left, means, np.full((1, height), 1 / height))
+            return held and shaped is not None and shaped.inputs[0] is given
+        joined = _maker(known, "Add")
+        if joined is None or left is not means:
+            return False
+        this, last = tile.shares_of_frames(height)
+        before = self._shares(joined.inputs[1])
+        shaped = None if before is None else _maker(before[0], "Reshape")
+        if before is None or shaped is None or shaped.inputs[0] is not given:
+            return False
+        return same(joined.inputs[0], means, this) and same(joined.inputs[1], before[0], last)
+
+
+def _maker(value: ir.Value | None, op: str) -> ir.Node | None:
+    """The node that makes a value, if it is of a kind."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op else None
