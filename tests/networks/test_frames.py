@@ -237,3 +237,19 @@ def test_a_block_in_another_spelling_keeps_a_state_too():
         wanted = frames_gated_by_the_last(maps, "2xW:previous+1", excite)
     for got, expected in zip(outputs, wanted, strict=True):
         np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_copies_of_data_parallel_lose_states_and_are_refused(model, plan):
+    video = ts.convert(model, plan.with_tile("HxW:previous"))
+    video.one._is_replica = True  # as torch.nn.parallel.replicate marks them
+    with pytest.raises(ts.TiledSEError, match="DataParallel's copies lose"):
+        video(torch.ones(1, *SIZE))
+
+
+@pytest.mark.slow
+def test_compiled_code_keeps_states(model, plan):
+    video, same = (ts.convert(model, plan.with_tile("1xW:previous")) for _ in range(2))
+    compiled = torch.compile(video, backend="eager")
+    with torch.no_grad():
+        for frame in torch.randn(3, 2, *SIZE):
+            torch.testing.assert_close(compiled(frame), same(frame), rtol=1e-4, atol=1e-6)

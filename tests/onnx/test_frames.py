@@ -167,3 +167,11 @@ def test_wrong_use_is_one_line(model, plan):
         ts.onnx.verify(model, ts.onnx.convert(model, wanted, verify=False), wanted)
     with pytest.raises(ts.TiledSEError, match="rows of one image are streamed here"):
         ts.stream(ts.open(model, SIZE), wanted)
+
+
+def test_quantised_blocks_are_refused(model, plan, monkeypatch):
+    from tiledse.onnx import converter
+
+    monkeypatch.setattr(converter, "quantised", lambda place: True)
+    with pytest.raises(ts.TiledSEError, match="is quantised, and HxW:previous keeps a mean in float"):
+        ts.onnx.convert(model, plan.with_tile("HxW:previous"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
+from ..op.frame_shares import shares_of_frames
 from ..op.functional import direct, scale, squeeze
 from ..op.grids import accumulation_type, is_eager
 from ..tile import Tile
@@ -116,11 +117,8 @@ def descriptors(rows: Tensor, tile: Tile, before: Tensor) -> Tensor:
     if tile.height is None:
         return before[:, :, None, None].to(rows.dtype)
     wide = accumulation_type(rows.dtype)
-    both = (
-        torch.tensor(s.T.copy(), dtype=wide, device=rows.device) for s in tile.shares_of_frames(rows.shape[2])
-    )
-    this, last = (means.to(wide) @ shares for means, shares in zip((rows, before), both))
-    return (this + last)[..., None].to(rows.dtype)
+    this, last = shares_of_frames(tile, int(rows.shape[2]), rows, wide)
+    return (rows.to(wide) @ this + before.to(wide) @ last)[..., None].to(rows.dtype)
 
 
 def _grid(tile: Tile, x: Tensor) -> Tile:
