@@ -66,6 +66,7 @@ def gated(
     _check(block, x, tile)
     rows = x.mean(3)
     if not is_eager(x) and not torch.compiler.is_compiling():
+        _check_shapes_alone(x, tile)
         # Shapes alone (fake or meta tensors): what frames after the first compute, and nothing is kept.
         return scale(x, excite(descriptors(rows, tile, kept(rows, tile))), _grid(tile, x))
     before = getattr(block, STATE)
@@ -149,6 +150,16 @@ def _check(block: nn.Module, x: Tensor, tile: Tile) -> None:
     if last is None and before is not None and before.shape != x.shape[: before.dim()]:
         raise TiledSEError(
             f"a block got a map of {tuple(x.shape)}, but its state is of {tuple(before.shape)}; {_AGAIN}"
+        )
+
+
+def _check_shapes_alone(x: Tensor, tile: Tile) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if not (x.is_meta or isinstance(x, FakeTensor)):
+        raise TiledSEError(
+            f"a block with {tile} keeps a state, which transforms of torch.func, forward-mode gradients and "
+            f"subclasses of Tensor ({type(x).__name__}) do not carry; call the network on plain tensors"
         )
 
 
