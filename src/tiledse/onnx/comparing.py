@@ -6,9 +6,19 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from .model import OnnxModel, check_memory
 from .shapes import Image
+
+# The largest relative difference that rounding makes of a block, by type.
+_ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
+HALF = 2e-2
+
+
+def rounding(kind: ir.DataType) -> float:
+    """What rounding may make of a block in a type of numbers, relative to its largest number."""
+    return _ROUNDING.get(kind, HALF)
 
 
 def relative(expected: np.ndarray, got: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from .fit import Fit, fitted
 from .model import OLDEST_OPSET, OnnxModel, upgraded
 from .proof import Proof, check_upgrade, prove
 from .requantising import requantised
+from .scales import quantised
 from .shapes import Image, Shapes, batched, checked, forget, shapes_of
 from .squeeze import WHOLE
 from .tile_pass import TilePass
@@ -46,7 +47,8 @@ def convert(
             AveragePool, Conv, their activations, Resize (nearest, integer scale) and Mul; Transpose and MatMul with
             ``running``.
         fix_size: Fix height and width of the input at those of the plan. A plan with corrections holds for one size,
-            so it does that of itself.
+            so it does that of itself; so does one with ``previous``, whose
+            states become inputs and outputs.
         batch: Fix the batch, and with it height and width: no size within is left symbolic.
         ir_version: The version of the file format to write, for tools that take no newer one.
         verify: Whether to try what was made.
@@ -117,9 +119,8 @@ def convert_verified(
         raise TiledSEError(
             "the plan has no SE block to convert; `tiledse find` says what was found and what nearly was"
         )
-    plan.check_single_images(
-        "ONNX files get no states here; convert the PyTorch network that the file was made from"
-    )
+    if target is not None and not target.plain:
+        plan.check_single_images(f"the form for '{target.name}' has no states; convert it without --target")
     found = found or locate(model, plan.input_size)
     plan.check_network(found.plan)
     if model.opset < OLDEST_OPSET:
@@ -135,7 +136,13 @@ def convert_verified(
     if target is not None and batch is None:
         batch = target.batch
     fix_size = fix_size or (target is not None and target.static)
-    if divisor_tiles or fix_size or batch is not None or plan.calibrated:
+    for (block, tile), where in zip(plan, found.places):
+        if tile.previous and quantised(where):
+            raise TiledSEError(
+                f"block '{block.name}' is quantised, and {tile} keeps a mean in float from frame to frame; tile the "
+                "float network and quantise that, or give it another tile"
+            )
+    if divisor_tiles or fix_size or batch is not None or plan.calibrated or plan.previous:
         model = model.clone()
         _fix(model, found.shapes.image, batch)
         found = locate(model, plan.input_size)

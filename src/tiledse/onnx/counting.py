@@ -7,6 +7,7 @@ one addition an output. Nothing in a file tells such a bias from another, so the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 import onnx_ir as ir
@@ -32,13 +33,13 @@ _PARAMETERS = {
 _VECTORS = {"Add", "Sub", "Mul", "Div", "Gather", "Concat"}
 
 
-def count(model: OnnxModel, shapes: Shapes, constants: Constants) -> Totals:
-    """Parameters and MACs of a network as it stands, for one image."""
+def count(model: OnnxModel, shapes: Shapes, constants: Constants, means: Collection[ir.Node] = ()) -> Totals:
+    """Parameters and MACs of a network as it stands, for one image; ``means`` pool, which counts nothing."""
     reader = ExcitationReader(constants, shapes)
     parameters: set[ir.Value] = set()
     macs, uncounted = 0, dict[str, None]()
     for node in model.ir.graph:
-        if node.outputs and node.outputs[0] in constants:
+        if node in means or (node.outputs and node.outputs[0] in constants):
             continue
         parameters.update(_parameters(node, constants, shapes))
         if node.domain not in ("", "ai.onnx"):

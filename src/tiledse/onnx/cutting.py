@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,3 +113,14 @@ def _zeros(value: ir.Value, image: Image) -> np.ndarray:
     if value.name == image.name:
         return np.zeros(batched(image, 1), dtype)
     return np.zeros([d if isinstance(d, int) and d > 0 else 1 for d in value.shape or ()], dtype)
+
+
+def tapped(model: OnnxModel, names: Sequence[str]) -> Callable[[Arrays], Arrays]:
+    """A function that runs a network and gives its outputs and some values within."""
+    clone = model.clone()
+    values = ir.convenience.create_value_mapping(clone.ir.graph)
+    outputs = clone.ir.graph.outputs
+    outputs.extend(values[name] for name in names if not values[name].is_graph_output())
+    opened = session(clone, optimise=False)
+    given = list(dict.fromkeys([*names, *(v.name or "" for v in outputs)]))
+    return lambda feeds: dict(zip(given, opened.run(given, feeds)))

@@ -337,6 +337,7 @@ def covers(tile: Tile, fixed: Sides) -> bool:
         return tile.sees_all(fixed[0])
     return (
         not tile.slides
+        and not tile.previous
         and not tile.single
         and all(
             side is None or (length is not None and side >= length)

@@ -16,6 +16,7 @@ from ..tile import Tile
 from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
+from .frames import FrameReader
 from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
@@ -82,8 +83,12 @@ def locate(
     finder = _Finder(model, shapes, constants)
     finder.search()
     blocks = tuple(finder.blocks)
-    now = sum((tile.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, finder.tiles))
-    network = count(model, shapes, constants)
+    # A graph computes the gates of a first frame at every frame.
+    now = sum(
+        (tile.first.tiles(b.height, b.width) - 1) * b.excite_macs for b, tile in zip(blocks, finder.tiles)
+    )
+    means = {node for place in finder.places for node in place.squeeze.nodes(model.ir)}
+    network = count(model, shapes, constants, means)
     plan = Plan(
         blocks, tuple(finder.tiles), shapes.image.size, tuple(finder.misses), replace(network, macs=network.macs - now),
         tuple(finder.corrections),
@@ -101,10 +106,11 @@ def fingerprint(found: Finding, model: OnnxModel) -> str:
 
     It covers the weights of convolutions and matrix products outside SE blocks, which ``convert`` never touches.
     """
-    excitations = {node for place in found.places for node in place.excitation.nodes}
+    inside = {node for place in found.places for node in place.excitation.nodes}
+    inside |= {node for place in found.places for node in place.squeeze.nodes(model.ir)}
     digest = hashlib.sha256()
     for node in model.ir.graph:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node not in excitations:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node not in inside:
             for value in node.inputs:
                 if value in found.constants:
                     tensor = found.constants.leaf(value).const_value  # type: ignore[arg-type]
@@ -119,11 +125,11 @@ class _Finder:
         self.model = model
         self.shapes = shapes
         self.constants = constants
-        self.squeezes = SqueezeReader(constants, shapes)
+        self.stated = stated_tiles(model.ir)
+        self.squeezes = SqueezeReader(constants, shapes, FrameReader(constants, model.ir, self.stated))
         self.excitations = ExcitationReader(constants, shapes)
         self.products = ProductReader(constants, shapes, self.squeezes.views)
         self.names = Counter(node.name for node in model.ir.graph)
-        self.stated = stated_tiles(model.ir)
         self.blocks: list[SEBlock] = []
         self.tiles: list[Tile] = []
         self.corrections: list[Correction | None] = []

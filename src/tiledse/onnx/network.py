@@ -122,6 +122,11 @@ class OnnxNetwork(FileNetwork):
         """See Network."""
         return OnnxModule(self.form(plan), self.threads)
 
+    def begin(self, tiled: nn.Module) -> None:
+        """See Network."""
+        assert isinstance(tiled, OnnxModule)
+        tiled.reset_frames()
+
     def branches(self, plans: Sequence[Plan]) -> SharedPrefix:
         """See Network. Strips of rows run in the probe; columns and patches in networks that are cut in two.
 

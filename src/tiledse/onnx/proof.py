@@ -19,17 +19,16 @@ from ..correction import Correction
 from ..errors import TiledSEError, first_line
 from ..plan import Plan, SEBlock
 from ..tile import Tile
-from .comparing import distance, feeds_of, relative
-from .cutting import Arrays, CutOut, Ends
+from .comparing import HALF, distance, feeds_of, relative, rounding
+from .cutting import Arrays, CutOut, Ends, tapped
 from .finder import Finding, Place
 from .model import OnnxModel
-from .runner import session
+from .proof_frames import prove_frames
 from .scales import quantised, scale_of_map
 from .shapes import Image, batched
 
-# The largest relative difference that rounding makes: of a block, by type; of a network, whose layers magnify it.
-_ROUNDING = {ir.DataType.FLOAT: 2e-4, ir.DataType.DOUBLE: 1e-8}
-_HALF, _NETWORK = 2e-2, 10.0
+# A network's layers magnify the rounding of its blocks.
+_NETWORK = 10.0
 # Of a block whose descriptors are quantised a mean between two steps is rounded up here and down there: what it makes
 # is less than what a step up or down in every channel does, by this.
 _STEPS = 2.0
@@ -116,12 +115,18 @@ def prove(
     proof = Proof()
     whole = _Whole(before, found, [t.ends for t in trials])
     generator = np.random.default_rng(0)
+    videos = [t for t in trials if t.tile.previous]
+    if videos:
+        figures, refused = prove_frames(before, converted, found, videos)
+        proof.figures.update(figures)
+        proof.refused.update(refused)
+    single = [t for t in trials if not t.tile.previous]
     alone = _Alone(before, converted, found, proof)
-    alone.try_all(trials, {t.ends.source: _random_map(t, found, generator) for t in trials})
+    alone.try_all(single, {t.ends.source: _random_map(t, found, generator) for t in single})
     maps = {t.ends.source: whole.values[t.ends.source] for t in trials}
     own = batched(found.shapes.image, found.shapes.image.batch)
     proof.sizes += [own] if own == whole.shape else [own, whole.shape]
-    alone.try_all([t for t in trials if t.block.name not in proof.refused], maps)
+    alone.try_all([t for t in single if t.block.name not in proof.refused], maps)
     _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
     return proof
 
@@ -134,14 +139,14 @@ def check_upgrade(older: OnnxModel, newer: OnnxModel, image: Image) -> None:
     """
     feeds = feeds_of(older, image, batched(image, image.batch))
     try:
-        before, after = (_tapped(m, [])(feeds) for m in (older, newer))
+        before, after = (tapped(m, [])(feeds) for m in (older, newer))
     except Exception as error:
         raise TiledSEError(
             f"{older.name} uses ONNX opset {older.opset}, and ONNX Runtime does not run it, or what onnx's version "
             f"converter made of it: {first_line(error, 120)}; export it again with opset {newer.opset} or newer"
         ) from error
     far = max((relative(a, after[name]) for name, a in before.items()), default=0.0)
-    if not far <= _ROUNDING[ir.DataType.FLOAT] * _NETWORK:
+    if not far <= rounding(ir.DataType.FLOAT) * _NETWORK:
         raise TiledSEError(
             f"{older.name} uses ONNX opset {older.opset}, and what onnx's version converter makes of it is {far:.1e} "
             f"off; export it again with opset {newer.opset} or newer"
@@ -175,15 +180,15 @@ class _Whole:
     def __init__(self, model: OnnxModel, found: Finding, ends: Sequence[Ends]) -> None:
         self.model, self.found = model, found
         self.taps = list(dict.fromkeys(name for end in ends for name in end))
-        self.limit = max(_rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
+        self.limit = max(rounding(found.shapes.type(p.squeeze.source)) for p in found.places) * _NETWORK
         # Where numbers are rounded to steps, a millionth moves none of them, or one by a step.
         self.nudge = 1e-6
         if any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
             self.nudge = 1e-3
-            self.limit = max(self.limit, _HALF)  # a step of the scale, where a number lies between two
+            self.limit = max(self.limit, HALF)  # a step of the scale, where a number lies between two
         self.jumps = any(node.op_type in _JUMPS for node in model.ir.graph)
         self.outputs = [v.name or "" for v in model.ir.graph.outputs]
-        run = _tapped(model, self.taps)
+        run = tapped(model, self.taps)
         error: Exception | None = None
         for shape in _shapes(model, found):
             self.shape, self.feeds = shape, feeds_of(model, found.shapes.image, shape)
@@ -211,7 +216,7 @@ class _Whole:
     def compare(self, other: OnnxModel, proof: Proof) -> str | None:
         """Run another network on the same; the reason why it is not the same, or None."""
         try:
-            got = _tapped(other, self.taps)(self.feeds)
+            got = tapped(other, self.taps)(self.feeds)
         except Exception as error:
             return f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
         for name, expected in self.values.items():
@@ -237,7 +242,7 @@ class _Whole:
             if near[image].dtype.kind == "f":
                 noise = np.random.default_rng(1).standard_normal(near[image].shape)
                 near[image] = (near[image] * (1 + self.nudge * noise)).astype(near[image].dtype)
-            self._moved = _tapped(self.model, self.taps)(near)
+            self._moved = tapped(self.model, self.taps)(near)
         return relative(self.values[name], self._moved[name])
 
 
@@ -281,9 +286,9 @@ class _Alone:
                 gates[i].append(found)
                 off[i] = max(off[i], residue)
         for i, t in enumerate(tried):
-            name, limit = t.trial.block.name, _rounding(self.found.shapes.type(t.trial.place.squeeze.source))
+            name, limit = t.trial.block.name, rounding(self.found.shapes.type(t.trial.place.squeeze.source))
             if quantised(t.trial.place):
-                limit = max(_HALF, _STEPS * self._stepped(t))
+                limit = max(HALF, _STEPS * self._stepped(t))
             far = t.difference(np.concatenate(gates[i]), got[t.trial.ends.product])
             self.proof.figures[name] = max(far, self.proof.figures.get(name, 0.0))
             if not off[i] <= limit:
@@ -397,10 +402,6 @@ class _Tiles:
         return islice(cycle(self.tiles), count)
 
 
-def _rounding(kind: ir.DataType) -> float:
-    return _ROUNDING.get(kind, _HALF)
-
-
 def _random_map(trial: Trial, found: Finding, generator: np.random.Generator) -> np.ndarray:
     """Random numbers in the shape of a block's map, whose rows and columns have means of their own."""
     source = trial.place.squeeze.source
@@ -429,14 +430,3 @@ def _shapes(model: OnnxModel, found: Finding) -> Iterator[tuple[int, ...]]:
             if shape not in tried:
                 tried.append(shape)
     yield from tried
-
-
-def _tapped(model: OnnxModel, names: Sequence[str]) -> Callable[[Arrays], Arrays]:
-    """A function that runs a network and gives its outputs and some values within."""
-    clone = model.clone()
-    values = ir.convenience.create_value_mapping(clone.ir.graph)
-    outputs = clone.ir.graph.outputs
-    outputs.extend(values[name] for name in names if not values[name].is_graph_output())
-    opened = session(clone, optimise=False)
-    given = list(dict.fromkeys([*names, *(v.name or "" for v in outputs)]))
-    return lambda feeds: dict(zip(given, opened.run(given, feeds)))

@@ -14,6 +14,7 @@ from torch import Tensor, from_numpy, nn
 
 from ..errors import TiledSEError, first_line
 from ..extras import missing
+from .frames import states_of
 from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def run(model: OnnxModel, feeds: dict[str, np.ndarray], outputs: Sequence[str]) 
 class OnnxModule(nn.Module):
     """An ONNX network as a module: one tensor in, the outputs out.
 
+    A network that is gated by the previous frame (``HxW:previous``) is given one frame of each stream at a call. Its
+    states are kept here, and ``reset_frames`` begins other streams.
+
     Args:
         model: The network.
         threads: Threads of ONNX Runtime; 0 leaves it to it.
@@ -84,7 +88,11 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.name = model.name
         self.session = session(model, threads=threads)
-        self.takes = self.session.get_inputs()
+        self.states = states_of(model.ir)
+        self._kept: dict[str, np.ndarray] = {}
+        kept = {state.input for state in self.states}
+        self.takes = [value for value in self.session.get_inputs() if value.name not in kept]
+        self._gives = [value.name for value in self.session.get_outputs()]
         if len(self.takes) != 1:
             raise TiledSEError(
                 f"{self.name} takes {len(self.takes)} inputs; to evaluate it needs one, the image"
@@ -109,6 +117,8 @@ class OnnxModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network on a batch; one image after the other where it takes one at a time."""
+        if self.states:
+            return self._frame(x)
         batch = self.takes[0].shape[0]
         parts = x.split(batch) if isinstance(batch, int) and batch > 0 else (x,)
         try:
@@ -122,6 +132,54 @@ class OnnxModule(nn.Module):
             ) from error
         joined = tuple(from_numpy(np.concatenate(each)) for each in zip(*results))
         return joined[0] if len(joined) == 1 else joined
+
+    def _frame(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One frame of each stream."""
+        known = next((len(state) for state in self._kept.values()), len(x))
+        if known != len(x):
+            raise TiledSEError(
+                f"{self.name} got a frame of {len(x)} streams after one of {known}; a stream keeps its batch; call "
+                "reset_frames() where other streams begin"
+            )
+        new = {s.input: np.full((len(x), s.channels), np.nan, self.dtype) for s in self.states}
+        feeds = {self.takes[0].name: x.cpu().numpy().astype(self.dtype)} | new | self._kept
+        try:
+            given = dict(zip(self._gives, self.session.run(self._gives, feeds)))
+        except Exception as error:
+            raise TiledSEError(
+                f"{self.name} fails on a frame of {tuple(x.shape)}: {first_line(error, 140)}"
+            ) from error
+        self._kept = {state.input: given.pop(state.output) for state in self.states}
+        outputs = tuple(from_numpy(array) for array in given.values())
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def reset_frames(self, streams: Sequence[int] | None = None) -> None:
+        """Begin other streams, of a network that is gated by the previous frame.
+
+        Args:
+            streams: Their numbers in the batch; all, and with any batch, if left out.
+
+        Raises:
+            TiledSEError: the network keeps no states, no frame has come yet, or there is no such stream.
+        """
+        if not self.states:
+            raise TiledSEError(
+                f"{self.name} keeps no state from frame to frame; convert it with HxW:previous, or leave this out"
+            )
+        if streams is None:
+            self._kept = {}
+            return
+        if not self._kept:
+            raise TiledSEError(
+                "no frame has come yet, so there is no stream to begin again; leave streams out"
+            )
+        count = len(next(iter(self._kept.values())))
+        for stream in streams:
+            if not (isinstance(stream, int) and 0 <= stream < count):
+                raise TiledSEError(f"expected numbers of streams of 0 to {count - 1}, got {stream!r}")
+        self._kept = {name: array.copy() for name, array in self._kept.items()}
+        for array in self._kept.values():
+            array[list(streams)] = np.nan
 
 
 def module(model: OnnxModel | str | Path, threads: int = 0) -> OnnxModule:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ..tile import Tile
 from .constants import Constants
 from .descriptors import DescriptorReader, Learnt
+from .frames import FrameReader, State
 from .nodes import Miss, integer, ints, only_user
 from .shapes import Shapes
 from .sliding import SlidingReader
@@ -46,6 +47,7 @@ class Squeeze:
         plain: Whether each channel gives one value, so that the descriptors may have any number of axes.
         crop: For a strip cut out of the map (``upper``, ``middle``), the Slice node.
         learnt: The numbers of a calibration, where the descriptors are corrected.
+        state: What the block keeps from frame to frame, where its tile says so.
     """
 
     node: ir.Node
@@ -56,14 +58,29 @@ class Squeeze:
     plain: bool
     crop: ir.Node | None = None
     learnt: Learnt | None = None
+    state: State | None = None
+
+    def nodes(self, model: ir.Model) -> set[ir.Node]:
+        """The nodes that take means of the map, for descriptors and for a state; they are no layers of the network."""
+        waiting = [self.descriptors]
+        if self.state is not None:
+            waiting += [value for value in model.graph.outputs if value.name == self.state.output]
+        found = {self.node}
+        while waiting:
+            node = waiting.pop().producer()
+            if node is not None and node not in found and node.op_type not in ("Shape", "Conv"):
+                found.add(node)
+                waiting += [value for value in node.inputs if value is not None and value is not self.source]
+        return found
 
 
 class SqueezeReader:
     """Reads the squeezes of one graph."""
 
-    def __init__(self, constants: Constants, shapes: Shapes) -> None:
+    def __init__(self, constants: Constants, shapes: Shapes, frames: FrameReader) -> None:
         self.constants = constants
         self.shapes = shapes
+        self.frames = frames
         self.views = ViewReader(constants, shapes.type)
         self.steps = StepReader(constants, shapes, self.views)
         self.descriptors = DescriptorReader(constants)
@@ -118,6 +135,9 @@ class SqueezeReader:
         axes = tuple(view.axes[a] for a in ((3, 1, 2) if axis == 2 else (1, 2, 3)))
         if view.axes[0] != 0 or axes not in ((1, 2, 3), (3, 1, 2)):
             return None
+        seen = self.frames.read(node, rows)
+        if seen is not None:
+            return Squeeze(node, view.root, axes, seen[0], seen[1], False, state=seen[2])
         read = self.slides.read(rows, view.root, axes[1])
         if read is None:
             return None

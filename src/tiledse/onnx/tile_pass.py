@@ -10,6 +10,7 @@ from ..documents import write_json
 from ..plan import Plan
 from ..targets import Target
 from ..tile import Tile
+from . import frames
 from .constants import Constants
 from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
@@ -49,6 +50,7 @@ class TilePass(ir.passes.InPlacePass):
         self.taken = set(ir.convenience.create_value_mapping(model.graph))
         self.taken.update(node.name for node in model.graph.all_nodes() if node.name)
         before_this = stated_tiles(model)
+        self.states = list(frames.states_of(model))
         changed, entries = False, dict[str, Stated]()
         given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
         for ((block, tile), learnt, before), now, place in zip(
@@ -69,6 +71,7 @@ class TilePass(ir.passes.InPlacePass):
         # A target's form of plain SE is stated as well: it is not always read back.
         stated = self.target is not None
         tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if stated or tile != WHOLE}
+        frames.write_states(model, self.states)
         model.metadata_props.pop(TARGET_KEY, None)
         if self.target is not None:
             model.metadata_props[TARGET_KEY] = self.target.name
@@ -117,6 +120,8 @@ class TilePass(ir.passes.InPlacePass):
         """Replace squeeze and repetition of one block, and its excitation where it cannot take a grid."""
         squeeze, excitation, shapes = place.squeeze, place.excitation, self.found.shapes
         old = squeeze.descriptors
+        if tile.effect(*self.sides(place)) == ("whole",) and tile.previous:
+            tile = WHOLE  # a strip that sees all rows needs no frame before it
         pooled = squeeze.node.inputs[0]
         assert pooled is not None
         dtype = shapes.type(pooled)  # not always that of the map: half precision is often averaged in single
@@ -128,7 +133,13 @@ class TilePass(ir.passes.InPlacePass):
         x = squeeze.source
         if shapes.type(x) != dtype:
             x = writer.node("Cast", [x], to=int(dtype))
-        descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
+        if tile.previous:
+            size = self.sides(place, 0)
+            descriptors, named, state = frames.write(writer, x, squeeze.axes, tile, size, self.batch(model))
+            self.states.append(state)
+            tile = tile.first  # what the gates of its grid are repeated over
+        else:
+            descriptors, named = writer.squeeze(x, squeeze.axes, tile, fixed, pool, learnt)
         writer = self.writer(model, place.product, name, shapes.type(excitation.gate), place)
         if excitation.in_place:
             old.replace_all_uses_with(descriptors)
@@ -153,9 +164,26 @@ class TilePass(ir.passes.InPlacePass):
             place.product.replace_input_with(place.slot, repeated)
             doomed = [n for n in doomed if n is not place.product]
         _remove(model.graph, doomed)
+        if squeeze.state is not None:
+            frames.remove(model, squeeze.state)
+            self.states = [s for s in self.states if s.output != squeeze.state.output]
         if old.producer() is None or old.producer().graph is None:  # type: ignore[union-attr]
             descriptors.name = old.name
         named.name = name
+
+    def sides(self, place: Place, first: int = 1) -> tuple[int, int]:
+        """Rows and columns of a block's map, or, from 0 on, channels and rows; at the size of the plan."""
+        shape = self.found.shapes.of(place.squeeze.source)
+        assert shape is not None
+        a, b = (shape[axis] for axis in place.squeeze.axes[first : first + 2])
+        return a, b
+
+    def batch(self, model: ir.Model) -> int | ir.SymbolicDim:
+        """The first side of the image input."""
+        name = self.found.shapes.image.name
+        shape = next(v.shape for v in model.graph.inputs if v.name == name)
+        assert shape is not None
+        return shape[0]
 
     def between(self, excitation: Excitation, place: Place) -> list[ir.Node]:
         """The nodes from the end of the excitation to the product, which repeat the gates."""

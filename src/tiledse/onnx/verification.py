@@ -62,6 +62,7 @@ def verify(
     Raises:
         TiledSEError: ONNX Runtime takes one of the two not, or ``converted`` has other tiles than the plan.
     """
+    plan.check_single_images("single images are compared here; convert has tried it on a stream of frames")
     found = locate(converted, plan.input_size)
     plan.check_network(found.plan)
     if found.plan.tiles != plan.tiles:

@@ -1,0 +1,169 @@
+"""ONNX files whose blocks are gated by the previous frame: numbers, states as inputs and outputs, what is refused."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+import tiledse as ts
+from tests.networks.test_frames import SIZE, TILES, Net, excitation
+from tests.onnx.graphs import nhwc_net, se_net
+from tests.reference import frames_gated_by_the_last
+from tiledse.onnx import frames as frames_module
+from tiledse.onnx.model import OnnxModel
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def model(net):
+    return ts.onnx.export(net, ts.find(net, SIZE))
+
+
+@pytest.fixture(scope="module")
+def plan(model):
+    return ts.onnx.find(model)
+
+
+def states_of(made):
+    return json.loads(made.ir.metadata_props["tiledse.states"])["states"]
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_frames_by_the_file_alone_are_those_of_numpy_loops(net, model, plan, tile):
+    made = ts.onnx.convert(model, plan.with_tile(tile, plan.blocks[0].name))
+    tapped = made.clone()
+    values = ir.convenience.create_value_mapping(tapped.ir.graph)
+    (place,) = [p for p in _places(made) if p.squeeze.state is not None] or _places(made)[:1]
+    ends = [place.squeeze.source.name, place.product.outputs[0].name]
+    tapped.ir.graph.outputs.extend(values[name] for name in ends)
+    session = ort.InferenceSession(tapped.to_proto().SerializeToString(), providers=["CPUExecutionProvider"])
+    generator, kept = np.random.default_rng(0), {}
+    states = states_of(made) if "tiledse.states" in made.ir.metadata_props else []
+    for state in states:
+        assert state["start"] == "nan"
+        kept[state["input"]] = np.full((2, state["channels"]), np.nan, np.float32)
+    maps, products = [], []
+    for _ in range(4):
+        image = generator.standard_normal((2, *SIZE)).astype(np.float32)
+        names = [*ends, *(s["output"] for s in states)]
+        got = dict(zip(names, session.run(names, {session.get_inputs()[0].name: image, **kept})))
+        kept = {s["input"]: got[s["output"]] for s in states}
+        maps.append(got[ends[0]].astype(np.float64))
+        products.append(got[ends[1]])
+    for stream in range(2):
+        wanted = frames_gated_by_the_last([x[stream] for x in maps], tile, excitation(net.one))
+        for got, expected in zip(products, wanted, strict=True):
+            np.testing.assert_allclose(got[stream], expected, rtol=1e-4, atol=1e-5)
+
+
+def _places(made):
+    from tiledse.onnx.finder import locate
+
+    return locate(made).places
+
+
+@pytest.mark.parametrize("tile", ["HxW:previous", "2xW:previous+1"])
+def test_what_is_converted_is_read_back_and_taken_back(model, plan, tile):
+    wanted = plan.with_tile(tile)
+    made = ts.onnx.convert(model, wanted)
+    found = ts.onnx.find(made)
+    assert found == wanted
+    assert found.network == plan.network
+    assert ts.onnx.weights_of(made) == ts.onnx.weights_of(model)
+    assert [s["block"] for s in states_of(made)] == [b.name for b in plan.blocks]
+    other = ts.onnx.convert(made, found.with_tile("HxW:previous", plan.blocks[0].name))
+    assert len(states_of(other)) == 2
+    back = ts.onnx.convert(made, plan)
+    for part in ("inputs", "outputs"):
+        assert [v.name for v in getattr(back.ir.graph, part)] == [
+            v.name for v in getattr(model.ir.graph, part)
+        ]
+    assert "tiledse.states" not in back.ir.metadata_props
+    x = torch.randn(1, *SIZE)
+    torch.testing.assert_close(ts.onnx.module(back)(x), ts.onnx.module(model)(x))
+
+
+def test_a_sliding_file_has_the_weights_and_counts_of_its_se_network(model, plan):
+    made = ts.onnx.convert(model, plan.with_tile("1xW:running+2"))
+    assert ts.onnx.weights_of(made) == ts.onnx.weights_of(model)
+    assert ts.onnx.find(made).network == plan.network
+
+
+def test_the_module_keeps_states_and_begins_again(net, model, plan):
+    video = ts.onnx.module(ts.onnx.convert(model, plan.with_tile("1xW:previous")))
+    same = ts.convert(net, ts.find(net, SIZE).with_tile("1xW:previous"))
+    x = torch.randn(4, 2, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for frame in x[:2]:
+            torch.testing.assert_close(video(frame), same(frame), rtol=1e-4, atol=1e-5)
+        video.reset_frames([1])
+        ts.reset_frames(same, [1])
+        torch.testing.assert_close(video(x[2]), same(x[2]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ts.TiledSEError, match="a frame of 1 streams after one of 2; a stream keeps its batch"
+    ):
+        video(x[0, :1])
+    with pytest.raises(ts.TiledSEError, match="numbers of streams of 0 to 1, got 2"):
+        video.reset_frames([2])
+    video.reset_frames()
+    video(x[0, :1])
+    with pytest.raises(ts.TiledSEError, match="keeps no state from frame to frame"):
+        ts.onnx.module(model).reset_frames()
+
+
+@pytest.mark.parametrize("make", [nhwc_net, lambda: se_net("mean", "gemm", "silu", "hardsigmoid")])
+@pytest.mark.parametrize("tile", ["HxW:previous", "2xW:previous+1"])
+def test_other_spellings_are_proved(make, tile):
+    model = OnnxModel(ir.serde.deserialize_model(make()))
+    plan = ts.onnx.find(model)
+    made = ts.onnx.convert_verified(model, plan.with_tile(tile))
+    assert not made.refused
+    assert 0 < made.proof.worst_block < 1e-5
+    assert ts.onnx.find(made.model) == plan.with_tile(tile)
+
+
+def test_what_is_wrong_is_not_handed_out(model, plan, monkeypatch):
+    right = frames_module.write
+
+    def wrong(writer, x, axes, tile, size, batch):
+        return right(writer, x, axes, ts.Tile.parse("1xW:previous+1"), size, batch)
+
+    monkeypatch.setattr(frames_module, "write", wrong)
+    with pytest.raises(
+        ts.TiledSEError, match="a frame of a stream is .* off from itself gated by the frame before"
+    ):
+        ts.onnx.convert(model, plan.with_tile("1xW:previous"))
+
+
+def test_a_file_that_lost_its_metadata_or_lies_is_no_block(model, plan):
+    made = ts.onnx.convert(model, plan.with_tile("HxW:previous"))
+    bare = made.clone()
+    bare.ir.metadata_props.clear()
+    found = ts.onnx.find(bare)
+    assert not len(found)
+    assert any("no longer says with which tile" in miss.reason for miss in found.near_misses)
+    tiles = json.loads(made.ir.metadata_props["tiledse.tiles"])
+    lies = {name: ["2xW:previous", pool] for name, (_, pool) in tiles.items()}
+    made.ir.metadata_props["tiledse.tiles"] = json.dumps(lies)
+    found = ts.onnx.find(made)
+    assert not len(found)
+    assert any("says that its tile is 2xW:previous" in miss.reason for miss in found.near_misses)
+
+
+def test_wrong_use_is_one_line(model, plan):
+    wanted = plan.with_tile("HxW:previous")
+    with pytest.raises(ts.TiledSEError, match="the form for 'ncnn' has no states"):
+        ts.onnx.convert(model, wanted, target="ncnn")
+    with pytest.raises(ts.TiledSEError, match="single images are compared here"):
+        ts.onnx.verify(model, ts.onnx.convert(model, wanted, verify=False), wanted)
+    with pytest.raises(ts.TiledSEError, match="rows of one image are streamed here"):
+        ts.stream(ts.open(model, SIZE), wanted)
