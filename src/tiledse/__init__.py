@@ -18,7 +18,7 @@ from .errors import TiledSEError, TiledSEWarning
 if TYPE_CHECKING:
     from .cost import Cost, SECost, TSECost
     from .network import Form, Network
-    from .networks import Dialect, Layers, TiledBlock, register_dialect
+    from .networks import Dialect, Layers, TiledBlock, ValidFrames, register_dialect
     from .networks.frames import frame_states, reset_frames, set_frame_states
     from .op import TiledSqueezeExcite, explain, kernels, tiled_squeeze_excite
     from .opening import open
@@ -52,6 +52,7 @@ __all__ = [
     "TiledSEWarning",
     "TiledSqueezeExcite",
     "Totals",
+    "ValidFrames",
     "advise",
     "calibrate",
     "convert",
@@ -83,7 +84,7 @@ __all__ = [
 # prints its help without loading torch.
 _HOMES = {
     **dict.fromkeys(("Cost", "SECost", "TSECost"), ".cost"),
-    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "register_dialect"), ".networks"),
+    **dict.fromkeys(("Dialect", "Layers", "TiledBlock", "ValidFrames", "register_dialect"), ".networks"),
     **dict.fromkeys(("TiledSqueezeExcite", "explain", "kernels", "tiled_squeeze_excite"), ".op"),
     **dict.fromkeys(("NearMiss", "Plan", "SEBlock", "Totals"), ".plan"),
     **dict.fromkeys(("Hardware", "Simulation", "Stream", "simulate"), ".stream"),

@@ -95,3 +95,81 @@ def build(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     axes = 3 if "Volume" in kind else 1
     model = Around(cls(8, 4), axes, kind == "LastSE").eval()
     return model, (4, 21) if axes == 1 else (4, 9, 3, 4)
+
+
+class ShareSE(ConvSE):
+    """speechbrain's call: lengths relative to the longest sound, or none."""
+
+    def forward(self, x, lengths=None):
+        frames = x.shape[-1]
+        if lengths is None:
+            mean = x.mean(2, keepdim=True)
+        else:
+            mask = (torch.arange(frames)[None] < lengths[:, None] * frames)[:, None]
+            mean = (x * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
+        return x * torch.sigmoid(self.up(torch.relu(self.down(mean))))
+
+
+class CountSE(PoolSE):
+    """NeMo's call: lengths in frames, which it gives back; frames that are not valid come out as 0."""
+
+    def forward(self, x, lengths):
+        mask = (torch.arange(x.shape[-1])[None] < lengths[:, None])[:, None]
+        x = x.masked_fill(~mask, 0.0)
+        mean = x.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        gate = torch.sigmoid(self.up(torch.relu(self.down(mean.transpose(1, -1)))).transpose(1, -1))
+        return x * gate, lengths
+
+
+class Utterances(nn.Module):
+    """A network of sounds of several lengths, with one block that is called with them."""
+
+    def __init__(self, se):
+        super().__init__()
+        self.first, self.se, self.second = nn.Conv1d(4, 8, 3, padding=1), se, nn.Conv1d(8, 4, 1)
+
+    def forward(self, x, lengths=None):
+        y = self.se(self.first(x), lengths)
+        return self.second(y[0] if isinstance(y, tuple) else y)
+
+
+class Residual(nn.Module):
+    """A depthwise convolution over time, a pointwise one, SE, the sum with what came in; it sees ``ahead`` frames."""
+
+    def __init__(self, channels, se, ahead, conv=nn.Conv1d, kernel=3, dilation=1):
+        super().__init__()
+        axes = {nn.Conv1d: 1, nn.Conv3d: 3}[conv]
+        size, spread = (kernel, 3, 3)[:axes], (dilation, 1, 1)[:axes]
+        self.depth = conv(channels, channels, size, groups=channels, dilation=spread)
+        self.point, self.norm = (
+            conv(channels, channels, 1),
+            (nn.BatchNorm1d if axes == 1 else nn.BatchNorm3d)(channels),
+        )
+        self.se = se
+        past = (kernel - 1) * dilation - ahead
+        self.pads = [1, 1] * (axes - 1) + [past, ahead]
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.point(self.depth(nn.functional.pad(x, self.pads)))))
+        return x + self.se(y)
+
+
+def contextnet():
+    """ContextNet in small (Han et al., 2020), its convolutions causal: 3 blocks, 16 features; and frames seen ahead."""
+    return nn.Sequential(*(Residual(16, PoolSE(16, 4), 0, kernel=5) for _ in range(3))), (16, 40), 0
+
+
+def ecapa():
+    """ECAPA-TDNN in small, up to its pooling: dilations 2, 3, 4, convolutions that see as much ahead as back."""
+    return nn.Sequential(*(Residual(16, ConvSE(16, 4), d, dilation=d) for d in (2, 3, 4))), (16, 40), 9
+
+
+def x3d():
+    """X3D in small: 3 frames a convolution, every other block with SE."""
+    blocks = [VolumeSE(8, 4), nn.Identity(), VolumeSE(8, 4)]
+    return nn.Sequential(*(Residual(8, se, 1, nn.Conv3d) for se in blocks)), (8, 16, 5, 4), 3
+
+
+def movinet():
+    """MoViNet in small, causal: no frame ahead."""
+    return nn.Sequential(*(Residual(8, VolumeSE(8, 4), 0, nn.Conv3d) for _ in range(2))), (8, 16, 5, 4), 0

@@ -19,7 +19,8 @@ from ..tile import Tile
 from .dialects import Dialect, Layers
 from .frames import begin, forget, gated
 from .inline_block import holder
-from .subclass import tiled_class
+from .subclass import Signature, tiled_class
+from .valid import checked, means
 
 # Buffers of a corrected block; not in its state_dict, whose keys stay those of the SE block.
 _NUMBERS = ("_tiledse_own", "_tiledse_running", "_tiledse_offset")
@@ -171,6 +172,35 @@ class TiledBlock(nn.Module):
         if dialect.nhwc or dialect.axes != 2:
             x = dialect.native(x, dialect.sides(whole))
         return whole.copy_(x) if made.way.inplace else x
+
+    def _tiledse_valid(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for a call with lengths or a mask: means over the valid frames of each tile."""
+        made = self.tiledse
+        valid = made.dialect.valid
+        assert valid is not None
+        x = Signature.of(made.source).first_of(args, kwargs)
+        frames = valid.frames(self, *args, **kwargs)
+        y = self._tiledse_forward(x) if frames is None else self._tiledse_gated(x, frames)
+        return (y, *args[1:], *kwargs.values()) if valid.passes else y
+
+    def _tiledse_gated(self, x: Tensor, frames: Tensor) -> Tensor:
+        """Scale each tile by the gate computed from its valid frames."""
+        made = self.tiledse
+        dialect, tile = made.dialect, made.tile.on(2)
+        if made.correction is not None:
+            raise TiledSEError(
+                "a calibrated block takes no lengths and no mask; give it a batch of one length"
+            )
+        if tile.previous:
+            raise TiledSEError(
+                f"tile {tile}: the previous frame has no valid frames of its own; give it no mask"
+            )
+        if made.way.read:
+            made.way.check(self)
+        mask, rows = dialect.rows(checked(frames, x, self, -1 if dialect.nhwc else 1)), dialect.rows(x)
+        gates = self._tiledse_excite(means(rows, mask, tile))
+        y = dialect.native(scale(rows, gates, tile), dialect.sides(x))
+        return torch.where(frames > 0, y, 0.0) if dialect.valid is not None and dialect.valid.zeroed else y
 
     def _tiledse_corrected(self, x: Tensor, correction: Correction) -> Tensor:
         """Descriptors by the numbers of the calibration."""

@@ -76,7 +76,8 @@ class BlockTrial:
                 module.train(training)
             self.mode = training
         for name, value in self.layers.named_buffers():
-            value.copy_(self.buffers[name])
+            if value.shape == self.buffers[name].shape:  # a table that a longer map has made longer stays
+                value.copy_(self.buffers[name])
         return self.plain
 
     def new(self, tile: Tile, way: Way, training: bool = False) -> nn.Module:
@@ -91,10 +92,14 @@ class BlockTrial:
         """A block on a map (N, C, H, W), whatever the order of axes that it takes."""
         dialect = self.dialect
         if dialect.axes == 2:
-            return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if dialect.nhwc else block(x)
+            if dialect.nhwc:
+                return dialect.call(block, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return dialect.call(block, x)
         # A part of the other axes has no shape of its own.
         own = x.shape[3] == self.size[2]
-        y = block(dialect.native(x, (x.shape[2], *(self.sides[1:] if own else (x.shape[3], 1)))))
+        y = dialect.call(
+            block, dialect.native(x, (x.shape[2], *(self.sides[1:] if own else (x.shape[3], 1))))
+        )
         return dialect.rows(y) if isinstance(y, Tensor) and y.dim() == dialect.axes + 2 else y
 
     def map(self, images: int, height: int, width: int) -> Tensor:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import TiledSEError
 from ..op.excitation import apply
 from ..op.formula import Reduce, mean, mean_and_max
+from .own_forward import OwnForward
+from .valid import ValidFrames, full_counts, of_counts, of_shares, own_call
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Dialect:
         squeeze: ``block -> reduce``: what a tile is squeezed with; means, unless told otherwise.
         nhwc: Whether the block takes maps with channels last: (N, H, W, C).
         axes: Axes of its maps behind the channels: 1 of sound, 2 of images, 3 of volumes and video.
+        valid: For a block that is called with lengths or a mask too: which frames its mean is taken over.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Dialect:
     squeeze: Callable[[nn.Module], Reduce] = mean_only
     nhwc: bool = False
     axes: int = 2
+    valid: ValidFrames | None = None
 
     def channels_first(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a map of the block without its batch, channels first: (C, T), (C, H, W), (C, D, H, W)."""
@@ -90,6 +95,10 @@ class Dialect:
             return y.permute(0, 2, 3, 1) if self.nhwc else y
         y = y.squeeze(3) if self.axes == 1 else y.unflatten(3, tuple(sides[1:]))
         return y.movedim(1, -1) if self.nhwc else y
+
+    def call(self, block: nn.Module, x: Tensor) -> Any:
+        """The block on a map alone, as the block takes it."""
+        return block(x) if self.valid is None or hasattr(block, "tiledse") else self.valid.alone(block, x)
 
     def sides(self, x: Tensor) -> tuple[int, ...]:
         """The axes of a map behind the channels, as the block takes it."""
@@ -128,6 +137,20 @@ _TABLE: dict[str, Dialect] = {
             "torchvision.ops.misc.SqueezeExcitation",
             Layers(("fc1", "activation", "fc2", "scale_activation")),
         ),
+        Dialect(
+            "speechbrain.SEBlock",
+            "speechbrain.lobes.models.ECAPA_TDNN.SEBlock",
+            OwnForward(axes=1),
+            axes=1,
+            valid=ValidFrames(of_shares),
+        ),
+        Dialect(
+            "nemo.SqueezeExcite",
+            "nemo.collections.asr.parts.submodules.jasper.SqueezeExcite",
+            OwnForward(axes=1, alone=full_counts),
+            axes=1,
+            valid=ValidFrames(of_counts, full_counts, zeroed=True, passes=True),
+        ),
     )
 }
 
@@ -135,19 +158,24 @@ _TABLE: dict[str, Dialect] = {
 def register_dialect(
     name: str,
     cls: type[nn.Module],
-    excite: Callable[[nn.Module, Tensor], Tensor],
+    excite: Callable[[nn.Module, Tensor], Tensor] | None = None,
     *,
     squeeze: Callable[[nn.Module], Reduce] = mean_only,
     nhwc: bool = False,
+    axes: int = 2,
+    valid: ValidFrames | None = None,
 ) -> Dialect:
     """Teach ``find`` and ``convert`` an SE class that they do not recognise by themselves.
 
     Args:
         name: What plans call it, such as ``mylib.SE``.
         cls: The class.
-        excite: ``(block, descriptors) -> gates``, both (N, C, rows, cols); ``Layers`` for layers in a row.
+        excite: ``(block, descriptors) -> gates``, both (N, C, rows, cols); ``Layers`` for layers in a row. Left out, it
+            is what the block's own forward does with a map of one element.
         squeeze: ``block -> reduce``, for a squeeze that is not a mean.
-        nhwc: Whether the block takes maps as (N, H, W, C).
+        nhwc: Whether the block takes maps with channels last, (N, H, W, C).
+        axes: Axes of its maps behind the channels: 1 of sound, 2 of images, 3 of volumes and video.
+        valid: For a block that is called with lengths or a mask beside its map; see ``ValidFrames``.
 
     Raises:
         TiledSEError: the class has a dialect already.
@@ -164,10 +192,12 @@ def register_dialect(
         >>> register_dialect("mylib.MySE", MySE, MySE.gates).name
         'mylib.MySE'
     """
+    if excite is None:
+        excite = OwnForward(nhwc, axes, own_call if valid is None else valid.alone)
     key = class_name(cls)
     if key in _TABLE:
         raise TiledSEError(f"{key} has a dialect already: '{_TABLE[key].name}'; register a class once")
-    _TABLE[key] = Dialect(name, key, excite, squeeze, nhwc)
+    _TABLE[key] = Dialect(name, key, excite, squeeze, nhwc, axes, valid)
     return _TABLE[key]
 
 

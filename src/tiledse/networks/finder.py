@@ -194,7 +194,7 @@ class _Reading:
             self._miss(self._around(pool.stack), NOT_MULTIPLIED)
             return
         around = [a for a, b in zip(pool.stack, pool.product) if a is b]
-        takes = [call for call in around if pool.content in call.maps]
+        takes = [call for call in around if call.maps & {pool.content, *pool.masked}]
         kinds = frozenset().union(*(p.kinds for p in self.run.pools if p.content == pool.content))
         for call in reversed(takes):
             if self._block(call.name, call, kinds):
@@ -219,8 +219,12 @@ class _Reading:
             raise NoBlock(f"its input has {len(shape)} axes, not the 3 to 5 of a map")
         if len({one.shape for one in calls}) > 1:
             raise NoBlock(f"it is called {len(calls)} times, on maps of different sizes")
-        if not all(one.plain for one in calls):
-            raise NoBlock("it is called with more than its map")
+        known = module.tiledse.dialect if isinstance(module, TiledBlock) else known_dialect(module)
+        if not all(one.plain for one in calls) and (known is None or known.valid is None):
+            raise NoBlock(
+                "it is called with more than its map, lengths or a mask, say, which its tiles would not follow; if it "
+                "is SE, register a dialect that says which frames are valid (ts.register_dialect(..., valid=...))"
+            )
         tile, correction, dialect = _WHOLE, None, None
         if isinstance(module, TiledBlock):
             made = module.tiledse

@@ -68,6 +68,7 @@ class _Memory:
     kinds: frozenset[str] = frozenset()
     origin: int | None = None
     pools: frozenset[int] = frozenset()
+    masked: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Pool:
         product: What ``where`` gave when something made of the pool was multiplied onto the map.
         quiet: Whether it is of account only where it meets its map again: three axes may be (N, tokens, C), whose sums
             are those of norms and attention.
+        masked: Of a map some frames of which were set to 0 before it was pooled: the maps that it was.
     """
 
     content: int
@@ -90,6 +92,7 @@ class Pool:
     stack: Any
     product: Any = None
     quiet: bool = False
+    masked: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -134,6 +137,7 @@ class Flow(TorchDispatchMode):
                     memory.content, memory.pools = self._new(), memory.pools | made
                 continue
             memory.pools = made
+            memory.masked = self._masked(name, inputs, known, out)
             if name in _COPIES:
                 source = known[0]
                 memory.content, memory.axes = source.content, source.axes
@@ -145,10 +149,26 @@ class Flow(TorchDispatchMode):
         if outputs:
             self._pool(name, args, inputs, outputs[0])
 
+    def _masked(self, name: str, inputs: list[Tensor], known: list[_Memory], out: Tensor) -> frozenset[int]:
+        """The maps of sound or volumes that a result is, but for frames that a mask of one channel has set to 0."""
+        if name not in ("mul", "masked_fill") or out.dim() not in (3, 5) or len(inputs) < 2:
+            return frozenset()
+        for one, other in ((0, 1), (1, 0)):
+            x, mask, memory = inputs[one], inputs[other], known[one]
+            of_frames = mask.dim() == x.dim() and mask.shape[1] == 1 < x.shape[1] and not known[other].pools
+            if x.shape == out.shape and of_frames:
+                return memory.masked | {memory.content}
+        return frozenset()
+
     def _products(self, known: list[_Memory], name: str) -> frozenset[int]:
         """The pools that meet their map again in a product."""
         contents = {memory.content for memory in known}
-        closed = {i for memory in known for i in memory.pools if self.pools[i].content in contents}
+        closed = {
+            i
+            for memory in known
+            for i in memory.pools
+            if contents & {self.pools[i].content, *self.pools[i].masked}
+        }
         for i in closed:
             if self.pools[i].quiet and name.startswith("div"):
                 continue  # a row over its own sum is a norm
@@ -176,7 +196,10 @@ class Flow(TorchDispatchMode):
                 if whole and (axes > 3 or name not in _MATMULS):
                     assert step.origin is not None
                     quiet = axes == 3 and (flat or name != "mean" or 2 not in step.reduced)
-                    self.pools.append(Pool(step.origin, axes, step.kinds, self.where(), quiet=quiet))
+                    masked = memory.masked if origin is None else frozenset()
+                    self.pools.append(
+                        Pool(step.origin, axes, step.kinds, self.where(), quiet=quiet, masked=masked)
+                    )
                     self._of(out).pools |= {len(self.pools) - 1}
                     return
             begin = self._reduce(memory, x, dims, *ways[0])

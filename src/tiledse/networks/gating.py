@@ -50,11 +50,11 @@ _POOLS = frozenset(
         torch._C._nn.adaptive_avg_pool3d,
     }
 )
-# What moves elements and does nothing to them; a change of type or of memory is one.
+# What moves elements and does nothing to them; a change of type or of memory is one, a filling of frames that are none.
 _MOVES = _named(
     ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis",
      "unsqueeze", "squeeze", "contiguous", "clone", "getitem", "to", "type", "type_as", "float", "half", "double",
-     "bfloat16", "view_as", "reshape_as", "alias", "ravel")
+     "bfloat16", "view_as", "reshape_as", "alias", "ravel", "masked_fill")
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
 from .gating import Form, Gating, form_of
+from .valid import own_call
 
 
 class NotItsMap(TiledSEError):
@@ -25,6 +27,7 @@ class OwnForward:
     Args:
         nhwc: Whether the block takes maps with channels last, (N, H, W, C).
         axes: Axes of its maps behind the channels.
+        alone: How its forward is called on a map alone.
 
     Example:
         >>> import torch
@@ -42,6 +45,7 @@ class OwnForward:
 
     nhwc: bool = False
     axes: int = 2
+    alone: Callable[[nn.Module, Tensor], Any] = own_call
 
     def __call__(self, block: nn.Module, descriptors: Tensor) -> Tensor:
         """Descriptors (N, C, rows, cols) to gates of the same shape.
@@ -65,7 +69,7 @@ class OwnForward:
     def _gates(self, block: nn.Module, pixels: Tensor) -> Tensor:
         forms = [Form(pixels)]
         with Gating(forms):
-            out = _forward(block, pixels)
+            out = self.alone(block, pixels)
         form = form_of(forms, out)
         if form is None or not isinstance(form.factor, Tensor):
             raise NotItsMap("what it gives back is not its map times a gate")
@@ -74,10 +78,3 @@ class OwnForward:
                 "it adds something to its map, beside the gate; a tile has a gate, and no place for a bias"
             )
         return form.factor
-
-
-def _forward(block: nn.Module, pixels: Tensor) -> Any:
-    """What the block's own class does with a map, whether the block is converted or not."""
-    made = getattr(block, "tiledse", None)
-    source = type(block) if made is None else made.source
-    return source.forward(block, pixels)

@@ -24,6 +24,7 @@ from .proof_evaluation import cut, prove_evaluation, writes
 from .proof_frames import prove_frames
 from .proof_reads import unread
 from .proof_training import prove_training
+from .proof_valid import prove_valid
 from .watching import plain_value
 
 # Relative to the largest number: what lies between this and rounding is computed again in float64.
@@ -109,6 +110,8 @@ def _way(trial: BlockTrial, makes: Makes) -> Way:
     plain = Way(inplace=inplace)
     folded = replace(plain, folded=True, folded_training=True)
     way = _first((plain, folded), lambda way: prove_evaluation(trial, way, x, y))
+    if trial.dialect.valid is not None:
+        prove_valid(trial, way)
     kind = _kind(trial, way)
     if kind not in makes.reads:
         makes.reads[kind] = unread(trial, way, x)

@@ -53,7 +53,8 @@ def recognise(block: nn.Module, shape: tuple[int, ...], kinds: frozenset[str] = 
     known = known_dialect(block)
     if known is not None:
         try:
-            return _read(block, replace(known, axes=len(shape) - 2), shape)
+            axes = len(shape) - 2
+            return _read(block, known if axes == known.axes else replace(known, axes=axes), shape)
         except NoBlock:  # its layers were changed, or are hooked: see what it does now
             pass
     other, axes = kinds - MEANS, len(shape) - 2

@@ -43,6 +43,16 @@ class Signature(NamedTuple):
         names = tuple(p.name for p in positional) or (parameters[0].name,)
         return cls(names, {p.name: p.default for p in parameters if p.default is not p.empty})
 
+    def first_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The map of a call, whatever comes with it.
+
+        Raises:
+            TypeError: there is none.
+        """
+        if not args and self.names[0] not in kwargs:
+            raise TypeError(f"forward() takes ({', '.join(self.names)}), got {list(kwargs)}")
+        return args[0] if args else kwargs[self.names[0]]
+
     def map_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The map among the arguments of a call.
 
@@ -113,6 +123,8 @@ def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs:
             return self._tiledse_forward(args[0])
+        if self.tiledse.dialect.valid is not None:
+            return self._tiledse_valid(*args, **kwargs)
         return self._tiledse_forward(signature.map_of(args, kwargs))
 
     functools.update_wrapper(forward, source.forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -140,7 +141,7 @@ def _difference(
     ]
     twin = _copy(block, weights, dtype)
     with torch.no_grad():
-        expected = [_run(twin, tile, dialect.nhwc) for tile in tiles]
+        expected = [_run(twin, tile, dialect) for tile in tiles]
         if any(not isinstance(out, Tensor) or out.shape != tile.shape for out, tile in zip(expected, tiles)):
             raise NoBlock("what it gives back is not a map of the shape that it takes")
         if not all(out.isfinite().all() for out in expected):
@@ -159,11 +160,12 @@ def _difference(
     return _Measured(max(differences), max(float(out.abs().max()) for out in expected))
 
 
-def _run(block: nn.Module, x: Tensor, nhwc: bool) -> Tensor:
+def _run(block: nn.Module, x: Tensor, dialect: Dialect) -> Any:
     """The block's forward on a map with channels first, without the hooks that a converted block will have too."""
-    if nhwc:
-        return block.forward(x.movedim(1, -1).contiguous()).movedim(-1, 1)
-    return block.forward(x.clone())
+    call = block.forward if dialect.valid is None else functools.partial(dialect.valid.alone, block)
+    if dialect.nhwc:
+        return call(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+    return call(x.clone())
 
 
 def _weights(block: nn.Module) -> tuple[Weights, ...]:

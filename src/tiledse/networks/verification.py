@@ -24,6 +24,7 @@ from .duplicating import duplicate
 from .inputs import Inputs
 from .proof import Makes, prove
 from .proof_evaluation import ONE_TILE
+from .proof_valid import prove_mask
 from .rounding import ROUNDING, lowest_precision, relative
 
 # The shorter side of a small image, and what sides are a multiple of: strides of most networks.
@@ -86,7 +87,10 @@ def verify(
         try:
             size = (b.channels, *b.sides)
             module = made.get_submodule(b.name)
-            found.ways[b.name] = prove(module, c.dialect, c.tile, size, spreads.get(b.name), makes)
+            way = prove(module, c.dialect, c.tile, size, spreads.get(b.name), makes)
+            if run is not None and c.dialect.valid is not None and b.name in run.given:
+                prove_mask(module, c.dialect, way, *run.given[b.name])
+            found.ways[b.name] = way
         except Unproven as reason:
             found.refused[b.name] = str(reason)
     if run is not None:
@@ -121,6 +125,9 @@ class _Run:
     ) -> None:
         self.model, self.made, self.input_size, self.example = model, made, input_size, example
         self.calls: dict[str, int] = {}
+        self.given: dict[
+            str, tuple[tuple[Any, ...], dict[str, Any]]
+        ] = {}  # how blocks with lengths are called
         self.outputs: list[Tensor] = []
         self.names: list[str] = []
         self.inputs = Inputs((), {}, input_size)
@@ -139,8 +146,11 @@ class _Run:
             spreads: dict[str, Spread] = {}
             network = throwaway(self.model)
 
-            def look(name: str, x: Tensor, spreads: dict[str, Spread] = spreads) -> None:
+            def look(name: str, args: Any, kwargs: Any, spreads: dict[str, Spread] = spreads) -> None:
+                x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
                 if name not in spreads:
+                    if dialects[name].valid is not None:
+                        self.given[name] = (args, kwargs)
                     spreads[name] = Spread.of(dialects[name].rows(x))
 
             self.inputs = self.example or Inputs((_image(self.model, size),), {}, size)
@@ -233,7 +243,7 @@ def _outputs(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] = calls.get(name, 0) + 1
             if look is not None:
-                look(name, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+                look(name, args, kwargs)
 
         return hook
 
