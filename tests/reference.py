@@ -80,7 +80,7 @@ def by_crops(block, x, tile, nhwc=False):
 
 
 def frames_gated_by_the_last(frames, tile, excite):
-    """Frames of one stream, each gated by rows of itself and the mean of the frame before, picked one by one.
+    """Frames of one stream, each gated by rows of itself and, below them, of the frame before, picked one by one.
 
     frames: list of (C, H, W); tile: ``HxW:previous`` or ``kxW:previous+L``; excite: vector (C,) -> gates (C,).
     """
@@ -88,16 +88,16 @@ def frames_gated_by_the_last(frames, tile, excite):
     tall, ahead = size.split("x")[0], int(seen or 0)
     outputs = []
     for number, x in enumerate(frames):
-        channels, height, _ = x.shape
+        _, height, _ = x.shape
         if number == 0:
             first = "1xW:running" if tall == "H" else f"{tall}xW:running{seen}"
             outputs.append(tiled_squeeze_excite(x[None], first, excite)[0])
             continue
-        before = frames[number - 1].reshape(channels, -1).mean(1)
+        before = frames[number - 1]
         out = np.empty_like(x)
         for row in range(height):
             last = -1 if tall == "H" else row // int(tall) * int(tall) + int(tall) - 1 + ahead
-            known = [x[:, other].mean(1) if other <= last else before for other in range(height)]
+            known = [(x if other <= last else before)[:, other].mean(1) for other in range(height)]
             gates = excite(sum(known) / height)
             out[:, row] = x[:, row] * gates[:, None]
         outputs.append(out)

@@ -37,7 +37,7 @@ class TSECost:
         buffer: Elements that the gates hold, tiles arriving one after the other (the paper's figure).
         buffer_row_order: Elements that the gates hold where maps arrive row by row.
         running_sums: Sums of rows that ``running`` (one a channel) and ``window`` strips keep; not counted as buffer.
-        state: Elements that ``previous`` keeps from frame to frame, one a channel; not counted as buffer.
+        state: Elements that ``previous`` keeps from frame to frame; not counted as buffer.
     """
 
     params: int | None
@@ -181,7 +181,7 @@ def cost(plan: Plan) -> Cost:
                 buffer=calls * tile.buffer(*size),
                 buffer_row_order=calls * tile.buffer_row_order(*size),
                 running_sums=calls * block.channels * tile.row_sums(block.height),
-                state=calls * block.channels * tile.previous,
+                state=calls * block.channels * tile.state(block.height),
                 se_macs=calls * block.excite_macs,
                 macs=calls * tiles * block.excite_macs,
             )

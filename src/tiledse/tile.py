@@ -35,8 +35,8 @@ class Tile:
     ``1xW:window-6+6``        each row by the 6 rows above it, itself and the 6 below it
     ``HxW:two-step``          plain SE, its mean taken over strips first, then over their means: the same numbers
     ``HxW:previous``          of video: the map by the mean of the previous frame's map
-    ``1xW:previous+6``        each row by the rows of this frame down to the sixth below it, and for those that
-                              have not come the mean of the previous frame
+    ``1xW:previous+6``        each row by the rows of this frame down to the sixth below it, and by those of the
+                              previous frame below that
     ``8xT`` ``T``             of sound, (C, T): 8 frames; all frames
     ``4xHxW`` ``DxHxW``       of volumes and video, (C, D, H, W): 4 slices or frames; the whole map
     ========================  ==========================================================================
@@ -48,7 +48,7 @@ class Tile:
     A tile larger than the map is the map. Tiles at the lower and right edge are smaller where the size
     does not divide the map's, and are averaged over the elements that they have; so are rows seen that would lie
     outside of the map. A strip that would see no row at all (the first, with rows above only) sees its own.
-    With ``previous`` a block keeps a state, one number a channel; the first frame of a stream has the tile ``first``.
+    With ``previous`` a block keeps a state (``state``); the first frame of a stream has the tile ``first``.
 
     Args:
         height: Rows of a tile, or None for all rows of the map (``H``).
@@ -258,31 +258,28 @@ class Tile:
         return _weights(self, height)
 
     def shares_of_frames(self, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the gates of a frame are computed from, where a frame came before: rows of both.
+        """What the gates of a frame are the mean of, where a frame came before: the share of each row of both.
 
-        A row that a gate sees counts as one of H; those that it does not see are taken to be as the mean of the
-        previous frame.
+        A row that has not come counts as the previous frame's, which of ``HxW:previous`` are all.
 
         Returns:
-            (rows of the grid, height), float64: the share of each row of this frame; and (rows of the grid,), the share
-            of the mean of the previous frame's map. Together they add up to 1.
+            Two of (rows of the grid, height), float64: of this frame and of the one before; each row adds up to 1.
 
         Raises:
             TiledSEError: the tile sees one frame only.
 
         Example:
             >>> this, before = Tile.parse("1xW:previous-1").shares_of_frames(4)
-            >>> this[2].tolist(), before.tolist()
-            ([0.25, 0.25, 0.0, 0.0], [1.0, 0.75, 0.5, 0.25])
+            >>> this[2].tolist(), before[2].tolist()
+            ([0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25])
         """
         if not self.previous:
             raise TiledSEError(f"tile {self}: its gates see one frame only; HxW:previous sees the one before")
-        if self.height is None:
-            return np.zeros((1, height)), np.ones(1)
         tall, _ = self.size(height, 1)
         tops = np.arange(-(-height // tall)) * tall
-        stops = np.minimum(tops + self.height + self.ahead, height)
-        return (np.arange(height) < stops[:, None]) / height, 1 - stops / height
+        stops = tops * 0 if self.height is None else tops + self.height + self.ahead
+        seen = np.arange(height) < stops[:, None]
+        return seen / height, ~seen / height
 
     def elements(self, height: int, width: int) -> np.ndarray:
         """How many elements of a channel each descriptor is the mean of.
@@ -319,8 +316,7 @@ class Tile:
         the rows above it as well for ``middle``, (k + L) with a look-ahead. Where only rows above are seen, that is
         the first strip, which has none: k rows at the top of the map, and nothing later.
 
-        With ``previous`` it is what frames after the first need: 0 for the whole map, (k + L) rows for strips. The
-        first frame of a stream needs what ``first`` holds.
+        With ``previous`` it is what frames after the first need; that one holds what ``first`` does.
         """
         if self.previous:
             return 0 if self.height is None else min(self.height + self.ahead, height)
@@ -329,6 +325,10 @@ class Tile:
         bounds = self.bounds(height)
         tops = np.arange(len(bounds)) * self.size(height, 1)[0]
         return int(np.max(bounds[:, 1] - tops))
+
+    def state(self, height: int) -> int:
+        """Numbers a channel that a block keeps from frame to frame: the mean of its map, or one of each row."""
+        return 0 if not self.previous else 1 if self.height is None else height
 
     def row_sums(self, height: int) -> int:
         """Sums that a device keeps for each channel beside the rows that it holds.

@@ -94,12 +94,13 @@ def test_shares_of_two_frames_are_those_of_rows_counted_one_by_one(height, tall,
     ahead = max(ahead, -tall)
     tile = ts.Tile.parse(f"{tall}xW:previous{ahead:+d}")
     this, before = tile.shares_of_frames(height)
-    np.testing.assert_allclose(this.sum(1) + before, 1)
+    np.testing.assert_allclose((this + before).sum(1), 1)
     assert len(this) == tile.tiles(height, 5)
     for row in range(height):
         strip = row // tall if len(this) > 1 else 0
         seen = [r for r in range(height) if r <= strip * tall + tall - 1 + ahead]
         np.testing.assert_allclose(this[strip], [(r in seen) / height for r in range(height)])
+        np.testing.assert_allclose(before[strip], [(r not in seen) / height for r in range(height)])
 
 
 def test_conversion_keeps_names_and_plan_and_starts_without_a_frame(model, plan):
@@ -112,7 +113,7 @@ def test_conversion_keeps_names_and_plan_and_starts_without_a_frame(model, plan)
         video(torch.ones(2, *SIZE))
         assert ts.find(video, SIZE) == tiles  # looking at it is no frame
         states = ts.frame_states(video)
-        assert {name: tuple(s.shape) for name, s in states.items()} == {"one": (2, 12), "two": (2, 8)}
+        assert {name: tuple(s.shape) for name, s in states.items()} == {"one": (2, 12), "two": (2, 8, 10)}
         back = ts.convert(video, plan)
         assert torch.equal(back(torch.ones(1, *SIZE)), model(torch.ones(1, *SIZE)))
     again = ts.convert(video, tiles.with_tile("HxW:previous"))
@@ -158,6 +159,7 @@ def test_cost_counts_a_state_and_no_buffer(plan):
     assert cost.tse.state == 12 + 8
     assert cost.blocks[0].state == 12
     mixed = ts.cost(plan.with_tile("2xW:previous+1"))
+    assert mixed.tse.state == 10 * (12 + 8)
     assert mixed.tse.buffer == mixed.tse.buffer_row_order == 3 * 6 * (12 + 8)
     assert ts.cost(plan.with_tile("1xW:previous-1")).tse.buffer == 0
     assert ts.cost(plan.with_tile("7xW")).tse.state == 0
@@ -165,7 +167,9 @@ def test_cost_counts_a_state_and_no_buffer(plan):
 
 def test_what_is_wrong_is_not_handed_out(model, plan, monkeypatch):
     right = frames_module.descriptors
-    monkeypatch.setattr(frames_module, "descriptors", lambda x, tile, before: right(x, tile, 0.9 * before))
+    monkeypatch.setattr(
+        frames_module, "descriptors", lambda rows, tile, before: right(rows, tile, 0.9 * before)
+    )
     with pytest.raises(
         ts.TiledSEError, match="no block could be converted.*frame 2 of a stream is not gated"
     ):

@@ -50,7 +50,7 @@ def test_frames_by_the_file_alone_are_those_of_numpy_loops(net, model, plan, til
     states = states_of(made) if "tiledse.states" in made.ir.metadata_props else []
     for state in states:
         assert state["start"] == "nan"
-        kept[state["input"]] = np.full((2, state["channels"]), np.nan, np.float32)
+        kept[state["input"]] = np.full((2, *state["shape"]), np.nan, np.float32)
     maps, products = [], []
     for _ in range(4):
         image = generator.standard_normal((2, *SIZE)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""Run the C++ kernels on maps that end, or begin, where the process may not read: touching that kills it."""
+"""Run the C++ kernels on maps that end, or begin, where the process may not read: touching that kills it.
+
+Arguments: the levels of the processor whose libraries take turns.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ctypes
 import itertools
 import mmap
 import random
+import sys
 
 import torch
 
@@ -38,15 +42,19 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
 
 
 def main() -> None:
-    library = by_cpp.library()
-    assert not isinstance(library, str)
-    types = TYPES if library.tiledse_has_float16() else TYPES[:2]
+    libraries = [by_cpp.load(level) for level in sys.argv[1:]]
+    assert not any(isinstance(library, str) for library in libraries)
     by_cpp._BYTES_OF_A_THREAD = 4096
     chance, checked = random.Random(0), 0
     for tile, channels_last, past_cache in itertools.product(TILES, (False, True), (False, True)):
         by_cpp._PAST_CACHE_BYTES = 0 if past_cache else 1 << 40
-        choosing._chosen.cache_clear()
-        for dtype in types:
+        for dtype in TYPES:
+            able = [one for one in libraries if dtype != torch.float16 or one.tiledse_has_float16()]
+            if not able:
+                continue
+            library = chance.choice(able)
+            by_cpp.library = lambda library=library: library
+            choosing._chosen.cache_clear()
             shape = [chance.randint(*ends) for ends in ((1, 3), (1, 40), (1, 30), (1, 40))]
             block = ts.TiledSqueezeExcite(shape[1], chance.randint(1, 20), tile)
             layers = two_layers(block.excite)

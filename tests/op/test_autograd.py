@@ -8,7 +8,7 @@ from torch import nn
 
 import tiledse as ts
 from tests.op.test_functional import TILES
-from tiledse.op import formula, scale, squeeze, tiled_squeeze_excite
+from tiledse.op import by_pytorch, formula, scale, squeeze, tiled_squeeze_excite
 from tiledse.op.formula import mean
 
 
@@ -42,6 +42,14 @@ def assert_same(got, expected, **tolerance):
 @pytest.mark.parametrize("tile", TILES)
 def test_gradients_are_those_of_the_formula(tile, size, channels_last, known):
     check_gradients(tile, size, channels_last, known)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("tile", ["3xW", "3x2", "3xW:upper", "1xW:running+2"])
+def test_gradients_of_batches_that_are_summed_by_images(tile, channels_last, monkeypatch):
+    monkeypatch.setattr(by_pytorch, "_CACHED_BYTES", 2 * 5 * 90 * 8)  # two of three images
+    check_gradients(tile, (10, 9), channels_last, known=True)
+    check_gradients(tile, (10, 9), channels_last, known=False)
 
 
 def check_gradients(tile, size, channels_last, known):

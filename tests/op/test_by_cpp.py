@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ from tiledse.op.formula import mean
 
 ACTS, GATES = (nn.ReLU, nn.SiLU, nn.Hardswish), (nn.Sigmoid, nn.Hardsigmoid)
 ROOT = Path(__file__).parents[2]
+
+# Of this processor, the lowest first; the last one is what the operator takes.
+LEVELS = {"AVX512": ["v2", "v3", "v4"], "AVX2": ["v2", "v3"]}.get(
+    torch.backends.cpu.get_cpu_capability(), ["v2"]
+)
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    LEVELS = ["plain"]
 
 pytestmark = pytest.mark.skipif(isinstance(by_cpp.library(), str), reason=f"C++ kernels: {by_cpp.library()}")
 
@@ -100,6 +108,21 @@ def test_is_the_formula(case, channels_last, past_cache, calls, monkeypatch):
         monkeypatch.setattr(by_cpp, "_PAST_CACHE_BYTES", 0)
     check(case, channels_last, torch.float32, 2e-6)
     assert calls == ["forward", "backward", "forward"]
+
+
+@pytest.mark.parametrize("case", CASES[1::2], ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("level", LEVELS[:-1])
+def test_libraries_of_lower_levels_are_the_formula(level, case, calls, monkeypatch):
+    monkeypatch.setattr(by_cpp, "library", lambda: by_cpp.load(level))
+    monkeypatch.setattr(by_cpp, "_PAST_CACHE_BYTES", 0 if case[4] % 2 else 1 << 30)
+    for channels_last in (False, True):
+        for dtype, tolerance in (
+            (torch.float32, 2e-6),
+            (torch.bfloat16, torch.finfo(torch.bfloat16).eps / 2),
+        ):
+            choosing._chosen.cache_clear()
+            check(case, channels_last, dtype, tolerance)
+    assert calls == ["forward", "backward", "forward"] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -218,7 +241,7 @@ def test_nothing_outside_the_maps_is_touched():
     paths = os.pathsep.join((str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")))
     script = Path(__file__).with_name("guarded_maps.py")
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+        [sys.executable, str(script), *LEVELS], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"

@@ -109,7 +109,7 @@ def test_without_the_library_pytorch_is_used_and_said(missing, reason, monkeypat
         monkeypatch.setattr(by_cpp, "_VERSION", 1)
     else:
         monkeypatch.setattr(by_cpp, "__file__", str(tmp_path / "by_cpp.py"))
-    by_cpp.library.cache_clear()
+    by_cpp.load.cache_clear()
     choosing._chosen.cache_clear()
     block, x = ts.TiledSqueezeExcite(8, 4, "7xW"), torch.randn(1, 8, 14, 6)
     try:
@@ -119,7 +119,7 @@ def test_without_the_library_pytorch_is_used_and_said(missing, reason, monkeypat
         wanted = formula.scale(x, block.excite(formula.squeeze(x, block.tile, mean)), block.tile)
         torch.testing.assert_close(block(x), wanted)
     finally:
-        by_cpp.library.cache_clear()
+        by_cpp.load.cache_clear()
         choosing._chosen.cache_clear()
 
 

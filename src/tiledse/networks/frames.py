@@ -1,8 +1,8 @@
 """Frames of a stream: blocks that are gated by the mean of the previous frame's map, and their states.
 
-A state is a buffer of the block that is not in its state_dict: (N, C), the mean of the last map of each stream of the
-batch. NaN stands for a stream that has had no frame yet; its next frame is gated by the rows that have come
-(``Tile.first``). So one stream of a batch begins again by NaN in its row.
+A state is a buffer of the block that is not in its state_dict: means of the last map of each stream of the batch, of
+the whole map for ``HxW:previous``, (N, C), and of its rows for strips, (N, C, H). NaN stands for a stream without a
+frame: its next one is gated by the rows that have come (``Tile.first``). So a stream of a batch begins again by NaN.
 """
 
 from __future__ import annotations
@@ -63,51 +63,64 @@ def gated(
         TiledSEError: the block is trained or traced, or the maps are not of the shape of the last frame's.
     """
     _check(block, x, tile)
+    rows = x.mean(3)
     if not is_eager(x) and not torch.compiler.is_compiling():
         # Shapes alone (fake or meta tensors): what frames after the first compute, and nothing is kept.
-        return scale(x, excite(descriptors(x, tile, x.mean((2, 3)))), _grid(tile, x))
-    before, mean = getattr(block, STATE), x.detach().mean((2, 3))
-    unknown = None if before is None else before.isnan()
+        return scale(x, excite(descriptors(rows, tile, kept(rows, tile))), _grid(tile, x))
+    before = getattr(block, STATE)
+    new = kept(rows.detach(), tile)
+    unknown = (
+        None
+        if before is None
+        else before.flatten(2)[:, :, 0].isnan()
+        if before.dim() == 3
+        else before.isnan()
+    )
     if unknown is None:
         made, grid = squeeze(x, tile.first), tile.first
     elif unknown.any():
-        known = descriptors(x, tile, before.nan_to_num(0.0)).to(x.dtype)
+        known = descriptors(rows, tile, before.nan_to_num(0.0))
         made, grid = torch.where(unknown[:, :, None, None], squeeze(x, tile.first), known), tile.first
     else:
-        made, grid = descriptors(x, tile, before), _grid(tile, x)
+        made, grid = descriptors(rows, tile, before), _grid(tile, x)
     y = scale(x, direct(excite, x)(made), grid, inplace=inplace)
     with torch.inference_mode(False):  # a later frame may record gradients
-        block._buffers[STATE] = mean.clone()
+        block._buffers[STATE] = new.clone()
     block.__dict__[_FRAME] = tuple(x.shape)
     return y
 
 
-def descriptors(x: Tensor, tile: Tile, before: Tensor) -> Tensor:
+def kept(rows: Tensor, tile: Tile) -> Tensor:
+    """The state that a frame leaves: the mean of its map (N, C), or of each row (N, C, H), from the means of rows."""
+    return rows.mean(2) if tile.height is None else rows
+
+
+def descriptors(rows: Tensor, tile: Tile, before: Tensor) -> Tensor:
     """Descriptors of a frame that had one before it.
 
     Args:
-        x: Maps, (N, C, H, W).
+        rows: Means of the rows of its maps, (N, C, H).
         tile: A tile with ``previous``.
-        before: Means of the maps of the frame before, (N, C).
+        before: What the frame before left, see ``kept``.
 
     Returns:
-        (N, C, rows of the grid, 1), in the type of x.
+        (N, C, rows of the grid, 1), in the type of ``rows``.
 
     Example:
-        >>> x, before = torch.tensor([1.0, 3.0]).view(1, 1, 2, 1), torch.tensor([[10.0]])
-        >>> descriptors(x, Tile.parse("1xW:previous"), before).flatten().tolist()
-        [5.5, 2.0]
-        >>> descriptors(x, Tile.parse("HxW:previous"), before).flatten().tolist()
-        [10.0]
+        >>> rows, before = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[10.0, 20.0]]])
+        >>> descriptors(rows, Tile.parse("1xW:previous"), before).flatten().tolist()
+        [10.5, 2.0]
+        >>> descriptors(rows, Tile.parse("HxW:previous"), torch.tensor([[15.0]])).flatten().tolist()
+        [15.0]
     """
-    before = before[:, :, None, None].to(x.dtype)
     if tile.height is None:
-        return before
-    this, share = tile.shares_of_frames(int(x.shape[2]))
-    wide = accumulation_type(x.dtype)
-    rows = x.mean(3).to(wide) @ torch.tensor(this.T.copy(), dtype=wide, device=x.device)
-    shares = torch.tensor(share, dtype=wide, device=x.device)[:, None]
-    return (rows[..., None] + before.to(wide) * shares).to(x.dtype)
+        return before[:, :, None, None].to(rows.dtype)
+    wide = accumulation_type(rows.dtype)
+    both = (
+        torch.tensor(s.T.copy(), dtype=wide, device=rows.device) for s in tile.shares_of_frames(rows.shape[2])
+    )
+    this, last = (means.to(wide) @ shares for means, shares in zip((rows, before), both))
+    return (this + last)[..., None].to(rows.dtype)
 
 
 def _grid(tile: Tile, x: Tensor) -> Tile:
@@ -135,7 +148,7 @@ def _check(block: nn.Module, x: Tensor, tile: Tile) -> None:
     last, before = vars(block).get(_FRAME), getattr(block, STATE)
     if last is not None and last != tuple(x.shape):
         raise TiledSEError(f"a block got a map of {tuple(x.shape)} after one of {last}; {_AGAIN}")
-    if last is None and before is not None and before.shape != x.shape[:2]:
+    if last is None and before is not None and before.shape != x.shape[: before.dim()]:
         raise TiledSEError(
             f"a block got a map of {tuple(x.shape)}, but its state is of {tuple(before.shape)}; {_AGAIN}"
         )
@@ -197,8 +210,8 @@ def frame_states(model: nn.Module) -> dict[str, Tensor]:
         model: A network with ``previous`` tiles.
 
     Returns:
-        By name of the block, (N, C): the mean of the last map of each stream; NaN for one that begins. Copies. Empty
-        where no frame has come.
+        By name of the block, of the last map of each stream: the mean (N, C) for ``HxW:previous``, those of its rows
+        (N, C, H) for strips; NaN for a stream that begins. Copies. Empty where no frame has come.
 
     Raises:
         TiledSEError: no block has such a tile.
@@ -213,7 +226,7 @@ def set_frame_states(model: nn.Module, states: Mapping[str, Tensor]) -> None:
 
     Args:
         model: A network with ``previous`` tiles.
-        states: By name of the block, (N, C).
+        states: By name of the block.
 
     Raises:
         TiledSEError: they are not those of this network's blocks, or are of different batches.
@@ -226,10 +239,9 @@ def set_frame_states(model: nn.Module, states: Mapping[str, Tensor]) -> None:
             "this network"
         )
     sizes = {name: tuple(state.shape) for name, state in states.items()}
-    if len({size[0] for size in sizes.values() if size}) != 1 or any(
-        len(size) != 2 for size in sizes.values()
-    ):
-        raise TiledSEError(f"expected states of (N, C) with the same N, got {sizes}")
+    axes = {name: 2 if vars(block)["tiledse"].tile.height is None else 3 for name, block in blocks.items()}
+    if len({size[:1] for size in sizes.values()}) != 1 or any(len(sizes[n]) != axes[n] for n in axes):
+        raise TiledSEError(f"expected states of {axes} axes and of the same batch, got {sizes}")
     for name, block in blocks.items():
         begin(block)
         like = next(block.parameters(), states[name])

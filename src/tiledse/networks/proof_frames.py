@@ -83,9 +83,9 @@ def _later(trial: BlockTrial, x: Tensor, before: Tensor) -> list[tuple[Part, Ten
     for strip in some(-(-height // tall)):
         top, bottom = strip * tall, min((strip + 1) * tall, height)
         seen = 0 if tile.height is None else min(top + tall + tile.ahead, height)
-        mean = before.mean((2, 3)) * (height - seen) / height
-        for row in range(seen):
-            mean = mean + x[:, :, row].mean(2) / height
+        mean = torch.zeros_like(x[:, :, 0, 0])
+        for row in range(height):
+            mean = mean + (x if row < seen else before)[:, :, row].mean(2) / height
         alike = _map_of(mean, x)
         after = trial.call(trial.old(), alike.clone())
         part = Part(top, bottom, 0, width)

@@ -1,8 +1,9 @@
 """Blocks that are gated by the previous frame, as nodes: the state of each is an input and an output of the file.
 
-A state is (N, C): the mean of the block's map in the last frame of each stream. NaN stands for a stream that has had no
-frame yet: where a channel's state is NaN, the gate is that of the rows that have come (``Tile.first``). A graph has no
-branches, so the gates of all rows are computed in every frame.
+A state holds means of the block's map in the last frame of each stream: of the whole map, (N, C), for ``HxW:previous``,
+and of its rows, (N, C, H), for strips. NaN stands for a stream that has had no frame yet: where the first number of a
+channel's state is NaN, the gate is that of the rows that have come (``Tile.first``). A graph has no branches, so
+the gates of all rows are computed in every frame.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ class State:
         block: The block's name.
         input: The input that takes it.
         output: The output that gives it for the next frame.
-        channels: C.
+        shape: Of one stream: (C,), or (C, H).
     """
 
     block: str
     input: str
     output: str
-    channels: int
+    shape: tuple[int, ...]
 
 
 def write_states(model: ir.Model, states: list[State]) -> None:
     """Say in the metadata of a file which inputs and outputs are states, and how a stream begins."""
     model.metadata_props.pop(STATES_KEY, None)
     if states:
-        listed = [{**vars(state), "start": "nan"} for state in states]
+        listed = [{**vars(state), "shape": list(state.shape), "start": "nan"} for state in states]
         model.metadata_props[STATES_KEY] = write_json(
             {"format": FORMAT, "meaning": MEANING, "states": listed}
         )
@@ -64,7 +65,7 @@ def states_of(model: ir.Model) -> tuple[State, ...]:
     try:
         given = read_json(model.metadata_props.get(STATES_KEY, "{}"))
         listed = given.get("states", [])
-        states = [State(s["block"], s["input"], s["output"], int(s["channels"])) for s in listed]
+        states = [State(s["block"], s["input"], s["output"], tuple(map(int, s["shape"]))) for s in listed]
     except (ValueError, TypeError, KeyError, AttributeError):  # not ours
         return ()
     inputs, outputs = ({v.name for v in part} for part in (model.graph.inputs, model.graph.outputs))
@@ -92,25 +93,29 @@ def write(
     means = writer.mean(x, axes[2])
     swapped = writer.node("Transpose", [writer.nchw(means, axes)], perm=list(SWAPPED))
 
-    def product(what: str, shares: np.ndarray) -> ir.Value:
-        made = writer.node("MatMul", [swapped, writer.numbers(what, shares.T)])
+    def product(what: str, shares: np.ndarray, of: ir.Value = swapped) -> ir.Value:
+        made = writer.node("MatMul", [of, writer.numbers(what, shares.T)])
         return writer.node("Transpose", [made], perm=list(SWAPPED))
 
-    state = State(writer.prefix, writer.fresh("previous"), writer.fresh("current"), channels)
-    given = ir.Value(name=state.input, shape=ir.Shape([batch, channels]), type=ir.TensorType(writer.dtype))
+    whole = tile.height is None
+    shape = (channels,) if whole else (channels, height)
+    state = State(writer.prefix, writer.fresh("previous"), writer.fresh("current"), shape)
+    given = ir.Value(name=state.input, shape=ir.Shape([batch, *shape]), type=ir.TensorType(writer.dtype))
     writer.graph.inputs.append(given)
-    before = writer.node("Reshape", [given, writer.ints("one_pixel", 0, 0, 1, 1)])
-    known = before
-    if tile.height is not None:
-        this, share = tile.shares_of_frames(height)
-        part = writer.node("Mul", [before, writer.numbers("share_before", share[None, None, :, None])])
-        known = writer.node("Add", [product("share_of_rows", this), part])
+    if whole:
+        known = any_ = writer.node("Reshape", [given, writer.ints("one_pixel", 0, 0, 1, 1)])
+        left = product("all_rows", np.full((1, height), 1 / height))
+    else:
+        rows = writer.node("Reshape", [given, writer.ints("row_by_row", 0, 0, 1, height)])
+        this, last = tile.shares_of_frames(height)
+        known = writer.node("Add", [product("share_of_this", this), product("share_of_last", last, rows)])
+        any_ = writer.node("Gather", [rows, writer.ints("first_row", 0)], axis=3)
+        left = swapped
     first = product("rows_come", tile.first.weights(height))
-    begins = writer.node("IsNaN", [before], dtype=ir.DataType.BOOL)
+    begins = writer.node("IsNaN", [any_], dtype=ir.DataType.BOOL)
     descriptors = writer.node("Where", [begins, first, known])
-    mean = product("all_rows", np.full((1, height), 1 / height))
-    flat = writer.node("Reshape", [mean, writer.ints("one_vector", 0, 0)])
-    flat.name, flat.shape = state.output, ir.Shape([batch, channels])
+    flat = writer.node("Reshape", [left, writer.ints("as_state", 0, 0, *shape[1:])])
+    flat.name, flat.shape = state.output, ir.Shape([batch, *shape])
     writer.graph.outputs.append(flat)
     made = means.producer()
     assert made is not None
@@ -162,75 +167,97 @@ class FrameReader:
         swap = only_user(rows)
         if swap is None or swap.op_type != "Transpose" or ints(swap, "perm", ()) != SWAPPED:
             return None
-        shares: dict[ir.Value, np.ndarray] = {}
-        for use in swap.outputs[0].uses():
-            array, back = self.constants.array(use.node.inputs[1]), only_user(use.node.outputs[0])
-            if use.node.op_type != "MatMul" or array is None or back is None or array.ndim != 2:
-                return None
-            shares[back.outputs[0]] = array.T.astype(np.float64)
-        chosen = [v for v in shares if (user := only_user(v)) is not None and user.op_type == "Where"]
-        if len(chosen) != 1:
+        means = swap.outputs[0]
+        products = {value for use in means.uses() if (value := self._after(use.node)) is not None}
+        choices = {user for v in products if (user := only_user(v)) is not None and user.op_type == "Where"}
+        if len(choices) != 1:
             return None
-        choice = only_user(chosen[0])
-        assert choice is not None
-        before = self._state(choice)
-        if before is None:
+        (choice,) = choices
+        known = choice.inputs[2]
+        given = self._given(choice)
+        if given is None or known is None:
             return None
-        value, state = before
-        stated = self.stated.get(node.name or "")
+        state, stated = self.states.get(given.name or ""), self.stated.get(node.name or "")
         if state is None or stated is None or not stated.tile.previous:
             raise Miss(
                 "it is gated by the previous frame, and the file no longer says with which tile; convert the file "
                 "of the SE network again"
             )
-        if not self._fits(stated.tile, choice, chosen[0], value, state, shares):
+        height = self._height(choice.inputs[1])
+        if height is None or not self._fits(stated.tile, choice, means, given, state, height):
             raise Miss(f"it says that its tile is {stated.tile}, and computes something else")
         return stated.tile, choice.outputs[0], state
 
-    def _state(self, choice: ir.Node) -> tuple[ir.Value, State | None] | None:
-        """The state that a choice looks at, as (N, C, 1, 1), where it is one."""
-        begins = None if choice.inputs[0] is None else choice.inputs[0].producer()
-        value = None if begins is None or begins.op_type != "IsNaN" else begins.inputs[0]
-        maker = None if value is None else value.producer()
-        given = None if maker is None or maker.op_type != "Reshape" else maker.inputs[0]
-        if value is None or given is None or not given.is_graph_input():
+    def _after(self, product: ir.Node) -> ir.Value | None:
+        """What a product of rows gives, rows second again."""
+        back = only_user(product.outputs[0]) if product.op_type == "MatMul" else None
+        turned = back is not None and back.op_type == "Transpose" and ints(back, "perm", ()) == SWAPPED
+        return back.outputs[0] if back is not None and turned else None
+
+    def _given(self, choice: ir.Node) -> ir.Value | None:
+        """The input of the graph that a choice looks at, as it is or its first row."""
+        begins = _maker(choice.inputs[0], "IsNaN")
+        looked = None if begins is None else begins.inputs[0]
+        row = _maker(looked, "Gather")
+        if row is not None:
+            looked = row.inputs[0] if self.constants.ints(row.inputs[1]) == (0,) else None
+        shaped = _maker(looked, "Reshape")
+        given = None if shaped is None else shaped.inputs[0]
+        return given if given is not None and given.is_graph_input() else None
+
+    def _height(self, value: ir.Value | None) -> int | None:
+        """Rows of the map that a product takes means of."""
+        shares = self._shares(value)
+        return None if shares is None else shares[1].shape[1]
+
+    def _shares(self, value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
+        """The rows, and the share of each, that a value is the mean of."""
+        back = _maker(value, "Transpose")
+        product = None if back is None else _maker(back.inputs[0], "MatMul")
+        array = None if product is None else self.constants.array(product.inputs[1])
+        if product is None or product.inputs[0] is None or array is None or array.ndim != 2:
             return None
-        return value, self.states.get(given.name or "")
+        return product.inputs[0], array.T.astype(np.float64)
 
     def _fits(
-        self, tile: Tile, choice: ir.Node, first: ir.Value, before: ir.Value, state: State,
-        shares: Mapping[ir.Value, np.ndarray],
+        self, tile: Tile, choice: ir.Node, means: ir.Value, given: ir.Value, state: State, height: int
     ) -> bool:  # fmt: skip
         """Whether a graph computes what a tile says."""
-        height = shares[first].shape[1]
 
-        def same(value: ir.Value | None, expected: np.ndarray) -> bool:
-            found = None if value is None else shares.get(value)
+        def same(value: ir.Value | None, rows: ir.Value, expected: np.ndarray) -> bool:
+            found = self._shares(value)
             return (
                 found is not None
-                and found.shape == expected.shape
-                and np.allclose(found, expected, rtol=_TOLERANCE)
+                and found[0] is rows
+                and found[1].shape == expected.shape
+                and np.allclose(found[1], expected, rtol=_TOLERANCE)
             )
 
-        if choice.inputs[1] is not first or not same(first, tile.first.weights(height)):
+        known = choice.inputs[2]
+        if known is None or not same(choice.inputs[1], means, tile.first.weights(height)):
             return False
-        ends = [
-            v for v in shares if (user := only_user(v)) is not None and user.outputs[0].name == state.output
-        ]
-        if len(ends) != 1 or not same(ends[0], np.full((1, height), 1 / height)):
-            return False
-        if tile.height is None:
-            return choice.inputs[2] is before and len(shares) == 2
-        this, share = tile.shares_of_frames(height)
-        joined = None if choice.inputs[2] is None else choice.inputs[2].producer()
-        if joined is None or joined.op_type != "Add" or not same(joined.inputs[0], this):
-            return False
-        part = None if joined.inputs[1] is None else joined.inputs[1].producer()
-        if part is None or part.op_type != "Mul" or part.inputs[0] is not before:
-            return False
-        array = self.constants.array(part.inputs[1])
-        return (
-            array is not None
-            and array.size == share.size
-            and np.allclose(array.reshape(-1), share, rtol=_TOLERANCE)
+        ends = (
+            [_maker(v, "Reshape") for v in given.graph.outputs if v.name == state.output]
+            if given.graph
+            else []
         )
+        left = ends[0].inputs[0] if len(ends) == 1 and ends[0] is not None else None
+        if tile.height is None:
+            shaped = _maker(known, "Reshape")
+            held = same(left, means, np.full((1, height), 1 / height))
+            return held and shaped is not None and shaped.inputs[0] is given
+        joined = _maker(known, "Add")
+        if joined is None or left is not means:
+            return False
+        this, last = tile.shares_of_frames(height)
+        before = self._shares(joined.inputs[1])
+        shaped = None if before is None else _maker(before[0], "Reshape")
+        if before is None or shaped is None or shaped.inputs[0] is not given:
+            return False
+        return same(joined.inputs[0], means, this) and same(joined.inputs[1], before[0], last)
+
+
+def _maker(value: ir.Value | None, op: str) -> ir.Node | None:
+    """The node that makes a value, if it is of a kind."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op else None

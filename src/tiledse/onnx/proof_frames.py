@@ -72,7 +72,7 @@ def _run(converted: OnnxModel, found: Finding, trials: Sequence[Trial]) -> list[
     free = value.shape is not None and not isinstance(value.shape[0], int)
     shape = batched(image, 2 if free else image.batch)
     types = {v.name: v.dtype.numpy() for v in converted.ir.graph.inputs if v.dtype is not None}
-    kept = {s.input: np.full((shape[0], s.channels), np.nan, types[s.input]) for s in states}
+    kept = {s.input: np.full((shape[0], *s.shape), np.nan, types[s.input]) for s in states}
     frames = []
     for number in range(_FRAMES):
         feeds = feeds_of(converted, image, shape, seed=number) | kept
@@ -126,7 +126,7 @@ def _difference(block: _Block, frames: list[dict[str, np.ndarray]]) -> float:
         x, y = block.map(frame), block.gated(frame)
         begins = np.zeros(len(x), bool)
         begins[: len(x) if number == 0 else 1 if number == _FRAMES - 1 else 0] = True
-        before = np.zeros(x.shape[:2]) if number == 0 else block.map(frames[number - 1]).mean((2, 3))
+        before = block.map(frames[max(number - 1, 0)])
         largest = float(np.abs(y).max(initial=0.0)) or 1.0
         for row in sorted({0, 1, x.shape[2] // 2, x.shape[2] - 1} & set(range(x.shape[2]))):
             means = np.where(
@@ -147,10 +147,10 @@ def _first(trial: Trial, x: np.ndarray, row: int) -> np.ndarray:
 
 
 def _later(trial: Trial, x: np.ndarray, row: int, before: np.ndarray) -> np.ndarray:
-    """What it is computed from after another frame: each row that has not come counts as that frame's mean."""
+    """What it is computed from after another frame: each row that has not come counts as that frame's."""
     height, tall = x.shape[2], trial.tile.height
     stop = 0 if tall is None else row // tall * tall + tall + trial.tile.ahead
     total = np.zeros(x.shape[:2])
     for r in range(height):
-        total += x[:, :, r].mean(2) if r < stop else before
+        total += (x if r < stop else before)[:, :, r].mean(2)
     return total / height

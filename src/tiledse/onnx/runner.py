@@ -141,7 +141,7 @@ class OnnxModule(nn.Module):
                 f"{self.name} got a frame of {len(x)} streams after one of {known}; a stream keeps its batch; call "
                 "reset_frames() where other streams begin"
             )
-        new = {s.input: np.full((len(x), s.channels), np.nan, self.dtype) for s in self.states}
+        new = {s.input: np.full((len(x), *s.shape), np.nan, self.dtype) for s in self.states}
         feeds = {self.takes[0].name: x.cpu().numpy().astype(self.dtype)} | new | self._kept
         try:
             given = dict(zip(self._gives, self.session.run(self._gives, feeds)))

@@ -160,12 +160,15 @@ def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
         raise MemoryError("the C++ kernels of tiledse found no memory to work in")
 
 
-@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | str:
     """The library for this processor, or why there is none."""
-    machine = platform.machine().lower()
-    x86 = machine in ("x86_64", "amd64")
-    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), "v2") if x86 else "plain"
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return load(_LEVELS.get(torch.backends.cpu.get_cpu_capability(), "v2") if x86 else "plain")
+
+
+@lru_cache(maxsize=8)
+def load(level: str) -> ctypes.CDLL | str:
+    """The library of a level (setup.py), or why there is none; one that the processor has not kills the process."""
     path = Path(__file__).with_name(f"kernels_{level}.so")
     if not path.exists():
         return "it was not built: install tiledse with pip where g++ or clang++ is"

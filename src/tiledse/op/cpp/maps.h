@@ -66,7 +66,8 @@ struct Units {
     // for four tiles at once, if those fit that cache.
     const Int four = 4 * row_bytes * job.tall / job.cols();
     const bool heavy = 8 * job.channels * job.reduced > kFewWeightBytes && four <= 4 * kUnitBytes;
-    const Int room = std::min(heavy ? std::max(four, kUnitBytes) : kUnitBytes, all / (4 * job.threads));
+    const Int most = job.threads > 1 ? all / (4 * job.threads) : all;
+    const Int room = std::min(heavy ? std::max(four, kUnitBytes) : kUnitBytes, most);
     const Int fit = room / (row_bytes * job.tall);
     images = std::max<Int>(1, room / (row_bytes * job.height));
     bands = whole || fit >= job.bands() ? job.bands() : std::max<Int>(1, fit);
