@@ -30,7 +30,7 @@ def lift(model: ir.Model) -> None:
         rank = len(shapes.get(node.outputs[0].name or "", ()))
         if pooled is None or rank < 2:
             continue
-        product = _product(node, pooled)
+        product = _product(node, pooled, constants)
         if product is not None:
             _Lifter(model, pooled, len(shapes[pooled.name or ""])).lift(node, rank, *product)
 
@@ -106,16 +106,23 @@ def _axes(node: ir.Node, constants: Constants) -> tuple[int, ...] | None:
     return axes
 
 
-def _product(pool: ir.Node, x: ir.Value) -> tuple[ir.Node, int] | None:
-    """The product of a map and what comes of its mean, and which input of it that is."""
-    waiting, seen = [pool.outputs[0]], set[ir.Value]()
+def _product(pool: ir.Node, x: ir.Value, constants: Constants) -> tuple[ir.Node, int] | None:
+    """The product of a map and what comes of its mean, and which input of it that is; pads of nothing are dropped."""
+    waiting, seen, idle = [pool.outputs[0]], set[ir.Value](), list[ir.Node]()
     while waiting and len(seen) < _FAR:
         value = waiting.pop(0)
         seen.add(value)
         for use in value.uses():
             user = use.node
             if user.op_type == "Mul" and len(user.inputs) == 2 and user.inputs[1 - use.idx] is x:
+                for pad in idle:
+                    pad.outputs[0].replace_all_uses_with(pad.inputs[0])  # type: ignore[arg-type]
+                    pool.graph.remove(pad, safe=True)  # type: ignore[union-attr]
                 return user, use.idx
+            if user.op_type == "Pad" and not use.idx and len(user.inputs) > 1:
+                pads = constants.ints(user.inputs[1])
+                if pads is not None and not any(pads) and not user.outputs[0].is_graph_output():
+                    idle.append(user)
             if user.op_type in ("Conv", "Shape") and use.idx:
                 continue
             waiting += [out for out in user.outputs if out not in seen]
