@@ -118,8 +118,9 @@ class Fit:
         lines += ["  ".join(cell.ljust(n) for cell, n in zip(row, wide)).rstrip() for row in rows]
         more = beyond_two_step(self.target.measured, self.target.measured)
         if more and max(more) < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
+            exact = "HxW" if self.target.two_step else TWO_STEP
             lines.append(
-                f"exact SE in two steps (--tile {'HxW' if self.target.two_step else TWO_STEP}) gained as much on {self.target.name} where both were measured, "
+                f"exact SE in two steps (--tile {exact}) gained as much on {self.target.name} where both were measured, "
                 f"and loses nothing: tiledse advise --target {self.target.name}"
             )
         given = [Tile.parse(b.tile) for b in self.blocks]
