@@ -72,6 +72,17 @@ def prepare(image):
     return torch.tensor(list(image.convert("RGB").tobytes())).view(8, 8, 3).permute(2, 0, 1) / 127.5 - 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_file_says_what_its_network_says(folder):
+    network, images = ts.open(net(), SIZE), ts.open_images(folder, prepare)
+    file = ts.onnx.export_se(net(), network.plan)
+    other = ts.open(file, SIZE)
+    expected = ts.evaluate(network, network.plan.with_tile("1xW:previous"), images, frames=True)
+    assert ts.evaluate(other, other.plan.with_tile("1xW:previous"), images, frames=True) == expected
+    with pytest.raises(ts.TiledSEError, match="single images are no stream"):
+        ts.evaluate(other, other.plan.with_tile("1xW:previous"), images)
+
+
 def test_frames_of_a_tile_without_a_state_are_images(folder):
     network, images = ts.open(net(), SIZE), ts.open_images(folder, prepare)
     plan = network.plan.with_tile("2xW")

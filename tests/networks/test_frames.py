@@ -108,6 +108,7 @@ def test_conversion_keeps_names_and_plan_and_starts_without_a_frame(model, plan)
     video = ts.convert(model, tiles)
     assert video.state_dict().keys() == model.state_dict().keys()
     assert ts.find(video, SIZE) == tiles == ts.Plan.from_dict(tiles.to_dict())
+    assert ts.find(video, SIZE).network == plan.network
     assert ts.frame_states(video) == {}
     with torch.no_grad():
         video(torch.ones(2, *SIZE))
@@ -196,6 +197,7 @@ def test_a_stream_keeps_its_size_and_its_batch(model, plan):
         (lambda m, p: ts.report(m, p), "a report is about single images"),
         (lambda m, p: next(ts.open(m, SIZE).branches([p])(torch.ones(1, *SIZE))), "single images are no stream"),
         (lambda m, p: torch.export.export(ts.convert(m, p), (torch.ones(1, *SIZE),)), "a trace of one call does not"),
+        (lambda m, p: torch.func.vmap(ts.convert(m, p))(torch.ones(2, 1, *SIZE)), "transforms of torch.func"),
         (lambda m, p: ts.tiled_squeeze_excite(torch.ones(1, 3, 4, 4), torch.sigmoid, "HxW:previous"), "of one map"),
         (lambda m, p: ts.TiledSqueezeExcite(8, 4, "HxW:previous"), "built from scratch"),
         (lambda m, p: ts.reset_frames(m), "no block of this network keeps a state"),
@@ -237,3 +239,19 @@ def test_a_block_in_another_spelling_keeps_a_state_too():
         wanted = frames_gated_by_the_last(maps, "2xW:previous+1", excite)
     for got, expected in zip(outputs, wanted, strict=True):
         np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_copies_of_data_parallel_lose_states_and_are_refused(model, plan):
+    video = ts.convert(model, plan.with_tile("HxW:previous"))
+    video.one._is_replica = True  # as torch.nn.parallel.replicate marks them
+    with pytest.raises(ts.TiledSEError, match="DataParallel's copies lose"):
+        video(torch.ones(1, *SIZE))
+
+
+@pytest.mark.slow
+def test_compiled_code_keeps_states(model, plan):
+    video, same = (ts.convert(model, plan.with_tile("1xW:previous")) for _ in range(2))
+    compiled = torch.compile(video, backend="eager")
+    with torch.no_grad():
+        for frame in torch.randn(3, 2, *SIZE):
+            torch.testing.assert_close(compiled(frame), same(frame), rtol=1e-4, atol=1e-6)

@@ -159,6 +159,19 @@ def test_a_file_that_lost_its_metadata_or_lies_is_no_block(model, plan):
     assert any("says that its tile is 2xW:previous" in miss.reason for miss in found.near_misses)
 
 
+def test_states_that_the_graph_has_not_are_none(model, plan):
+    made = ts.onnx.convert(model, plan.with_tile("HxW:previous"))
+    said = json.loads(made.ir.metadata_props["tiledse.states"])
+    said["states"][0]["shape"] = [10**12]
+    made.ir.metadata_props["tiledse.states"] = json.dumps(said)
+    assert len(frames_module.states_of(made.ir)) == 1
+    with pytest.raises(ts.TiledSEError, match="takes 2 inputs"):
+        ts.onnx.module(made)
+    for damage in ("[]", "no JSON", '{"states": [1]}', '{"states": 5}'):
+        made.ir.metadata_props["tiledse.states"] = damage
+        assert frames_module.states_of(made.ir) == ()
+
+
 def test_wrong_use_is_one_line(model, plan):
     wanted = plan.with_tile("HxW:previous")
     with pytest.raises(ts.TiledSEError, match="the form for 'ncnn' has no states"):
@@ -167,3 +180,11 @@ def test_wrong_use_is_one_line(model, plan):
         ts.onnx.verify(model, ts.onnx.convert(model, wanted, verify=False), wanted)
     with pytest.raises(ts.TiledSEError, match="rows of one image are streamed here"):
         ts.stream(ts.open(model, SIZE), wanted)
+
+
+def test_quantised_blocks_are_refused(model, plan, monkeypatch):
+    from tiledse.onnx import converter
+
+    monkeypatch.setattr(converter, "quantised", lambda place: True)
+    with pytest.raises(ts.TiledSEError, match="is quantised, and HxW:previous keeps a mean in float"):
+        ts.onnx.convert(model, plan.with_tile("HxW:previous"))

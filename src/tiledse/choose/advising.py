@@ -254,8 +254,8 @@ def _decide(
     if two.word == "unclear":
         gains = [m.gain for m in two.evidence]
         return "HxW", (
-            f"exact SE in two steps gained {max(gains):.1f} % on one network and {min(gains):.1f} % on another on {name}: "
-            "have its compiler judge both before you take either; else leave plain SE as it is, unconverted"
+            f"exact SE in two steps gained {max(gains):.1f} % on one network and {min(gains):.1f} % on another on "
+            f"{name}: have its compiler judge both before you take either; else leave plain SE as it is, unconverted"
         )
     if two.word == "gains" or (tiles.word == "gains" and beyond is not None):
         what = "what tiles gain more was not measured"

@@ -43,7 +43,7 @@ class Tiles:
             "--tile",
             metavar="T",
             help="One tile for every block: 7xW, Hx7, 7x7, HxW; 1xW:running+6 (each row by all rows above it and 6 "
-            "below), 1xW:window-6+6. Of sound 8xT, of volumes and video 4xHxW.",
+            "below), 1xW:window-6+6; of video HxW:previous. Of sound 8xT, of volumes and clips 4xHxW.",
         ),
     ] = None
     plan: Annotated[

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
+from ..op.frame_shares import shares_of_frames
 from ..op.functional import direct, scale, squeeze
 from ..op.grids import accumulation_type, is_eager
 from ..tile import Tile
@@ -65,6 +66,7 @@ def gated(
     _check(block, x, tile)
     rows = x.mean(3)
     if not is_eager(x) and not torch.compiler.is_compiling():
+        _check_shapes_alone(x, tile)
         # Shapes alone (fake or meta tensors): what frames after the first compute, and nothing is kept.
         return scale(x, excite(descriptors(rows, tile, kept(rows, tile))), _grid(tile, x))
     before = getattr(block, STATE)
@@ -116,11 +118,8 @@ def descriptors(rows: Tensor, tile: Tile, before: Tensor) -> Tensor:
     if tile.height is None:
         return before[:, :, None, None].to(rows.dtype)
     wide = accumulation_type(rows.dtype)
-    both = (
-        torch.tensor(s.T.copy(), dtype=wide, device=rows.device) for s in tile.shares_of_frames(rows.shape[2])
-    )
-    this, last = (means.to(wide) @ shares for means, shares in zip((rows, before), both))
-    return (this + last)[..., None].to(rows.dtype)
+    this, last = shares_of_frames(tile, int(rows.shape[2]), rows, wide)
+    return (rows.to(wide) @ this + before.to(wide) @ last)[..., None].to(rows.dtype)
 
 
 def _grid(tile: Tile, x: Tensor) -> Tile:
@@ -151,6 +150,16 @@ def _check(block: nn.Module, x: Tensor, tile: Tile) -> None:
     if last is None and before is not None and before.shape != x.shape[: before.dim()]:
         raise TiledSEError(
             f"a block got a map of {tuple(x.shape)}, but its state is of {tuple(before.shape)}; {_AGAIN}"
+        )
+
+
+def _check_shapes_alone(x: Tensor, tile: Tile) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if not (x.is_meta or isinstance(x, FakeTensor)):
+        raise TiledSEError(
+            f"a block with {tile} keeps a state, which transforms of torch.func, forward-mode gradients and "
+            f"subclasses of Tensor ({type(x).__name__}) do not carry; call the network on plain tensors"
         )
 
 

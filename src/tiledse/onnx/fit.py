@@ -120,8 +120,8 @@ class Fit:
         if more and max(more) < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
             exact = "HxW" if self.target.two_step else TWO_STEP
             lines.append(
-                f"exact SE in two steps (--tile {exact}) gained as much on {self.target.name} where both were measured, "
-                f"and loses nothing: tiledse advise --target {self.target.name}"
+                f"exact SE in two steps (--tile {exact}) gained as much on {self.target.name} where both were "
+                f"measured, and loses nothing: tiledse advise --target {self.target.name}"
             )
         given = [Tile.parse(b.tile) for b in self.blocks]
         for kind, there in (("tiles", any(not t.whole and not t.slides for t in given)),

@@ -68,8 +68,9 @@ def states_of(model: ir.Model) -> tuple[State, ...]:
         states = [State(s["block"], s["input"], s["output"], tuple(map(int, s["shape"]))) for s in listed]
     except (ValueError, TypeError, KeyError, AttributeError):  # not ours
         return ()
-    inputs, outputs = ({v.name for v in part} for part in (model.graph.inputs, model.graph.outputs))
-    return tuple(s for s in states if s.input in inputs and s.output in outputs)
+    shapes = {v.name: tuple(v.shape or ())[1:] for v in model.graph.inputs}
+    outputs = {v.name for v in model.graph.outputs}
+    return tuple(s for s in states if shapes.get(s.input) == s.shape and s.output in outputs)
 
 
 def write(

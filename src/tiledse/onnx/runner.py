@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,7 @@ class OnnxModule(nn.Module):
                 f"{self.name} got a frame of {len(x)} streams after one of {known}; a stream keeps its batch; call "
                 "reset_frames() where other streams begin"
             )
+        check_memory(8 * len(x) * sum(prod(s.shape) for s in self.states), f"the states of {self.name}")
         new = {s.input: np.full((len(x), *s.shape), np.nan, self.dtype) for s in self.states}
         feeds = {self.takes[0].name: x.cpu().numpy().astype(self.dtype)} | new | self._kept
         try:

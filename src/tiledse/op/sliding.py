@@ -80,6 +80,8 @@ def product_macs(tile: Tile, height: int) -> int:
         >>> product_macs(Tile.parse("1xW:running+6"), 14), product_macs(Tile.parse("7xW:running"), 14)
         (196, 0)
     """
+    if tile.previous and tile.height is not None:
+        return 2 * tile.tiles(height, 1) * height  # one for each of two frames
     return tile.tiles(height, 1) * height if by_rows(tile, height) else 0
 
 
