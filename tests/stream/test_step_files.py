@@ -75,7 +75,7 @@ def test_the_file_says_what_it_takes(exported):
     given = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
     header = made.header
     assert given == {
-        "image": [1, 3, 12, WIDTH], "first": [1], "height": [1],
+        "image": [1, 3, header.window, WIDTH], "first": [1], "height": [1],
         **{f"state.{s.name}": list(s.shape) for s in header.states},
     }  # fmt: skip
     names = [v.name for v in graph.output]
@@ -108,11 +108,11 @@ def test_a_runner_by_hand_needs_the_file_alone(exported):
     state = {f"state.{s['name']}": np.full(s["shape"], s["start"], np.float32) for s in header["states"]}
     heads = {head["name"]: [] for head in header["heads"]}
     names = [out.name for out in session.get_outputs()]
-    for first in range(0, 400, header["rows"]):
-        rows = np.zeros((1, 3, header["rows"], WIDTH), np.float32)
-        there = x[:, :, first : first + header["rows"]]
-        rows[:, :, : there.shape[2]] = there
-        known = 41 if first + header["rows"] >= 41 else 1 << 24
+    for first in range(header["begin"], 400, header["rows"]):
+        rows = np.zeros((1, 3, header["window"], WIDTH), np.float32)
+        there = x[:, :, max(0, first) : max(0, first + header["window"])]
+        rows[:, :, max(0, -first) : max(0, -first) + there.shape[2]] = there
+        known = 41 if first + header["window"] >= 41 else 1 << 24
         given = dict(zip(names, session.run(None, {
             "image": rows, "first": np.array([first]), "height": np.array([known]), **state,
         })))  # fmt: skip
@@ -207,7 +207,7 @@ def test_files_that_are_no_steps(exported, tmp_path):
     for text, message in (
         (value[:-9], "damaged header"),
         (value.replace('"rows": 12', '"rows": -1'), "expected rows to be a number from 1 on, got -1"),
-        (value.replace("tiledse.step/1", "tiledse.step/9"), "expected tiledse.step/1"),
+        (value.replace("tiledse.step/2", "tiledse.step/9"), "expected tiledse.step/2"),
         (None, "is no step; make one with: tiledse stream MODEL"),
     ):
         del proto.metadata_props[:]

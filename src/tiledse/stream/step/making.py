@@ -134,6 +134,8 @@ def _header(
     return Header(
         rows=made.rows,
         unit=made.unit,
+        window=made.window,
+        begin=-made.track(0).kept,
         images=batch,
         channels=channels,
         width=width,
@@ -180,7 +182,9 @@ def _identity(graph: RowGraph, step: Step, weights: str) -> str:
     """A name for all that a state belongs to."""
     made = step.schedule
     layers = [(n.name, n.kind, n.inputs, str(n.maps), str(n.squeeze)) for n in graph.nodes]
-    text = repr((graph.shape[:2], graph.shape[3], made.rows, made.tracks, layers, step.states, weights))
+    text = repr(
+        (graph.shape[:2], graph.shape[3], made.rows, made.window, made.tracks, layers, step.states, weights)
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
