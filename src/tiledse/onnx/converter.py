@@ -194,7 +194,7 @@ def _plain(target: Target | None) -> bool:
 
 def _named(plan: Plan, names: Sequence[str], tile: Tile) -> Plan:
     """A plan with another tile for some blocks."""
-    return replace(plan, tiles=tuple(tile if b.name in names else t for b, t in plan))
+    return replace(plan, tiles=tuple(tile.on(b.axes) if b.name in names else t for b, t in plan))
 
 
 def _with_tiles(

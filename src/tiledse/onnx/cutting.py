@@ -58,6 +58,7 @@ class CutOut:
         cut = ir.convenience.extract(graph, [*sources, *others], products)
         for value in cut.outputs:
             value.shape = None
+        self._image = shapes.image.name
         self._others = {v.name or "": _zeros(v, shapes.image) for v in others}
         cut_model = ir.Model(cut, ir_version=clone.ir.ir_version, functions=list(clone.ir.functions.values()))
         self._session = session(OnnxModel(cut_model, None), optimise=False)
@@ -71,7 +72,8 @@ class CutOut:
         batch = next(iter(maps.values())).shape[0]
         feeds = {f"{name}/given": array for name, array in maps.items()}
         for name, zeros in self._others.items():
-            feeds[name] = zeros if zeros.ndim != 4 else np.repeat(zeros[:1], batch, 0)
+            takes_batch = zeros.ndim == 4 or name == self._image
+            feeds[name] = np.repeat(zeros[:1], batch, 0) if takes_batch else zeros
         names = [end.product for end in self.ends]
         try:
             products = self._session.run(names, feeds)

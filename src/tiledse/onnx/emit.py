@@ -194,8 +194,7 @@ class Writer:
         pads = self.node(
             "Concat", [before, spare, after] if axis < 3 else [before, spare], dtype=int64, axis=0
         )
-        sides = [self.ints("side", 1) for _ in range(4)]
-        sides[axis] = length
+        sides = [length if i == axis else self.ints("side", 1) for i in range(4)]
         shape = self.node("Concat", sides, dtype=int64, axis=0)
         ones = self.node("ConstantOfShape", [shape], value=ir.tensor(np.ones(1, self.dtype.numpy())))
         kernel = [k, 1] if axis == 2 else [1, k]

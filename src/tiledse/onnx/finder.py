@@ -17,6 +17,7 @@ from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
 from .frames import FrameReader
+from .lifting import sides
 from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
@@ -192,10 +193,12 @@ class _Finder:
         told = {*(b.name for b in self.blocks), *(m.name for m in self.misses)}
         for x, gate in (tuple(product.inputs), tuple(product.inputs)[::-1]):
             shape, own = self.shapes.of(x), self.shapes.of(gate)
-            if x is None or gate is None or shape is None or own is None or len(shape) != 4 or len(own) > 4:
+            if x is None or gate is None or shape is None or own is None or not 3 <= len(shape) <= 5:
                 continue
-            own = (1,) * (4 - len(own)) + own
-            if own[1:] not in ((shape[1], 1, 1), (1, 1, shape[3])) or max(own[1:]) == 1 or own == shape:
+            if len(own) > len(shape):
+                continue
+            own, ones = (1,) * (len(shape) - len(own)) + own, (1,) * (len(shape) - 2)
+            if own[1:] not in ((shape[1], *ones), (*ones, shape[-1])) or max(own[1:]) == 1 or own == shape:
                 continue
             path = self._path(gate, self.squeezes.views.trace(x).root)
             names = [self.name(node) for node in path]
@@ -285,7 +288,12 @@ class _Finder:
         dialect = "onnx.ESE" if excitation.reduced is None else "onnx.SE"
         if place.layout[3] == 1:
             dialect += ".nhwc"
-        block = SEBlock(name, channels, excitation.reduced, height, width, dialect, excitation.macs)
+        before = None if (view := squeeze.source.producer()) is None else view.inputs[0]
+        own = sides(squeeze.source, self.shapes.of(before), self.constants) or ()
+        block = SEBlock(
+            name, channels, excitation.reduced, height, width, dialect, excitation.macs, sides=own
+        )
+        tile = tile.on(block.axes)
         self.blocks.append(block)
         self.tiles.append(tile)
         learnt = squeeze.learnt

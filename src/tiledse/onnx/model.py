@@ -19,6 +19,7 @@ import onnx
 from ..errors import TiledSEError, first_line
 from ..files import near_files, written_whole
 from .external import attach, check_finite
+from .lifting import lift
 
 # The oldest opset that is read, and the oldest that tiles are written in.
 OLDEST_READ, OLDEST_OPSET = 7, 11
@@ -114,6 +115,7 @@ def load(path: str | Path, image: str | None = None) -> OnnxModel:
     else:
         check(proto, path)
     check_finite(model.ir, model.name)
+    lift(model.ir)
     return OnnxModel(model.ir, path, files, image)
 
 
@@ -125,6 +127,7 @@ def from_proto(proto: onnx.ModelProto) -> OnnxModel:
     """
     model = _from_proto(proto, None)
     check(proto, None)
+    lift(model.ir)
     return model
 
 

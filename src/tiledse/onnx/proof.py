@@ -421,7 +421,7 @@ def _shapes(model: OnnxModel, found: Finding) -> Iterator[tuple[int, ...]]:
     own = batched(image, image.batch)
     value = next(v for v in model.ir.graph.inputs if v.name == image.name)
     free = [not (isinstance(d, int) and d > 0) for d in value.shape or ()]
-    sides = [i for i in (1, 2, 3) if i != image.channel_axis and free[i]]
+    sides = [i for i in range(1, len(own)) if i != image.channel_axis and free[i]]
     batches = [2, 1] if free[0] else [own[0]]
     tried: list[tuple[int, ...]] = []
     for batch in batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import onnx_ir as ir
 import onnx
 
 from ..errors import TiledSEError, first_line
+from ..notation import AXES
+from ..notation import shape as lettered
 from .constants import Constants
+from .inference import Shape, forget, infer
 from .model import OnnxModel, check_memory
-
-Shape = tuple[int | None, ...]
 
 
 class Image(NamedTuple):
@@ -25,7 +25,7 @@ class Image(NamedTuple):
 
     name: str
     channel_axis: int
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     batch: int
 
 
@@ -72,11 +72,11 @@ def shapes_of(model: OnnxModel, input_size: Sequence[int] | None) -> Shapes:
     stated = model.ir.clone()
     _free_inputs(stated)
     forget(stated)
-    declared, types = _infer(stated)
+    declared, types = infer(stated)
     fixed = model.ir.clone()
     _fix_inputs(fixed, image)
     forget(fixed)
-    at, more = _infer(fixed)
+    at, more = infer(fixed)
     types = {**_stated_types(model), **types, **more}
     constants = Constants(model.ir)
     unknown = [
@@ -110,13 +110,14 @@ def _settled(model: OnnxModel, image: Image) -> bool:
 
 
 def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Image:
-    """The input of 4 axes, and the size of an image for it.
+    """The input of 4 axes, and the size of an image for it; where there is none, the one of 3 or 5 (sound, volumes).
 
     Raises:
         TiledSEError: there is none or several, the size is free and not given, or another one is fixed.
     """
     inputs = [v for v in model.ir.graph.inputs if not v.is_initializer()]
-    maps = [v for v in inputs if v.shape is not None and v.shape.rank() == 4]
+    ranked = [(v, v.shape.rank()) for v in inputs if v.shape is not None]
+    maps = [v for v, rank in ranked if rank == 4] or [v for v, rank in ranked if rank in (3, 5)]
     chosen = [v for v in maps if model.image in (None, v.name)]
     if len(chosen) != 1:
         names = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
@@ -131,21 +132,25 @@ def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Im
         )
     value = chosen[0]
     dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape or ()]
-    last = dims[3] in (1, 2, 3, 4) and dims[1] not in (1, 2, 3, 4)
+    last = len(dims) == 4 and dims[3] in (1, 2, 3, 4) and dims[1] not in (1, 2, 3, 4)
     axis = 3 if last else 1
-    own = (dims[axis], *(dims[i] for i in (1, 2, 3) if i != axis))
+    own = (dims[axis], *(dims[i] for i in range(1, len(dims)) if i != axis))
+    letters = "x".join(("C", *AXES[len(own) - 1]))
     if input_size is None:
         if None in own:
             text = "x".join("?" if d is None else str(d) for d in own)
             raise TiledSEError(
                 f"{model.name} leaves the size of its input '{value.name}' free ({text}), so shapes cannot be "
-                "inferred; give the size with --input CxHxW"
+                f"inferred; give the size with --input {letters}"
             )
         size = own
     else:
         size = tuple(input_size)
-        if len(size) != 3 or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
-            raise TiledSEError(f"expected an input size of (C, H, W), such as (3, 224, 224), got {size}")
+        if len(size) != len(own) or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
+            such = {2: (80, 1000), 3: (3, 224, 224), 4: (3, 16, 224, 224)}[len(own)]
+            raise TiledSEError(
+                f"expected an input size of {lettered(len(own) - 1)}, such as {such}, got {size}"
+            )
         if any(o is not None and o != s for o, s in zip(own, size)):
             want, got = ("x".join("?" if d is None else str(d) for d in s) for s in (own, size))
             raise TiledSEError(f"{model.name} takes an input of {want}, but got {got}; give --input {want}")
@@ -154,8 +159,8 @@ def image_input(model: OnnxModel, input_size: Sequence[int] | None = None) -> Im
 
 def batched(image: Image, batch: int) -> tuple[int, ...]:
     """The shape of a batch of images as the input takes it."""
-    channels, height, width = image.size
-    return (batch, channels, height, width) if image.channel_axis == 1 else (batch, height, width, channels)
+    channels, *sides = image.size
+    return (batch, channels, *sides) if image.channel_axis == 1 else (batch, *sides, channels)
 
 
 def _fix_inputs(graph: ir.Model, image: Image) -> None:
@@ -177,40 +182,9 @@ def _free_inputs(graph: ir.Model) -> None:
         value.shape = ir.Shape(dims)
 
 
-def forget(graph: ir.Model, outputs: bool = True) -> None:
-    """Drop the shapes that the file states for values within, its outputs among them.
-
-    Nothing obliges a file to state them rightly, and many state those of the size that it was exported at.
-    """
-    for node in graph.graph:
-        for value in node.outputs:
-            if outputs or not value.is_graph_output():
-                value.shape = None
-
-
 def _stated_types(model: OnnxModel) -> dict[str, ir.DataType]:
     values = ir.convenience.create_value_mapping(model.ir.graph)
     return {name: value.dtype for name, value in values.items() if value.dtype is not None}
-
-
-def _infer(graph: ir.Model) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    log = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    level = log.level
-    log.setLevel(logging.ERROR)  # a shape that cannot be inferred is measured, or asked for; no warning
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(graph)
-    finally:
-        log.setLevel(level)
-    result: dict[str, Shape] = {}
-    types: dict[str, ir.DataType] = {}
-    for name, value in ir.convenience.create_value_mapping(graph.graph).items():
-        if value.shape is not None:
-            result[name] = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)
-        if value.dtype is not None:
-            types[name] = value.dtype
-    return result, types
 
 
 def _measure(model: OnnxModel, fixed: ir.Model, image: Image, names: Iterable[str]) -> dict[str, Shape]:
@@ -265,13 +239,13 @@ def checked(model: OnnxModel, before: OnnxModel) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
         return proto
 
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    def strict(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
     def inferred(made: OnnxModel) -> None:
         bare = made.ir.clone()
         forget(bare)
-        call_onnx_api(infer, bare)
+        call_onnx_api(strict, bare)
 
     try:
         inferred(model)

@@ -63,7 +63,7 @@ class Stream:
         """Take the next rows of the image.
 
         Args:
-            rows: (N, C, any number of rows, W).
+            rows: (N, C, any number of rows, W); of sound (N, C, any number of frames).
             start: The number of the first of them, if the source counts its rows: a dropped row is noticed.
 
         Returns:
@@ -73,6 +73,7 @@ class Stream:
             TiledSEError: rows of another shape, rows that are not finite, more rows than the image has, or a row
                 was dropped. The state is then as it was.
         """
+        rows = self._framed(rows)
         self._check(rows, start)
         self._broken = True  # until all of it is through: what stops half-way cannot be taken back
         with torch.no_grad():
@@ -155,6 +156,7 @@ class Stream:
             torch.Size([1, 1000])
         """
         gathered: list[list[Tensor]] = [[] for _ in self.graph.outputs]
+        image = self._framed(image)
         if image.dim() != 4:
             self._check(image, None)
         for out in self.run(image.split(chunk or self.rows, 2)):
@@ -178,6 +180,11 @@ class Stream:
             rows.clear()
         return tree_unflatten(leaves, self.graph.spec)
 
+    def _framed(self, rows: Any) -> Any:
+        """Frames of sound as rows of one column; anything else as it is."""
+        sound = len(self.plan.input_size) == 2
+        return rows.unsqueeze(3) if sound and isinstance(rows, Tensor) and rows.dim() == 3 else rows
+
     def _alive(self) -> None:
         if self._broken:
             raise TiledSEError(
@@ -194,6 +201,9 @@ class Stream:
             or (rows.shape[0], rows.shape[1], rows.shape[3]) != (n, c, w)
         ):
             got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            if len(self.plan.input_size) == 2:
+                got = got[:3] if isinstance(got, tuple) and got[3:] == (1,) else got
+                raise TiledSEError(f"frames {self.seen} and on: expected ({n}, {c}, frames), got {got}")
             raise TiledSEError(
                 f"rows {self.seen} and on: expected ({n}, {c}, rows, {w}), got {got}; every row has the width and the "
                 "channels that the stream was made for"
@@ -280,8 +290,11 @@ def stream(
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")
     if not (height is None or height == "plan" or (isinstance(height, int) and height > 0)):
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
-    tall = height if isinstance(height, int) else plan.image_size[1]
-    wide = width or plan.image_size[2]
+    _, own_tall, own_wide = plan.row_size
+    tall = height if isinstance(height, int) else own_tall
+    wide = width or own_wide
+    if len(plan.input_size) == 2 and wide != 1:
+        raise TiledSEError(f"frames of sound have no width, got {width}; leave it out")
     if backend != "torch":
         from .step.stream import stream_in_steps
 

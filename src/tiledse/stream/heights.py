@@ -14,8 +14,8 @@ from .maps import SAME, Linear, Repeat, Spread, Window
 def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
     """The plan with the map sizes of the graph's image size; totals of another size are left out."""
     sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
-    blocks = tuple(b.of_size(sizes[b.name][2:]) if b.name in sizes else b for b in plan.blocks)
-    size: Any = graph.shape[1:]
+    blocks = tuple(b.of_size(sizes[b.name][2 : 2 + b.axes]) if b.name in sizes else b for b in plan.blocks)
+    size: Any = graph.shape[1 : 1 + len(plan.input_size)]
     same = size == plan.input_size
     return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
 

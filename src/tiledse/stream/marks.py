@@ -112,16 +112,16 @@ def _forward(block: Block, name: str, known: bool, x: Tensor) -> Tensor:
         gates = excite(descriptors, name) if _tile_by_tile(block) else block.excite(descriptors)
         return scale(x, gates, tile, name)
     made, given = block.tiledse, x
-    nhwc = made.dialect.nhwc
-    if nhwc:
-        x = x.permute(0, 3, 1, 2)
+    dialect = made.dialect
+    x = dialect.rows(x)
     tile = one_gate(made.tile, x.shape[2], known and made.correction is None)
     if made.correction is not None:
         descriptors = squeeze_corrected(x, *block._tiledse_numbers, tile, made.correction.height, name)
     else:
         descriptors = squeeze(x, tile, made.dialect.squeeze(block).__name__, name)
     x = scale(x, excite(descriptors, name), tile, name)
-    x = x.permute(0, 2, 3, 1) if nhwc else x
+    if dialect.nhwc or dialect.axes != 2:
+        x = dialect.native(x, dialect.sides(given))
     return given.copy_(x) if made.way.inplace else x
 
 

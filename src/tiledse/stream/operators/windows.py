@@ -18,6 +18,8 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A convolution; one of one row without padding is row to row."""
     ref = _window_input(b, fx)
     args, kwargs = b.filled(fx)
+    if ref is None and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() == 3:
+        return conv_over_time(b, fx, pick)
     if ref is not None and not kwargs and str(fx.target).startswith("aten.convolution") and args[6]:
         return _spread(b, fx, pick, ref, args[1], args[2], args[3], args[4], args[5], args[7], args[8])
     if ref is None or kwargs:
@@ -43,6 +45,41 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
 
     kind = "row" if window == SAME else "window"
     return b.add(fx, kind, [ref], [window], run, 2, pick, fresh=True)
+
+
+@on("conv1d")
+def conv_over_time(b: Builder, fx: Fx, pick: Any) -> Ref:
+    """A convolution over frames (N, C, T); others, transposed ones among them, take the whole sound."""
+    refs, _ = b.call(fx)
+    args, kwargs = b.filled(fx)
+    given = [_argument_of(args, i, default) for i, default in enumerate((None, None, None, 1, 0, 1))]
+    weight, bias, (stride, _), padding, (dilation, _) = (
+        *given[1:3],
+        _pair(given[3]),
+        given[4],
+        _pair(given[5]),
+    )
+    whole = str(fx.target).startswith("aten.convolution")
+    over_time = (
+        len(refs) == 1 and b.values[refs[0].index].row_dim == 2 and len(b.values[refs[0].index].shape) == 3
+    )
+    if not over_time or kwargs or (whole and args[6]):
+        return b.whole(fx, pick)
+    groups = args[8] if whole else _argument_of(args, 6, 1)
+    long = dilation * (weight.shape[2] - 1) + 1
+    if padding == "same":
+        if (long - 1) % 2:
+            return b.whole(fx, pick)
+        padding = (long - 1) // 2
+    before, _ = (0, 0) if padding == "valid" else _pair(padding)
+    window = Window(long, stride, before, before)
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        frames = parts[0] if window == SAME else _padded(parts[0].unsqueeze(3), window, lo, hi).squeeze(3)
+        return torch.conv1d(frames, weight, bias, stride, 0, dilation, groups)
+
+    kind = "row" if window == SAME else "window"
+    return b.add(fx, kind, refs, [window], run, 2, pick, fresh=True)
 
 
 @on("conv_transpose2d")

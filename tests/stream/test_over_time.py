@@ -1,0 +1,91 @@
+"""Sound streamed frame by frame: exactly what the network gives for all of it, for any length, in bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tiledse as ts
+from tests.networks.over_time import LastSE, Residual, contextnet, ecapa
+
+
+def small(name):
+    torch.manual_seed(0)
+    model, size, _ = {"contextnet": contextnet, "ecapa": ecapa}[name]()
+    return model.eval(), ts.find(model, size)
+
+
+class Speaker(nn.Module):
+    """A body, its mean over time, and a dense layer."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.pool, self.head = body, nn.AdaptiveAvgPool1d(1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.pool(self.body(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "tile", "height"),
+    [("contextnet", "1xT:running", None), ("contextnet", "8xT", None), ("ecapa", "1xT:running+3", None),
+     ("ecapa", "1xT:window-4+2", 61), ("contextnet", "T", 61)],
+)  # fmt: skip
+def test_frames_in_frames_out(name, tile, height):
+    model, plan = small(name)
+    asked = plan.with_tile(tile)
+    stream = ts.stream(model, asked, height=height, batch=2)
+    tse = ts.convert(model, asked)
+    for frames, chunk in ((61, 7),) if height else ((61, 7), (23, 1)):
+        x = torch.randn(2, 16, frames)
+        got = [y for y in stream.run(x.split(chunk, 2)) if y is not None]
+        torch.testing.assert_close(torch.cat(got, 2), tse(x), rtol=1e-4, atol=1e-5)
+    assert not stream.whole
+    assert stream.plan.blocks[0].axes == 1
+
+
+def test_memory_does_not_grow_and_pools_are_sums():
+    body, _ = small("contextnet")
+    model = Speaker(body).eval()
+    plan = ts.find(model, (16, 40)).with_tile("1xT:running")
+    peaks = []
+    for frames in (200, 2000):
+        stream, x = ts.stream(model, plan, height=None), torch.randn(1, 16, frames)
+        torch.testing.assert_close(stream(x), ts.convert(model, plan)(x), rtol=1e-4, atol=1e-5)
+        peaks.append(stream.peak_live_bytes)
+    assert peaks[0] == peaks[1]
+
+
+def test_strides_and_channels_last():
+    """A convolution of stride 2, and a block with its channels last."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.se = nn.Conv1d(16, 16, 4, 2, padding=1, dilation=1), LastSE(16, 4)
+            self.after = Residual(16, nn.Identity(), 1)
+
+        def forward(self, x):
+            return self.after(self.se(self.down(x).transpose(1, 2)).transpose(1, 2))
+
+    torch.manual_seed(0)
+    model = Turned().eval()
+    plan = ts.find(model, (16, 40)).with_tile("4xT:running")
+    x = torch.randn(1, 16, 54)
+    got = ts.stream(model, plan, height=54)(x, 5)
+    torch.testing.assert_close(got, ts.convert(model, plan)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_use():
+    model, plan = small("contextnet")
+    plan = plan.with_tile("1xT:running")
+    stream = ts.stream(model, plan, height=None)
+    with pytest.raises(
+        ts.TiledSEError, match=r"frames 0 and on: expected \(1, 16, frames\), got \(1, 8, 5\)"
+    ):
+        stream.push(torch.zeros(1, 8, 5))
+    with pytest.raises(ts.TiledSEError, match="frames of sound have no width, got 4"):
+        ts.stream(model, plan, width=4)
+    with pytest.raises(ts.TiledSEError, match=r"this takes images"):
+        ts.simulate(model, plan)
