@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx judges docs pages fuzz kills clean
+.PHONY: demo demo-classify demo-ocr demo-tall step-page test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx judges docs pages fuzz kills clean
 
 CPP := setup.py $(wildcard src/tiledse/op/cpp/*)
 
@@ -22,6 +22,16 @@ demo-classify: $(READY)  ## MobileNetV3-Small, SE and TSE, on ImageNet images wh
 
 demo-ocr: $(READY)  ## PP-OCRv6's text detector from the package rapidocr, read with the whole OCR pipeline
 	$(BIN)/tiledse demo --folder demo
+
+demo-tall: $(READY)  ## a page of 20,000 rows through the text detector, whole and in steps: boxes, memory, time; demo/tall/tall.png
+	$(BIN)/python examples/tall_page.py demo/tall
+
+# onnxruntime-web beside the page; then open http://127.0.0.1:8000/page.html
+step-page: examples/step/node_modules/onnxruntime-web  ## a page that streams a tall image in the browser (needs npm)
+	cd examples/step && python3 -m http.server --bind 127.0.0.1
+
+examples/step/node_modules/onnxruntime-web:
+	npm install --no-save --no-package-lock --no-audit --no-fund --prefix examples/step onnxruntime-web
 
 test: $(READY) lint  ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --quiet

@@ -3,32 +3,36 @@
 Each figure is of a process of its own with one thread, in seconds of the image alone: it is run twice, and the second
 run counts. `resident_bytes` is the growth of the kernel's high-water mark from before the file is opened: the
 runtime's own memory and the weights are in it. Runs of one case alternate; ratios are of their medians. The allocator
-keeps freed memory, for whole images gain by that.
+keeps freed memory, for whole images gain by that. `--prepare` makes the files alone, so that the rest is short. Each
+run is a line of results/speed/steps.csv; the lines of a case that is run again are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "results" / "speed" / "steps.json"
+RESULTS = Path(__file__).parent.parent / "results" / "speed" / "steps.csv"
+COLUMNS = ("case", "network", "tile", "rows", "height", "width", "how", "seconds", "resident_bytes")
 # name: (network, tile, rows of a step, height, width, pairs of runs; 0 runs the step alone, once)
 CASES = {
-    "mobilenetv3 4096": ("mobilenetv3_large_100", "1xW:running", 256, 4096, 1024, 2),
+    "mobilenetv3 4096": ("mobilenetv3_large_100", "1xW:running", 256, 4096, 1024, 3),
+    "mobilenetv3 4096 by 128": ("mobilenetv3_large_100", "1xW:running", 128, 4096, 1024, 3),
     "mobilenetv3 7xW 4096": ("mobilenetv3_large_100", "7xW", 224, 4096, 1024, 2),
-    "mobilenetv3 20000": ("mobilenetv3_large_100", "1xW:running", 256, 20000, 1024, 1),
-    "efficientnet_b0 4096": ("efficientnet_b0", "1xW:running", 256, 4096, 1024, 1),
-    "regnety_008 4096": ("regnety_008", "1xW:running", 256, 4096, 1024, 1),
+    "mobilenetv3 20000": ("mobilenetv3_large_100", "1xW:running", 256, 20000, 1024, 2),
+    "efficientnet_b0 4096": ("efficientnet_b0", "1xW:running", 128, 4096, 1024, 2),
+    "regnety_008 4096": ("regnety_008", "1xW:running", 128, 4096, 1024, 2),
+    "ppocr 20000": ("ppocr", "1xW:running+8", 128, 20000, 640, 1),
+    "lraspp 4096": ("torchvision:lraspp_mobilenet_v3_large", "1xW:running", 256, 4096, 1024, 1),
     "mobilenetv3 5000x256": ("mobilenetv3_large_100", "1xW:running", 256, 5000, 256, 0),
     "mobilenetv3 20000x256": ("mobilenetv3_large_100", "1xW:running", 256, 20000, 256, 0),
     "mobilenetv3 80000x256": ("mobilenetv3_large_100", "1xW:running", 256, 80000, 256, 0),
@@ -37,7 +41,7 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179
 
 
 def build(name: str, width: int):
-    import timm
+    """The network and its plan."""
     import torch
 
     import tiledse as ts
@@ -45,7 +49,20 @@ def build(name: str, width: int):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network, tile, *_ = CASES[name]
-    model = timm.create_model(network).eval()
+    if network == "ppocr":
+        import rapidocr
+
+        path = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
+        model = ts.open(path, (3, 320, width))
+        return model, model.plan.with_tile(tile)
+    if ":" in network:
+        from tiledse.networks.loading import load
+
+        model = load(network, input_size=(3, 224, width)).model.eval()
+    else:
+        import timm
+
+        model = timm.create_model(network).eval()
     return model, ts.find(model, (3, 224, width)).with_tile(tile)
 
 
@@ -55,10 +72,13 @@ def files(name: str, folder: Path, whole: bool) -> None:
 
     import tiledse as ts
 
-    _, _, rows, height, width, _ = CASES[name]
+    network, _, rows, height, width, _ = CASES[name]
+    folder.mkdir(parents=True, exist_ok=True)
     model, plan = build(name, width)
     ts.export_step(model, plan, folder / "step.onnx", rows=rows, force=True)
-    if whole:
+    if network == "ppocr":
+        ts.write(model, model.plan, folder / "whole.onnx")
+    elif whole:
         image = torch.zeros(1, 1, 1, 1).expand(1, 3, height, width)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,52 +158,74 @@ def _open(path: Path, backend: str):
 
 
 def main() -> None:
+    """Run the cases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--backends", nargs="*", default=["onnxruntime", "openvino"])
-    parser.add_argument("--folder", type=Path, help="Where the files lie, or go; made anew if left out.")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/steps"), help="Where the files lie, or go."
+    )
+    parser.add_argument("--prepare", action="store_true", help="Make the files alone.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(measure(args.cases[0], args.one, args.folder)))
         return
-    record = json.loads(args.output.read_text()) if args.output.exists() else {}
-    record["machine"] = {"python": platform.python_version(), "processor": platform.machine(), "threads": 1}
     for name in args.cases:
-        folder = args.folder or Path(tempfile.mkdtemp())
-        pairs = CASES[name][-1]
+        folder = args.folder / name.replace(" ", "-")
         if not (folder / "step.onnx").exists():
-            files(name, folder, bool(pairs))
-        kinds = [f"{b} {what}" for b in args.backends for what in (("step", "whole") if pairs else ("step",))]
-        kinds += ["torch stream"] if pairs else []
-        runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-        for _ in range(max(1, pairs)):
-            for kind in kinds:
-                out = subprocess.run(
-                    [sys.executable, __file__, name, "--one", kind, "--folder", str(folder)],
-                    env={**os.environ, **KEPT, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
-                ).stdout  # fmt: skip
-                runs[kind].append(json.loads(out.splitlines()[-1]))
-        medians = {k: statistics.median(r["seconds"] for r in found) for k, found in runs.items()}
-        ratios = {
-            f"{b} step / whole": medians[f"{b} step"] / medians[f"{b} whole"] for b in args.backends if pairs
-        }
-        if pairs:
-            ratios |= {
-                f"{b} step / torch stream": medians[f"{b} step"] / medians["torch stream"]
-                for b in args.backends
-            }
-        record[name] = {"runs": runs, "ratios": ratios}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-        memory = {k: round(max(r["resident_bytes"] for r in found) / 1e6) for k, found in runs.items()}
-        print(
-            name,
-            {k: round(v, 3) for k, v in medians.items()},
-            memory,
-            {k: round(v, 2) for k, v in ratios.items()},
-            flush=True,
-        )
+            try:
+                files(name, folder, bool(CASES[name][-1]))
+            except Exception as error:  # a network that cannot run in steps is a line as well
+                write(args.output, name, [{"how": f"refused: {str(error)[:150]}"}])
+                print(name, error, flush=True)
+                continue
+        if not args.prepare:
+            run_case(name, folder, args.backends, args.output)
+
+
+def run_case(name: str, folder: Path, backends: list[str], output: Path) -> None:
+    """One case: its runs alternate."""
+    pairs = CASES[name][-1]
+    kinds = [f"{b} {what}" for b in backends for what in (("step", "whole") if pairs else ("step",))]
+    kinds += ["torch stream"] if pairs and CASES[name][0] != "ppocr" else []
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(max(1, pairs)):
+        for kind in kinds:
+            made = subprocess.run(
+                [sys.executable, __file__, name, "--one", kind, "--folder", str(folder)],
+                env={**os.environ, **KEPT, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True,
+            )  # fmt: skip
+            if made.returncode:
+                print(name, kind, (made.stderr.splitlines() or ["ended without a word"])[-1], flush=True)
+            else:
+                runs[kind].append(json.loads(made.stdout.splitlines()[-1]))
+    found = {kind: got for kind, got in runs.items() if got}
+    write(output, name, [{"how": kind, **run} for kind, got in found.items() for run in got])
+    medians = {kind: statistics.median(run["seconds"] for run in got) for kind, got in found.items()}
+    memory = {kind: round(max(run["resident_bytes"] for run in got) / 1e6) for kind, got in found.items()}
+    ratios = {
+        f"{one} / {other}": round(medians[one] / medians[other], 2)
+        for one in medians
+        for other in (one.replace("step", "whole"), "torch stream")
+        if one.endswith("step") and other in medians and one != other
+    }
+    print(name, {kind: round(value, 3) for kind, value in medians.items()}, memory, ratios, flush=True)
+
+
+def write(path: Path, name: str, rows: list[dict[str, object]]) -> None:
+    """Put the lines of a case in the place of those that are there."""
+    kept: list[dict[str, object]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["case"] != name]
+    network, tile, count, height, width, _ = CASES[name]
+    about = {"case": name, "network": network, "tile": tile, "rows": count, "height": height, "width": width}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *({**about, **row} for row in rows)])
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def network(request, shared):
     return path, *NETWORKS[request.param]
 
 
-# By default a detector, a classifier, and a detector of objects; the others are spelled as one of these.
-ALWAYS = ("PP-OCRv6_det_small", "tf_mobilenetv3_small_100_ts", "centernet_mobilenetv3_075")
+# By default a detector of text and one of objects; the others are spelled as one of these.
+ALWAYS = ("PP-OCRv6_det_small", "centernet_mobilenetv3_075")
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,28 @@ from tiledse.stream.simulator import (
 from tiledse.stream.sizes import free_running, minimum_rows
 from tiledse.stream.stages import build_pipeline
 
-TILES = ("HxW", "7xW", "1xW", "3xW:middle", "2xW:running", "1xW:running+2", "2xW:window-3+1")
+TILES = [
+    *("HxW", "7xW", "1xW", "1xW:running+2"),
+    *(pytest.param(tile, marks=pytest.mark.slow) for tile in ("3xW:middle", "2xW:running", "2xW:window-3+1")),
+]
+
+
+class Graphs(dict):
+    """Row graphs of one network by tile, each built when it is asked for."""
+
+    def __init__(self):
+        self.model = build("timm:mobilenetv3_small_050")
+        self.plan = ts.find(self.model, (3, 131, 64))
+
+    def __missing__(self, tile):
+        plan = self.plan.with_tile(tile)
+        self[tile] = plan, build_graph(self.model, plan)
+        return self[tile]
 
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Row graphs of one network, by tile."""
-    model = build("timm:mobilenetv3_small_050")
-    plan = ts.find(model, (3, 131, 64))
-    return {tile: (plan.with_tile(tile), build_graph(model, plan.with_tile(tile))) for tile in TILES}
+    return Graphs()
 
 
 def two_stages():
@@ -131,7 +144,7 @@ def test_fifos_that_block_each_other_grow_together():
                 row_times(pipeline, less, 1)
 
 
-@pytest.mark.parametrize("tile", ["HxW", "7xW", "2xW:running"])
+@pytest.mark.parametrize("tile", ["HxW", "7xW", pytest.param("2xW:running", marks=pytest.mark.slow)])
 def test_unhindered_fifos_lose_no_time(graphs, tile):
     _, graph = graphs[tile]
     pipeline = build_pipeline(graph, Hardware())
@@ -164,9 +177,10 @@ def test_shares_stay_in_the_budget(graphs):
         assert all(stage.cycles >= 1 for stage in pipeline.stages)
 
 
-def test_sum_of_macs_is_that_of_cost(graphs):
-    for plan, graph in graphs.values():
-        assert sum(node.macs for node in graph.nodes) == ts.cost(plan).tse.macs
+@pytest.mark.parametrize("tile", TILES)
+def test_sum_of_macs_is_that_of_cost(graphs, tile):
+    plan, graph = graphs[tile]
+    assert sum(node.macs for node in graph.nodes) == ts.cost(plan).tse.macs
 
 
 @pytest.mark.parametrize(

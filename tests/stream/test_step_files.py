@@ -21,7 +21,9 @@ from tiledse.cli import main
 from tiledse.stream.step.header import KEY
 from tiledse.stream.step.making import make_step
 from tiledse.stream.step.proof import check_files
+from tiledse.stream.step.run import StepRun
 from tiledse.stream.step.runner import header_of, is_step
+from tiledse.stream.step.sessions import TorchSession
 
 WIDTH = 12
 
@@ -75,7 +77,7 @@ def test_the_file_says_what_it_takes(exported):
     given = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
     header = made.header
     assert given == {
-        "image": [1, 3, 12, WIDTH], "first": [1], "height": [1],
+        "image": [1, 3, header.window, WIDTH], "first": [1], "height": [1],
         **{f"state.{s.name}": list(s.shape) for s in header.states},
     }  # fmt: skip
     names = [v.name for v in graph.output]
@@ -108,11 +110,11 @@ def test_a_runner_by_hand_needs_the_file_alone(exported):
     state = {f"state.{s['name']}": np.full(s["shape"], s["start"], np.float32) for s in header["states"]}
     heads = {head["name"]: [] for head in header["heads"]}
     names = [out.name for out in session.get_outputs()]
-    for first in range(0, 400, header["rows"]):
-        rows = np.zeros((1, 3, header["rows"], WIDTH), np.float32)
-        there = x[:, :, first : first + header["rows"]]
-        rows[:, :, : there.shape[2]] = there
-        known = 41 if first + header["rows"] >= 41 else 1 << 24
+    for first in range(header["begin"], 400, header["rows"]):
+        rows = np.zeros((1, 3, header["window"], WIDTH), np.float32)
+        there = x[:, :, max(0, first) : max(0, first + header["window"])]
+        rows[:, :, max(0, -first) : max(0, -first) + there.shape[2]] = there
+        known = 41 if first + header["window"] >= 41 else 1 << 24
         given = dict(zip(names, session.run(None, {
             "image": rows, "first": np.array([first]), "height": np.array([known]), **state,
         })))  # fmt: skip
@@ -207,7 +209,7 @@ def test_files_that_are_no_steps(exported, tmp_path):
     for text, message in (
         (value[:-9], "damaged header"),
         (value.replace('"rows": 12', '"rows": -1'), "expected rows to be a number from 1 on, got -1"),
-        (value.replace("tiledse.step/1", "tiledse.step/9"), "expected tiledse.step/1"),
+        (value.replace("tiledse.step/2", "tiledse.step/9"), "expected tiledse.step/2"),
         (None, "is no step; make one with: tiledse stream MODEL"),
     ):
         del proto.metadata_props[:]
@@ -331,3 +333,30 @@ def test_heights_that_the_network_does_not_take():
         stream.finish(),
     ]  # the state was left as it was
     assert sum(part.shape[2] for part in parts if part is not None) == 18
+
+
+class PadsByHeight(nn.Module):
+    """TensorFlow's "same" padding: odd heights get a row above, even ones none."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.more, self.se = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2), Gate(4, 2)
+
+    def forward(self, x):
+        for layer in (self.down, self.more):
+            rows = 1 + x.shape[2] % 2
+            x = layer(nn.functional.pad(x, (0, 1, rows // 2, rows - rows // 2)))
+        return self.se(x)
+
+
+def test_the_schedule_is_that_of_the_heights_that_are_taken():
+    """Traced at 31 rows, which are padded in another way than the multiples of 4 that a step of any height takes."""
+    model = PadsByHeight().eval()
+    plan = ts.find(model, (3, 31, 16)).with_tile("2xW")
+    made = make_step(model, plan)
+    assert made.header.multiple == 4
+    for height in (16, 36):
+        x = torch.randn(1, 3, height, 16)
+        got = StepRun(TorchSession(made.step, made.middle), made.header, height)(x.numpy())
+        expected = whole(model, ts.find(model, (3, height, 16)).with_tile("2xW"), x)
+        np.testing.assert_allclose(got["output"], expected.numpy(), rtol=0, atol=1e-5)

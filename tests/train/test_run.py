@@ -157,7 +157,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_curve(whole, tmp_path):
     assert_same(folder, tmp_path / RUN)
 
 
-@pytest.mark.parametrize("epoch", [1, 4])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_interrupt_ends_with_130_and_goes_on(whole, tmp_path, epoch):
     """Also in the last epoch: a run that is over is over, but the command ends."""
     given, folder, _ = whole

@@ -207,9 +207,9 @@ def advise(
         )
     _, height, width = network.se.image_size
     two, tiles, slides = (gain_of(target, kind, height * width) for kind in ("two-step", "tiles", "sliding"))
-    beyond = beyond_two_step(two.evidence, tiles.evidence)
-    if beyond is None:  # not at this size: then at any
-        beyond = beyond_two_step(target.measured, target.measured)
+    # Where nothing is known at this size, that at any.
+    more = beyond_two_step(two.evidence, tiles.evidence) or beyond_two_step(target.measured, target.measured)
+    beyond = min(more, default=None)
     accuracy = {} if images is None else _accuracy(network, (chosen, sliding), images, batch_size)
     kind, summary = _decide(
         target, two, tiles, beyond, accuracy.get(str(chosen)), max_drop, network.se, chosen
@@ -251,6 +251,12 @@ def _decide(
     if worth:
         more = "" if beyond is None else f", {beyond:.1f} points beyond two-step SE"
         return "tiles", f"tiles gain on {name}{more}: take {tile}{cost_known}"
+    if two.word == "unclear":
+        gains = [m.gain for m in two.evidence]
+        return "HxW", (
+            f"exact SE in two steps gained {max(gains):.1f} % on one network and {min(gains):.1f} % on another on "
+            f"{name}: have its compiler judge both before you take either; else leave plain SE as it is, unconverted"
+        )
     if two.word == "gains" or (tiles.word == "gains" and beyond is not None):
         what = "what tiles gain more was not measured"
         if beyond is not None:
@@ -270,8 +276,9 @@ def _block(
     block = se.blocks[number]
     h, w = block.height, block.width
     buffers = tuple(t.buffer_row_order(block.channels, h, w) for t in (WHOLE, tile, slide))
-    beyond = (target.window is not None and max(h, w) > target.window) or (
-        target.window_product is not None and h * w > target.window_product
+    beyond = not target.whole and (
+        (target.window is not None and max(h, w) > target.window)
+        or (target.window_product is not None and h * w > target.window_product)
     )
     take, why = WHOLE, "nothing is known to gain"
     if kind == "tiles" and tile.size(h, w) != (h, w):

@@ -24,8 +24,9 @@ from .shapes import Shapes, batched, shapes_of
 
 # Of whole networks in float32, as in proof.py.
 _NETWORK, _HALF = 2e-3, 2e-2
-# Percentage points beyond two-step SE that are worth a word.
-_LEAST = 1.0
+# Percentage points beyond two-step SE that are worth a word; per cent more than SE that are.
+_LEAST, _SLOWER = 1.0, 2.0
+TWO_STEP = "HxW:two-step"
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,38 @@ class Fit:
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines += ["  ".join(cell.ljust(n) for cell, n in zip(row, wide)).rstrip() for row in rows]
         more = beyond_two_step(self.target.measured, self.target.measured)
-        if more is not None and more < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
+        if more and max(more) < _LEAST and any(not Tile.parse(b.tile).whole for b in self.blocks):
+            exact = "HxW" if self.target.two_step else TWO_STEP
             lines.append(
-                f"exact SE in two steps (--tile HxW) gained as much on {self.target.name} where both were measured, "
-                f"and loses nothing: tiledse advise --target {self.target.name}"
+                f"exact SE in two steps (--tile {exact}) gained as much on {self.target.name} where both were "
+                f"measured, and loses nothing: tiledse advise --target {self.target.name}"
             )
+        given = [Tile.parse(b.tile) for b in self.blocks]
+        for kind, there in (("tiles", any(not t.whole and not t.slides for t in given)),
+                            ("sliding", any(t.slides for t in given))):  # fmt: skip
+            if there and (said := _slower(self.target, kind)):
+                lines.append(said)
         if not self.fallbacks:
             lines.append(f"nothing in the file is known to fall to the CPU on {self.target.name}")
         else:
             lines.append(f"falls to the CPU on {self.target.name}, is not taken, or runs less well there:")
             lines += [f"  {f.operator} '{f.node}': {f.reason}" for f in self.fallbacks]
         return lines
+
+
+def _slower(target: Target, kind: str) -> str | None:
+    """Where a kind of tiles took more than SE by the target's own tool, and what took less there."""
+    worst = min((m for m in target.measured if m.kind == kind), key=lambda m: m.gain, default=None)
+    if worst is None or worst.gain > -_SLOWER:
+        return None
+    said = f"{worst.form} took {-worst.gain:.0f} % more than SE in {worst.network} ({worst.source})"
+    there = [
+        m for m in target.measured if (m.network, m.input, m.se) == (worst.network, worst.input, worst.se)
+    ]
+    best = max(there, key=lambda m: m.gain)
+    if best.gain > 0:
+        said += f"; {best.form} took {best.gain:.0f} % less there"
+    return said
 
 
 def fitted(
@@ -292,7 +314,7 @@ def _reason(node: ir.Node, target: Target, shapes: Shapes, constants: Constants)
             if shape is not None and len(shape) > target.axes:
                 return f"'{value.name}' has {len(shape)} axes; it takes {target.axes}"  # type: ignore[union-attr]
     kernel, strides = _window(node, shapes)
-    if kernel is None:
+    if kernel is None or (target.whole and node.op_type.startswith("Global")):
         return None
     if target.window is not None and max(kernel) > target.window:
         return f"a window of {'x'.join(map(str, kernel))}; it takes sides up to {target.window}"

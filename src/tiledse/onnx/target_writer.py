@@ -258,6 +258,8 @@ def takes_whole(target: Target, height: int, width: int) -> bool:
     """Whether a target takes one pool of a whole map."""
     if target.two_step:
         return False
+    if target.whole:
+        return True
     sizes = (height, width)
     if target.window is not None and max(sizes) > target.window:
         return False

@@ -167,7 +167,7 @@ class Recorded(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(grad):
             found = _of_formula((x, w1, b1, w2, b2), grad, wanted, *ctx.names)
         else:
-            direct = ctx.direct and _nobody_listens() and _is_plain(grad)
+            direct = ctx.direct and _nobody_listens() and all(map(_is_plain, (grad, x, w1, w2, *saved)))
             with torch._C._AutoDispatchBelowAutograd():
                 found = (_backward if direct else _BACKWARD)(grad, x, w1, w2, *saved, *ctx.names)
         return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None, None

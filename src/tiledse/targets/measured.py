@@ -75,13 +75,13 @@ class Measured:
         return cls(**{**content, "input": (rows, cols)})
 
 
-def beyond_two_step(two_step: Iterable[Measured], tiles: Iterable[Measured]) -> float | None:
-    """Points of per cent that tiles gain beyond exact SE in two steps: the least, of networks where both were measured.
+def beyond_two_step(two_step: Iterable[Measured], tiles: Iterable[Measured]) -> tuple[float, ...]:
+    """Points of per cent that tiles gain beyond exact SE in two steps: least first, where both were measured.
 
     Example:
         >>> one = Measured("two-step", "net", (64, 64), "f", 100.0, 80.0, "cycles", "s")
         >>> beyond_two_step([one], [Measured("tiles", "net", (64, 64), "f", 100.0, 81.0, "cycles", "s")])
-        -1.0
+        (-1.0,)
     """
     tiled = [one for one in tiles if one.kind == "tiles"]
     both = [
@@ -90,4 +90,4 @@ def beyond_two_step(two_step: Iterable[Measured], tiles: Iterable[Measured]) -> 
         for b in tiled
         if a.kind == "two-step" and (a.network, a.input, a.se, a.unit) == (b.network, b.input, b.se, b.unit)
     ]
-    return min(both, default=None)
+    return tuple(sorted(both))

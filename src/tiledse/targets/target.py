@@ -31,7 +31,8 @@ class Target:
         sides: What is averaged first: both sides by one window, rows or columns.
         mean: What averages a side as a whole.
         two_step: Whether exact SE (``HxW``) takes its mean in two steps. Where a global pool is beyond ``window``
-            or ``window_product`` it does so anyway.
+            or ``window_product`` it does so anyway, unless ``whole`` says that it need not.
+        whole: Whether a global pool is taken of any map, whatever ``window`` and ``window_product`` say of others.
         strip: Rows of the strips that the first of the two steps averages, where no window asks for fewer.
         spread: How gates come to the rows of their strips, the best way first: ``Resize``, ``ConvTranspose``,
             ``Concat`` of one-row gates, or ``slices`` of the map that meet their gate one by one. One gate a row is
@@ -68,6 +69,7 @@ class Target:
     sides: Sides = "both"
     mean: Mean = "ReduceMean"
     two_step: bool = False
+    whole: bool = False
     strip: int = 8
     spread: tuple[Spread, ...] = ("Resize",)
     resize: tuple[int, ...] | None = None
@@ -148,7 +150,7 @@ class Target:
                     if not isinstance(given[key], list):
                         raise ValueError(f"expected {key} to be a list, got {quoted(given[key])}")
                     given[key] = tuple(given[key])
-            for key in ("static", "two_step", "streams"):
+            for key in ("static", "two_step", "whole", "streams"):
                 if not isinstance(given.get(key, False), bool):
                     raise ValueError(f"expected {key} to be true or false, got {quoted(given[key])}")
             for key in ("name", "about", "sides", "mean"):

@@ -19,13 +19,13 @@ class Clock:
     Args:
         graph: The row graph.
         schedule: Of the step.
-        first: (1,) int64: the number of the first row of the image in this step.
+        first: (1,) int64: the number of the first row of the window.
         height: (1,) int64: rows of the image, or ``UNKNOWN``.
     """
 
     def __init__(self, graph: RowGraph, schedule: Schedule, first: Tensor, height: Tensor) -> None:
         self.graph, self.schedule = graph, schedule
-        self.step = first // schedule.rows
+        self.step = (first + schedule.track(0).kept) // schedule.rows
         self._heights: dict[int, Tensor] = {0: height}
         # By what they are computed from: many layers ask for the same, and each is a handful of operators.
         self._rows: dict[tuple[int, int, int], Tensor] = {}

@@ -13,6 +13,8 @@ from .clock import Clock
 from .schedule import Track
 from .sums import add
 
+# Channels side by side in the layout of ONNX Runtime's convolutions; fewer on older processors.
+_BLOCK = 16
 # What no number of a map lies below, and every format can write.
 LOWEST = float(torch.finfo(torch.float32).min)
 
@@ -78,18 +80,20 @@ class Descriptors:
         return found
 
     def __call__(
-        self, x: Tensor, clock: Clock, state: Mapping[str, Tensor], edges: bool
+        self, x: Tensor, again: int, clock: Clock, state: Mapping[str, Tensor], edges: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Descriptors, and what is kept now, from the rows of the map that a step brings.
 
         Args:
             x: (N, C, rows, W).
+            again: Rows at its top that an earlier step has brought, and that count no more.
             clock: Of the step.
             state: What was kept.
             edges: Whether rows may lie outside of the map.
         """
         value, new = self.node.inputs[0], {}
-        means = self._joined(_over_columns(x, self.wide, False), state.get("means"))
+        # Cut after the columns are averaged: of the map itself that would be a copy.
+        means = self._joined(_over_columns(x, self.wide, False), again, state.get("means"))
         new["means"] = means.narrow(2, means.shape[2] - self.kept, self.kept)
         inside = clock.inside(value, -self.kept, means.shape[2]).view(1, 1, -1, 1) if edges else None
         if inside is not None:
@@ -97,7 +101,7 @@ class Descriptors:
         if not self.tile.slides:
             made = self._tiles(means, clock, edges)
             if self.maxima:
-                highest = self._joined(_over_columns(x, self.wide, True), state.get("maxima"))
+                highest = self._joined(_over_columns(x, self.wide, True), again, state.get("maxima"))
                 new["maxima"] = highest.narrow(2, highest.shape[2] - self.kept, self.kept)
                 if inside is not None:
                     highest = torch.where(inside, highest, LOWEST)
@@ -109,8 +113,8 @@ class Descriptors:
         total = None
         if self.running:
             total = state["sum"], state["rest"]
-            leaving = means.narrow(2, 0, self.track.rows).sum(2, keepdim=True)
-            new["sum"], new["rest"] = add(total, leaving)
+            rows = torch.arange(means.shape[2])[:, None]
+            new["sum"], new["rest"] = add(total, _added(means, rows < self.track.rows))
         made = self._seen(means, clock, edges, total)
         if self.node.numbers:
             made = self._corrected(clock, self._own_and_later(means, clock, made), made)
@@ -118,7 +122,8 @@ class Descriptors:
             del new["means"]
         return made, new
 
-    def _joined(self, rows: Tensor, kept: Tensor | None) -> Tensor:
+    def _joined(self, rows: Tensor, again: int, kept: Tensor | None) -> Tensor:
+        rows = rows.narrow(2, again, rows.shape[2] - again) if again else rows
         return rows if kept is None else torch.cat([kept, rows], 2)
 
     def _own(self, rows: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ class Descriptors:
         seen = rows < tops + self.tall + ahead
         if start is not None:
             seen &= rows >= tops + start
-        return (means[..., 0] @ seen.T.to(means.dtype))[..., None]
+        return _added(means, seen.T)
 
     def _seen(self, means: Tensor, clock: Clock, edges: bool, total: tuple[Tensor, Tensor] | None) -> Tensor:
         """Means of the rows that the gates of the strips see."""
@@ -187,20 +192,28 @@ class Descriptors:
         return made if of_running is None else made + seen * of_running.index_select(1, strips)
 
 
+def _added(means: Tensor, which: Tensor) -> Tensor:
+    """Sums (N, C, sums, 1) of rows, by a matrix (rows, sums) of which rows are in which sum."""
+    images, channels, rows, _ = means.shape
+    return (means.reshape(images, channels, rows) @ which.to(means.dtype)).reshape(images, channels, -1, 1)
+
+
 def _over_columns(x: Tensor, wide: int, maxima: bool) -> Tensor:
-    """Each row over its columns, by tiles of ``wide`` columns of which the last may be narrower."""
+    """Each row over its columns, by tiles of ``wide`` columns of which the last may be narrower.
+
+    By pools where ONNX Runtime keeps the layout in memory for them that convolutions have; else its pools are slow.
+    """
     width = x.shape[3]
-
-    def over(part: Tensor, size: int) -> Tensor:
-        if size == part.shape[3]:
-            return part.amax(3, keepdim=True) if maxima else part.mean(3, keepdim=True)
-        pool = F.max_pool2d if maxima else F.avg_pool2d
-        return pool(part, (1, size), (1, size))
-
+    pool = F.max_pool2d if maxima else F.avg_pool2d
     full = width // wide * wide
     if wide == 1:
         return x
-    parts = [over(x.narrow(3, 0, full), wide)]
-    if full < width:
-        parts.append(over(x.narrow(3, full, width - full), width - full))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+    if full == width == wide and x.shape[1] % _BLOCK:
+        return x.amax(3, keepdim=True) if maxima else x.mean(3, keepdim=True)
+    if full == width:
+        return pool(x, (1, wide), (1, wide))
+    parts = [
+        pool(x.narrow(3, 0, full), (1, wide), (1, wide)),
+        pool(x.narrow(3, full, width - full), (1, width - full)),
+    ]
+    return torch.cat(parts, 3)

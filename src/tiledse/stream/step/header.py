@@ -10,7 +10,7 @@ from ...documents import read_json, write_json
 from ...errors import TiledSEError
 from .module import State
 
-FORMAT = "tiledse.step/1"
+FORMAT = "tiledse.step/2"
 KEY = "tiledse.step"
 
 
@@ -34,8 +34,10 @@ class Header:
     """What a runner must know of a step.
 
     Args:
-        rows: Rows of the image that it takes.
-        unit: The fewest that it could take.
+        rows: Rows of the image for a step: each begins so many after the one before.
+        unit: The fewest that it could be.
+        window: Rows of the image that it is given, some of them once more.
+        begin: The number of the first of them in the first step: 0, or below.
         images: Images at once.
         channels: Of the image.
         width: Of the image.
@@ -53,6 +55,8 @@ class Header:
 
     rows: int
     unit: int
+    window: int
+    begin: int
     images: int
     channels: int
     width: int
@@ -113,9 +117,9 @@ def _shape(given: Any) -> tuple[int, ...]:
 
 
 def _check(header: Header) -> None:
-    for name in ("rows", "unit", "images", "channels", "width", "multiple", "least"):
+    for name in ("rows", "unit", "window", "images", "channels", "width", "multiple", "least"):
         number = getattr(header, name)
         if type(number) is not int or number < 1:
             raise ValueError(f"expected {name} to be a number from 1 on, got {number!r:.60}")
-    if header.rows % header.unit or not header.heads:
+    if header.rows % header.unit or not header.heads or type(header.begin) is not int or header.begin > 0:
         raise ValueError("its rows and outputs do not go together")

@@ -8,21 +8,37 @@ cheapest place. That is retiming (Leiserson and Saxe, 1991), and a small linear 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from ...errors import TiledSEError
 from ..graph import Node, RowGraph
-from ..maps import SAME, Linear, Repeat, RowMap, Spread, Strips, Window
+from ..maps import Linear, Repeat, RowMap, Spread, Strips, Window
 from .reach import reach
 
 # A lag is looked for row by row. No window is so tall.
 _LONGEST_LAG = 1 << 20
-# How long a multiply-add takes, in times of copying an element (ONNX Runtime and OpenVINO, MobileNetV3-L, one thread).
-MAC_COST = 0.03
+# Costs in times of copying an element, from profiles of ONNX Runtime on MobileNetV3-L (one thread): a multiply-add,
+# an element that a layer reads or writes, one of a map to which rows are joined (the memory layout is changed for
+# that, and back), and one of a map that is cut.
+_MAC, _PASS, _JOINED, _CUT = 0.08, 0.8, 3.0, 2.0
 # What of a solution may be left on the table, and how long it is looked for.
-_GAP, _SECONDS = 0.01, 20.0
+_GAP, _SECONDS = 0.01, 12.0
+
+
+@dataclass(frozen=True)
+class Lags:
+    """How late the rows of each value come, and where rows of earlier steps are from.
+
+    Args:
+        rows: By value, the lag.
+        kept: Values whose last rows are handed to the next step; those of others are made again where they are read.
+    """
+
+    rows: list[int]
+    kept: frozenset[int]
 
 
 def align_of(node: Node) -> int:
@@ -49,16 +65,25 @@ def least_lags(graph: RowGraph, pace: Sequence[Fraction | None]) -> list[int]:
     return lags
 
 
-def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -> list[int]:
-    """The lags at which a step keeps and copies the fewest elements; the smallest ones where none are found."""
+def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -> Lags:
+    """What takes the least time in a step of so many rows; the smallest lags where no solution is found.
+
+    The image costs nothing: those who run a step hand it the rows before it once more.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
     least = least_lags(graph, pace)
     values = [i for i, per in enumerate(pace) if per is not None]
-    place = {value: i for i, value in enumerate(values)}
-    count = len(values)
-    # Variables: lags (of gates, in strips), rows kept, whether any are kept.
+    reads = [
+        (node, value, how)
+        for node in graph.nodes
+        if pace[node.output] is not None and node.kind != "squeeze"
+        for value, how in zip(node.inputs, node.maps)
+    ]
+    place, count = {value: i for i, value in enumerate(values)}, len(values)
+    # Variables: by value its lag (of gates, in strips), rows read before the step, those of them made again, and
+    # whether they are kept; by read whether it is of a part.
     scale = np.ones(count)
     for node in graph.nodes:
         if pace[node.output] is not None:
@@ -68,52 +93,61 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
     def lag(value: int, factor: float) -> tuple[int, float]:
         return place[value], factor * scale[place[value]]
 
-    def kept(value: int, factor: float) -> tuple[int, float]:
+    def before(value: int, factor: float) -> tuple[int, float]:
         return count + place[value], factor
 
-    cost = np.zeros(3 * count)
-    most = np.zeros(count)
+    def again(value: int, factor: float) -> tuple[int, float]:
+        return 2 * count + place[value], factor
+
+    size = 4 * count + len(reads)
+    # No lag is much longer than the longest that must be, in rows of the image.
+    longest = max(float(least[value] * (pace[value] or 0)) for value in values)
+    most = np.array([16 + 1.5 * longest / float(pace[value] or 1) for value in values])
+    cost, high = np.zeros(size), np.ones(size)
+    high[: 3 * count] = np.tile(most, 3)
+    high[:count] /= scale
+    high[place[0]] = 0
     for value in values:
-        i, wide = place[value], graph.values[value].row_elements
-        per = pace[value]
+        i, wide, per = place[value], graph.values[value].row_elements, pace[value]
         assert per is not None
-        again = may_run_again(graph, value)
-        cost[count + i] = wide * (
-            1.0 if again is None else max(1.0, MAC_COST * macs_a_row(graph, again) / wide)
-        )
-        cost[2 * count + i] = 0.0 if again is not None else wide * float(rows / per)
         cost[i] = 1e-3 * wide * scale[i]
-        most[i] = 64 + 4 * max(least)
+        cost[count + i] = 1e-3 * wide
+        cost[3 * count + i] = _JOINED * wide * float(rows / per) if value else 0.0
+        if may_run_again(graph, value):
+            cost[2 * count + i] = _cost_of_a_row(graph, graph.nodes[graph.values[value].maker])
+        else:
+            high[2 * count + i] = 0
+        lines.append(([again(value, 1), before(value, -1), (3 * count + i, most[i])], 0))
     for node in graph.nodes:
-        if pace[node.output] is None:
-            continue
-        for value, how in zip(node.inputs, node.maps):
-            stride, more, before = _line(how)
-            # stride * lag of the output >= step * lag of the input + more
-            up = how.stride if isinstance(how, Spread) else how.factor if isinstance(how, Linear) else 1
-            up = how.rows if isinstance(how, Repeat) else up
-            lines.append(([lag(node.output, stride), lag(value, -up)], more))
-            if node.kind == "squeeze":
-                continue
-            again = may_run_again(graph, node.output)
-            extra = [] if again is None else [kept(node.output, -stride)]
-            lines.append(([kept(value, up), lag(value, up), lag(node.output, -stride), *extra], before))
-    for value in values:
-        lines.append(([(2 * count + place[value], most[place[value]]), kept(value, -1.0)], 0.0))
+        if pace[node.output] is not None:
+            for value, how in zip(node.inputs, node.maps):
+                stride, more, _ = _line(how)
+                lines.append(([lag(node.output, stride), lag(value, -_up(how))], more))
+    for number, (node, value, how) in enumerate(reads):
+        (stride, more, top), up, per = _line(how), _up(how), pace[value]
+        assert per is not None
+        above = [before(value, up), lag(value, up), lag(node.output, -stride), again(node.output, -stride)]
+        lines.append((above, top))
+        if value and isinstance(how, Window):
+            # Cut where more rows are there above or below than it reads: the two slacks as one sum.
+            cut = 4 * count + number
+            cost[cut] = _CUT * graph.values[value].row_elements * float(rows / per)
+            lines.append(
+                ([(cut, most[place[value]]), before(value, -1), again(node.output, stride)], -top - more)
+            )
     where = [(row, column, factor) for row, (terms, _) in enumerate(lines) for column, factor in terms]
     at = tuple(np.array(part) for part in zip(*where))
-    matrix = csr_array((at[2], (at[0], at[1])), shape=(len(lines), 3 * count))
-    high = np.concatenate([most, most, np.ones(count)])
-    high[place[0]] = 0
+    matrix = csr_array((at[2], (at[0], at[1])), shape=(len(lines), size))
     found = milp(
         cost,
         constraints=LinearConstraint(matrix, np.array([number for _, number in lines])),
-        integrality=np.ones(3 * count),
-        bounds=Bounds(np.zeros(3 * count), high),
+        integrality=np.ones(size),
+        bounds=Bounds(np.zeros(size), high),
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
     )
+    smallest = Lags(least, frozenset(values))
     if found.x is None:
-        return least
+        return smallest
     lags = [0] * len(graph.values)
     for value in values:
         lags[value] = round(found.x[place[value]]) * int(scale[place[value]])
@@ -121,8 +155,16 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
         if pace[node.output] is not None and not all(
             reach(how, -lags[node.output]) <= -lags[value] for value, how in zip(node.inputs, node.maps)
         ):
-            return least
-    return lags
+            return smallest
+    kept = frozenset(v for v in values if found.x[3 * count + place[v]] > 0.5 or not may_run_again(graph, v))
+    return Lags(lags, kept)
+
+
+def _up(how: RowMap) -> int:
+    """Rows of the output for one of the input."""
+    if isinstance(how, Spread):
+        return how.stride
+    return how.factor if isinstance(how, Linear) else how.rows if isinstance(how, Repeat) else 1
 
 
 def _line(how: RowMap) -> tuple[int, int, int]:
@@ -139,26 +181,20 @@ def _line(how: RowMap) -> tuple[int, int, int]:
     return 1, how.factor if how.corner else (how.factor - 1) // 2 + 1, 0
 
 
-def may_run_again(graph: RowGraph, value: int) -> Node | None:
-    """The layer that can make the last rows of a value once more in the next step, in place of keeping them.
-
-    A 1x1 convolution from a narrow map to a wide one, that a window reads: keeping the narrow one is cheaper.
-    """
+def may_run_again(graph: RowGraph, value: int) -> bool:
+    """Whether a layer can make the last rows of a value once more in the next step, in place of keeping them."""
     made = graph.values[value]
-    if made.maker < 0 or made.outputs or len(made.users) != 1 or made.row_dim is None:
-        return None
-    node, user = graph.nodes[made.maker], graph.nodes[made.users[0][0]]
-    if (
-        node.kind != "row"
-        or len(node.inputs) != 1
-        or node.maps[0] != SAME
-        or user.kind not in ("window", "pad")
-    ):
-        return None
-    source = graph.values[node.inputs[0]]
-    return node if source.row_dim is not None and source.row_elements < made.row_elements else None
+    if made.maker < 0 or made.outputs or made.row_dim != 2 or len(made.shape) != 4:
+        return False
+    node = graph.nodes[made.maker]
+    return node.kind in ("row", "window", "join", "pad", "gate") and all(
+        isinstance(how, (Window, Repeat)) and graph.values[i].row_dim == 2
+        for i, how in zip(node.inputs, node.maps)
+    )
 
 
-def macs_a_row(graph: RowGraph, node: Node) -> float:
-    """Multiply-adds for a row of a node's output."""
-    return node.macs / graph.values[node.output].height
+def _cost_of_a_row(graph: RowGraph, node: Node) -> float:
+    """Of making one row of a node's output once more."""
+    out = graph.values[node.output]
+    touched = out.row_elements + sum(graph.values[i].row_elements for i in node.inputs)
+    return _MAC * node.macs / out.height + _PASS * touched

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph import Node, RowGraph
 from ..maps import Linear, RowMap, Spread, Window
 from .clock import Clock
 from .descriptors import LOWEST, Descriptors
-from .reach import first, reach
+from .reach import first, until
 from .schedule import Schedule
 from .sums import add
 
@@ -19,6 +20,9 @@ from .sums import add
 Kept = tuple[tuple[int, ...], float, str]
 # Far from the first row, so that nothing pads.
 _FAR = 1 << 20
+# Rows more than that are cut, for a crop takes a multiply-add each.
+_WIDEST_CROP = 7
+_NARROWEST_CROP = 8
 
 
 @dataclass(frozen=True)
@@ -47,35 +51,57 @@ class Held:
         rows: Those that the step brings, and before them those that it made once more.
         before: Those that were kept.
         again: How many were made once more.
+        count: Rows that the step brings.
         dim: The axis of the rows; None where it has none.
     """
 
-    def __init__(self, rows: Tensor, before: Tensor | None, again: int, dim: int | None) -> None:
-        self.rows, self.before, self.again, self.dim = rows, before, again, dim
+    def __init__(self, rows: Tensor, before: Tensor | None, again: int, count: int, dim: int | None) -> None:
+        self.rows, self.before, self.again, self.count, self.dim = rows, before, again, count, dim
         self._parts: dict[tuple[int, int], Tensor] = {}
 
     @property
     def new(self) -> Tensor:
         """The rows that the step brings."""
-        return self.rows if self.dim is None else self.read(0, self.rows.shape[self.dim] - self.again)
+        return self.rows if self.dim is None else self.read(0, self.count)
 
     def read(self, low: int, count: int) -> Tensor:
         """Rows from ``low`` rows after the first that the step brings; what needs no copy is not copied."""
         assert self.dim is not None
         if (low, count) not in self._parts:
-            parts = []
-            if self.before is not None and low < 0:
-                kept = self.before.shape[self.dim]
-                parts.append(self._cut(self.before, low + kept, min(count, -low)))
-            if low + count > 0 or self.before is None:
-                top = low + self.again if self.before is None else max(low, 0)
-                parts.append(self._cut(self.rows, top, count - (parts[0].shape[self.dim] if parts else 0)))
-            self._parts[low, count] = parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+            self._parts[low, count] = self._read(low, count, self.dim)
         return self._parts[low, count]
 
-    def _cut(self, rows: Tensor, low: int, count: int) -> Tensor:
-        assert self.dim is not None
-        return rows if low == 0 and count == rows.shape[self.dim] else rows.narrow(self.dim, low, count)
+    def _read(self, low: int, count: int, dim: int) -> Tensor:
+        if self.before is None:
+            top = low + self.again
+            if dim == 2 and self.again and self.rows.dim() == 4 and self.rows.shape[1] >= _NARROWEST_CROP:
+                return _cropped(self.rows, top, count)
+            return _cut(self.rows, top, count, dim)
+        parts = []
+        if low < 0:
+            parts.append(_cut(self.before, low + self.before.shape[dim], min(count, -low), dim))
+        if low + count > 0:
+            parts.append(_cut(self.rows, max(low, 0), count - (parts[0].shape[dim] if parts else 0), dim))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _cut(rows: Tensor, low: int, count: int, dim: int) -> Tensor:
+    return rows if low == 0 and count == rows.shape[dim] else rows.narrow(dim, low, count)
+
+
+def _cropped(rows: Tensor, low: int, count: int) -> Tensor:
+    """Some rows, by a convolution that picks one row of its window.
+
+    Convolutions keep the layout in memory that the layers before and after have; cutting changes it there and back.
+    """
+    size = rows.shape[2] - count + 1
+    if size == 1:
+        return rows
+    if size > _WIDEST_CROP:
+        return rows.narrow(2, low, count)
+    pick = torch.zeros(rows.shape[1], 1, size, 1, dtype=rows.dtype)
+    pick[:, :, low] = 1
+    return F.conv2d(rows, pick, groups=rows.shape[1])
 
 
 class Step(nn.Module):
@@ -87,8 +113,9 @@ class Step(nn.Module):
         edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image.
 
     Shape:
-        image (N, C, R, W); first, height (1,) int64. Each output with as many rows as a step brings; rows (heads, 3)
-        int64: of each output the first row that is one, the row after the last, and how many come later.
+        image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with
+        as many rows as a step brings; rows (heads, 3) int64: of each output the first row that is one, the row after
+        the last, and how many come later.
     """
 
     def __init__(self, graph: RowGraph, schedule: Schedule, edges: bool = True) -> None:
@@ -156,9 +183,8 @@ class Step(nn.Module):
 
         def hold(index: int, rows: Tensor) -> None:
             track, dim = tracks[index], graph.values[index].row_dim
-            held = values[index] = Held(
-                rows, None, 0 if track is None or not track.again else track.kept, dim
-            )
+            again = 0 if track is None or not track.again else track.kept
+            held = values[index] = Held(rows, None, again, 0 if track is None else track.rows, dim)
             if track is not None and track.kept and not track.again:
                 place = self._place["rows", index]["rows"]
                 held.before = state[place]
@@ -169,7 +195,8 @@ class Step(nn.Module):
             if index in self._descriptors:
                 places = self._place["node", index]
                 kept = {what: state[place] for what, place in places.items()}
-                rows, kept = self._descriptors[index](values[node.inputs[0]].new, clock, kept, self.edges)
+                source = values[node.inputs[0]]
+                rows, kept = self._descriptors[index](source.rows, source.again, clock, kept, self.edges)
                 for what, place in places.items():
                     new[place] = kept[what]
             elif node.absorbs:
@@ -196,7 +223,7 @@ class Step(nn.Module):
         for index, how in zip(node.inputs, node.maps):
             source = self.schedule.track(index)
             low = first(how, -out.lag - again) + source.lag
-            high = self._until(how, out.rows - out.lag) + source.lag
+            high = until(how, out.rows - out.lag) + source.lag
             parts.append(self._read(index, low, high - low, node, how, clock, values))
         start = out.rows * _FAR - out.lag
         rows: Tensor = node.run(parts, start - again, start + out.rows)
@@ -205,14 +232,8 @@ class Step(nn.Module):
             inside = clock.inside(node.output, -again, out.rows + again)
             rows = torch.where(inside.view(1, 1, -1, 1), rows, 0.0)
         if self.edges and not node.counted and reads_outside(node.maps[0]):
-            rows = rows * self._share(node, clock).to(rows.dtype)
+            rows = rows * self._share(node, again, clock).to(rows.dtype)
         return rows
-
-    @staticmethod
-    def _until(how: RowMap, b: int) -> int:
-        """The row after the last that is read; what is cropped at the end is not."""
-        crop = min(how.bottom, 0) if isinstance(how, (Window, Spread)) else 0
-        return reach(how, b) + crop
 
     def _read(
         self,
@@ -232,10 +253,12 @@ class Step(nn.Module):
             height = clock.height(index)
             rows = torch.minimum(clock.rows(index, low, count).clamp(min=0), height - 1)
             place = rows - clock.rows(index, -track.kept, 1)
-            there = values[index].read(-track.kept, track.kept + track.rows)
-            return there.index_select(dim, place.clamp(0, track.kept + track.rows - 1))
+            count = self.schedule.window if index == 0 else track.kept + track.rows
+            there = values[index].read(-track.kept, count)
+            return there.index_select(dim, place.clamp(0, count - 1))
         part = values[index].read(low, count)
-        if not self.edges or not reads_outside(how):
+        assert node.outside is not None or not (self.edges and reads_outside(how))
+        if not self.edges or not reads_outside(how) or (index == 0 and node.outside == 0):
             return part
         assert node.outside is not None
         shape = [1] * part.dim()
@@ -247,12 +270,12 @@ class Step(nn.Module):
         outside = max(node.outside, LOWEST)
         return torch.where(clock.inside(index, low, count).view(shape), part, outside)
 
-    def _share(self, node: Node, clock: Clock) -> Tensor:
+    def _share(self, node: Node, again: int, clock: Clock) -> Tensor:
         """Of means over the rows that are there: what a mean over whole windows is to be multiplied with."""
         how, out = node.maps[0], self.schedule.track(node.output)
         assert isinstance(how, Window)
         height = clock.height(node.inputs[0])
-        tops = clock.rows(node.output, 0, out.rows) * how.stride - how.top
+        tops = clock.rows(node.output, -again, out.rows + again) * how.stride - how.top
         ends = torch.minimum(tops + how.size, height)
         rows = (ends - tops.clamp(min=0)).clamp(min=1)
         return (how.size / rows.to(torch.float32)).view(1, 1, -1, 1)

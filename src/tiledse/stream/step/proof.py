@@ -92,7 +92,7 @@ def check_files(made: Made, files: Mapping[str, Path]) -> float:
     header = made.header
     generator = np.random.default_rng(0)
     image = generator.standard_normal(
-        (header.images, header.channels, header.rows, header.width), dtype=np.float32
+        (header.images, header.channels, header.window, header.width), dtype=np.float32
     )
     arrays = [generator.random(state.shape, dtype=np.float32) for state in header.states]
     torch_session = TorchSession(made.step, made.middle)
@@ -101,7 +101,8 @@ def check_files(made: Made, files: Mapping[str, Path]) -> float:
     exact: Session | None = None
     far = header.middle_from + header.rows
     height = header.height or far + 2 * header.rows
-    cases = [(0, height, False), (far, far + header.rows // 2 + 1, False)]
+    far += header.begin
+    cases = [(header.begin, height, False), (far, far + header.rows // 2 + 1, False)]
     cases += [(far, height, True)] if "middle" in files else []
     worst, sure = 0.0, True
     for first, height, middle in cases:

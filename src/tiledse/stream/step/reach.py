@@ -65,3 +65,9 @@ def first(how: RowMap, a: int) -> int:
         return -((how.size - 1 - a - how.top) // how.stride)
     assert isinstance(how, Linear)
     return how.above(a)
+
+
+def until(how: RowMap, b: int) -> int:
+    """The row after the last that rows before b of the output read; what is cropped at the end is not."""
+    crop = min(how.bottom, 0) if isinstance(how, (Window, Spread)) else 0
+    return reach(how, b) + crop

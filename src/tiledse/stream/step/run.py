@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import TiledSEError
 from .clock import UNKNOWN
 from .header import Header
-from .saved import load_state, save_state
+from .saved import load_state, next_window, save_state
 from .sessions import Session, start_arrays
 
 Rows = dict[str, "np.ndarray | None"]
@@ -38,8 +38,9 @@ class StepRun:
     def _begin(self) -> None:
         header = self.header
         self._state = self.session.state(start_arrays(header, self.dtype))
-        self._waiting = np.zeros((header.images, header.channels, header.rows, header.width), self.dtype)
-        self.seen = self._stepped = 0
+        self._window = np.zeros((header.images, header.channels, header.window, header.width), self.dtype)
+        self._next = header.begin  # the number of the first row of the window
+        self.seen = 0
         self._ended = self._broken = False
         self._given = [False] * len(header.heads)
 
@@ -66,18 +67,17 @@ class StepRun:
         part = self._checked(rows, start)
         self._broken = True  # until all of it is through: what stops half-way cannot be taken back
         gathered: list[list[np.ndarray]] = [[] for _ in self.header.heads]
-        size, top = self.header.rows, 0
+        top = 0
         while top < part.shape[2]:
-            held = self.seen - self._stepped
-            count = min(size - held, part.shape[2] - top)
-            chunk = part[:, :, top : top + count]
+            held = self.seen - self._next  # below 0 where no step reads the next rows
+            count = min(self.header.window - held, part.shape[2] - top)
+            if held + count > 0:
+                there = max(0, -held)
+                self._window[:, :, held + there : held + count] = part[:, :, top + there : top + count]
             top += count
             self.seen += count
-            if count < size:
-                self._waiting[:, :, held : held + count] = chunk
-                chunk = self._waiting
-            if self.seen - self._stepped == size:
-                self._step(chunk, gathered)
+            if held + count == self.header.window:
+                self._step(gathered)
         if self.seen == self.height:
             self._drain(gathered)
         self._broken = False
@@ -134,7 +134,8 @@ class StepRun:
         """
         self._alive()
         arrays = self.session.arrays(self._state)
-        waiting = self._waiting[:, :, : self.seen - self._stepped]
+        stop = 0 if self._ended else max(0, self.seen - self._next)
+        waiting = self._window[:, :, max(0, -self._next) : stop]
         save_state(Path(path), self.header, arrays, waiting, self.seen, self.height, self._given)
 
     def load(self, path: str | Path) -> None:
@@ -147,18 +148,22 @@ class StepRun:
         state = self.session.state(saved.arrays)
         self._begin()
         self._state, self.seen = state, saved.seen
-        self._stepped = saved.seen // self.header.rows * self.header.rows
-        self._waiting[:, :, : saved.waiting.shape[2]] = saved.waiting
+        self._next = next_window(self.header, saved.seen)
+        held = saved.seen - self._next
+        self._window[:, :, held - saved.waiting.shape[2] : held] = saved.waiting
         self._ended, self._given = saved.ended, list(saved.given)
 
-    def _step(self, chunk: np.ndarray, gathered: list[list[np.ndarray]], ended: bool = False) -> bool:
+    def _step(self, gathered: list[list[np.ndarray]], ended: bool = False) -> bool:
         """Run one step; whether rows are still to come."""
+        header = self.header
         height = self.seen if ended else UNKNOWN if self.height is None else self.height
-        middle = not ended and self._stepped >= self.header.middle_from
-        chunk = np.ascontiguousarray(chunk)
-        outputs, table, self._state = self.session.run(chunk, self._stepped, height, self._state, middle)
-        self._stepped += self.header.rows
-        for number, (head, rows) in enumerate(zip(self.header.heads, outputs)):
+        middle = not ended and self._next >= header.middle_from + header.begin
+        outputs, table, self._state = self.session.run(self._window, self._next, height, self._state, middle)
+        self._next += header.rows
+        # What the next step is given once more. Its other rows come, or are zeros after the end.
+        again = max(0, header.window - header.rows)
+        self._window[:, :, :again] = self._window[:, :, header.window - again :].copy()
+        for number, (head, rows) in enumerate(zip(header.heads, outputs)):
             low, high, _ = (int(n) for n in table[number])
             if high > low and not self._given[number]:
                 if head.row_dim is None:
@@ -170,15 +175,13 @@ class StepRun:
         return bool(table[:, 2].any())
 
     def _drain(self, gathered: list[list[np.ndarray]]) -> None:
-        """Steps without rows of the image, until all outputs have all of theirs."""
-        chunk = self._waiting
-        chunk[:, :, self.seen - self._stepped :] = 0
+        """Steps without new rows of the image, until all outputs have all of theirs."""
         most = 2 + -(-self.header.latency // self.header.rows) + self.header.middle_from // self.header.rows
         for _ in range(most):
-            if not self._step(chunk, gathered, ended=True):
+            self._window[:, :, max(0, self.seen - self._next) :] = 0
+            if not self._step(gathered, ended=True):
                 self._ended = True
                 return
-            chunk = np.zeros_like(chunk)
         raise TiledSEError("the step does not end; its file was changed, export it again")
 
     def _joined(self, gathered: list[list[np.ndarray]]) -> Rows:

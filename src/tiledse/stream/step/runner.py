@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from ...errors import TiledSEError, first_line
 from .exporting import middle_of
@@ -11,6 +11,8 @@ from .header import KEY, Header, read_header
 from .run import StepRun
 from .sessions import BACKENDS, OnnxSession, OpenVinoSession, Session
 
+# The field of a ModelProto that holds its metadata (onnx.proto).
+_METADATA = 14
 Backend = Literal["onnxruntime", "openvino"]
 
 
@@ -85,12 +87,54 @@ def header_of(path: Path) -> Header:
 
 
 def _stated(path: Path) -> str | None:
-    import onnx
-
+    """The entry of a file's metadata. All else, which is the weights, is passed over and not read."""
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        with path.open("rb") as file:
+            size, entries = path.stat().st_size, []
+            while file.tell() < size:
+                field, kind = divmod(_varint(file), 8)
+                if kind == 0:
+                    _varint(file)
+                    continue
+                if kind != 2:
+                    raise ValueError(f"no field of a model is of kind {kind}")
+                length = _varint(file)
+                if file.tell() + length > size:
+                    raise ValueError(f"it ends after {size} bytes")
+                if field == _METADATA:
+                    entries.append(file.read(length))
+                else:
+                    file.seek(length, 1)
     except OSError as error:
         raise TiledSEError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
-    except Exception as error:  # protobuf's DecodeError, whichever protobuf it is
-        raise TiledSEError(f"{path} is no ONNX file, or it was cut off: {first_line(error, 80)}") from error
-    return next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    except ValueError as error:
+        raise TiledSEError(f"{path} is no ONNX file, or it was cut off: {error}") from error
+    return _entry(path, entries)
+
+
+def _entry(path: Path, entries: list[bytes]) -> str | None:
+    from onnx import StringStringEntryProto
+
+    for data in entries:
+        entry = StringStringEntryProto()
+        try:
+            entry.ParseFromString(data)
+        except Exception as error:  # protobuf's DecodeError, whichever protobuf it is
+            raise TiledSEError(f"{path} is no ONNX file: {first_line(error, 80)}") from error
+        if entry.key == KEY:
+            return entry.value
+    return None
+
+
+def _varint(file: IO[bytes]) -> int:
+    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
+    number = shift = 0
+    while shift < 64:
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("it ends within a number")
+        number |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return number
+        shift += 7
+    raise ValueError("a number of more than 64 bits")

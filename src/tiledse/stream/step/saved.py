@@ -15,8 +15,8 @@ from ...errors import TiledSEError, first_line
 from ...files import written_whole
 from .header import Header
 
-FORMAT = "tiledse.step-state/1"
-_KEY = "tiledse.step-state"
+FORMAT = "tiledse.step-state/2"
+KEY = "tiledse.step-state"
 _WAITING = "waiting"
 
 
@@ -26,7 +26,7 @@ class Saved:
 
     Args:
         arrays: As the step takes them.
-        waiting: Rows of the image that no step has taken yet.
+        waiting: Rows of the image that the next step is given.
         seen: Rows of the image that had come.
         ended: Whether the image was complete.
         given: Of each output whether it was given, where it comes once.
@@ -55,7 +55,13 @@ def save_state(
     record = {"format": FORMAT, "step": header.identity, "seen": seen, "height": height, "given": list(given)}
     text = write_json({**record, "sha256": _digest(record, tensors)})
     with written_whole(path) as part:
-        save_file(tensors, part, metadata={_KEY: text})
+        save_file(tensors, part, metadata={KEY: text})
+
+
+def next_window(header: Header, seen: int) -> int:
+    """The first row of the window of the next step, where so many rows of an image have come and it has not ended."""
+    steps = max(0, (seen - header.window - header.begin) // header.rows + 1)
+    return header.begin + steps * header.rows
 
 
 def _digest(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -79,7 +85,7 @@ def load_state(path: Path, header: Header, dtype: np.dtype[Any], height: int | N
         raise TiledSEError(f"no state of a step {path}")
     try:
         with safe_open(path, framework="np") as file:
-            record = read_json((file.metadata() or {})[_KEY])
+            record = read_json((file.metadata() or {})[KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         if not isinstance(record, dict) or record["format"] != FORMAT:
             raise ValueError(f"expected a header of format {FORMAT}")
@@ -119,7 +125,7 @@ def _checked(
     ):
         raise ValueError(f"expected {len(header.heads)} outputs, got {given!r:.60}")
     shapes = {state.name: state.shape for state in header.states}
-    rows = 0 if seen == height else seen % header.rows
+    rows = 0 if seen == height else seen - max(0, min(next_window(header, seen), seen))
     shapes[_WAITING] = header.images, header.channels, rows, header.width
     if set(shapes) != set(tensors):
         raise ValueError(

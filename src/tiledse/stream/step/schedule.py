@@ -14,8 +14,8 @@ from math import lcm
 from ...errors import TiledSEError
 from ..graph import Node, RowGraph
 from ..maps import Between, First, Table
-from .lags import MAC_COST, cheapest_lags, macs_a_row, may_run_again
-from .reach import first, stretch
+from .lags import cheapest_lags
+from .reach import first, stretch, until
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Track:
     Args:
         rows: Rows that a step brings; 0 for a value without rows, such as a pooled vector.
         lag: How many rows later than the image they come.
-        kept: Rows of earlier steps that some layer still reads.
+        kept: Rows before the step that some layer reads.
         per: Rows of the image for one of its rows.
-        again: Whether those are made once more, and not kept.
+        again: Whether those are made once more, and not kept; of the image, whether they are given once more.
     """
 
     rows: int
@@ -45,11 +45,13 @@ class Schedule:
         rows: Rows of the image in a step.
         unit: The fewest that are possible; ``rows`` is a multiple of it.
         tracks: By value; None where it has no rows.
+        window: Rows of the image that a step reads, those before it among them.
     """
 
     rows: int
     unit: int
     tracks: list[Track | None]
+    window: int
 
     def track(self, value: int) -> Track:
         """Of a value that has rows."""
@@ -80,23 +82,33 @@ def schedule(graph: RowGraph, rows: int | None = None) -> Schedule:
         )
     lags = cheapest_lags(graph, pace, rows)
     tracks: list[Track | None] = [
-        None if per is None else Track(int(rows / per), lag, 0, per) for per, lag in zip(pace, lags)
+        None if per is None else Track(int(rows / per), lag, 0, per) for per, lag in zip(pace, lags.rows)
     ]
     # Backwards: rows that a layer makes once more are rows that it reads once more.
     for value in reversed(range(len(graph.values))):
         source = tracks[value]
-        if source is None:
-            continue
-        kept = max(
-            [_read_before(graph, tracks, value, *user) for user in graph.values[value].users], default=0
-        )
-        source = tracks[value] = replace(source, kept=max(kept, 0))
-        node = may_run_again(graph, value)
-        if node is not None and source.kept:
-            copied = (source.rows + source.kept) * graph.values[value].row_elements
-            again = MAC_COST * macs_a_row(graph, node) * source.kept < copied
-            tracks[value] = replace(source, again=again)
-    return Schedule(rows, unit, tracks)
+        if source is not None:
+            users = graph.values[value].users
+            kept = max([0, *(_read_before(graph, tracks, value, *user) for user in users)])
+            tracks[value] = replace(
+                source, kept=kept, again=kept > 0 and (value == 0 or value not in lags.kept)
+            )
+    return Schedule(rows, unit, tracks, _window(graph, tracks))
+
+
+def _window(graph: RowGraph, tracks: list[Track | None]) -> int:
+    """Rows of the image, from the first that a step reads to the last."""
+    image = tracks[0]
+    assert image is not None
+    ends = [image.rows if graph.values[0].outputs else 0]
+    for index, operand in graph.values[0].users:
+        node = graph.nodes[index]
+        out = tracks[node.output]
+        if out is None or node.kind == "squeeze":  # sums take in the rows of a step, and each once
+            ends.append(image.rows)
+        else:
+            ends.append(until(node.maps[operand], out.rows - out.lag))
+    return image.kept + max(ends)
 
 
 def _read_before(graph: RowGraph, tracks: list[Track | None], value: int, index: int, operand: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Session(ABC):
         """Outputs, the table of their rows, and the next state; the state that was given is left as it is.
 
         Args:
-            image: (N, C, R, W).
+            image: (N, C, window, W).
             first: The number of the first row.
             height: Rows of the image, or ``UNKNOWN``.
             state: From ``state`` or ``run``.
@@ -82,6 +83,29 @@ class TorchSession(Session):
         return [tensor.numpy() for tensor in state]
 
 
+@cache
+def _one_arena(ort: Any) -> bool:
+    """Let the steps with and without edges take memory from one place, and no more than they ask for.
+
+    An arena of ONNX Runtime doubles whenever it is full, and each session has its own: 231 MB in place of 180, of
+    MobileNetV3-L by 256 rows of 1,024 columns.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_requested = ort.OrtArenaCfg(
+        {
+            "max_mem": 0,
+            "arena_extend_strategy": 1,
+            "initial_chunk_size_bytes": -1,
+            "max_dead_bytes_per_chunk": -1,
+        }
+    )
+    try:
+        ort.create_and_register_allocator(info, as_requested)
+    except Exception:  # one is there already, of somebody else in this process
+        return False
+    return True
+
+
 class OnnxSession(Session):
     """ONNX Runtime on the CPU. The state stays in its own memory between steps.
 
@@ -102,6 +126,9 @@ class OnnxSession(Session):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        if _one_arena(ort):
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         self.make, self.sessions = ort.OrtValue.ortvalue_from_numpy, {}
         for name, path in files.items():
             try:
