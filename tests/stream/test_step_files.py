@@ -21,7 +21,9 @@ from tiledse.cli import main
 from tiledse.stream.step.header import KEY
 from tiledse.stream.step.making import make_step
 from tiledse.stream.step.proof import check_files
+from tiledse.stream.step.run import StepRun
 from tiledse.stream.step.runner import header_of, is_step
+from tiledse.stream.step.sessions import TorchSession
 
 WIDTH = 12
 
@@ -331,3 +333,30 @@ def test_heights_that_the_network_does_not_take():
         stream.finish(),
     ]  # the state was left as it was
     assert sum(part.shape[2] for part in parts if part is not None) == 18
+
+
+class PadsByHeight(nn.Module):
+    """TensorFlow's "same" padding: odd heights get a row above, even ones none."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.more, self.se = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2), Gate(4, 2)
+
+    def forward(self, x):
+        for layer in (self.down, self.more):
+            rows = 1 + x.shape[2] % 2
+            x = layer(nn.functional.pad(x, (0, 1, rows // 2, rows - rows // 2)))
+        return self.se(x)
+
+
+def test_the_schedule_is_that_of_the_heights_that_are_taken():
+    """Traced at 31 rows, which are padded in another way than the multiples of 4 that a step of any height takes."""
+    model = PadsByHeight().eval()
+    plan = ts.find(model, (3, 31, 16)).with_tile("2xW")
+    made = make_step(model, plan)
+    assert made.header.multiple == 4
+    for height in (16, 36):
+        x = torch.randn(1, 3, height, 16)
+        got = StepRun(TorchSession(made.step, made.middle), made.header, height)(x.numpy())
+        expected = whole(model, ts.find(model, (3, height, 16)).with_tile("2xW"), x)
+        np.testing.assert_allclose(got["output"], expected.numpy(), rtol=0, atol=1e-5)

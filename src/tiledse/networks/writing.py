@@ -45,8 +45,11 @@ class TorchWritten(Written):
             return "not verified (--no-verify)"
         if self.difference is None or self.largest is None:
             return f"verified in {self.seconds:.2f} s"
+        what = "on each tile alone, in training too"
+        if self.plan.previous:
+            what = "on maps of the means that its gates see, over four frames of two streams"
         return (
-            f"verified in {self.seconds:.2f} s: each block is the SE block on each tile alone, in training too; with "
+            f"verified in {self.seconds:.2f} s: each block is the SE block {what}; with "
             f"one tile a map the network differs by at most {self.difference:.1e} (outputs up to {self.largest:.1e})"
         )
 

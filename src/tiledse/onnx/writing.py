@@ -90,10 +90,11 @@ class OnnxWritten(Written):
                 "not verified (--no-verify)" if self.seconds is None else "verified: no block has changed"
             ]
         sizes = " and ".join("x".join(map(str, size)) for size in self.proof.sizes)
+        what = "each frame of a stream" if self.plan.previous else "each tile alone"
         lines = [
             f"verified in {self.seconds:.1f} s in ONNX Runtime, on random images of {sizes};",
             "each figure is a largest difference relative to the largest number:",
-            f"  each block, to itself as it was on each tile alone: {self.proof.worst_block:.1e}",
+            f"  each block, to itself as it was on {what}: {self.proof.worst_block:.1e}",
             f"  with one tile over each map, to the network as it was: {self.proof.relative:.1e}",
         ]
         if self.against_source is not None:

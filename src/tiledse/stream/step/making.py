@@ -69,7 +69,7 @@ def make_step(
     made = schedule(graph, rows)
     multiple = 1
     if height is None:
-        graph, multiple = _any_height(model, plan, graph, made)
+        graph, made, multiple = _any_height(model, plan, graph, made)
     for index, track in enumerate(made.tracks):
         if track is not None and graph.values[index].row_dim is None:
             raise TiledSEError(f"'{graph.values[index].name}' has no axis of rows; it cannot run in steps")
@@ -77,15 +77,18 @@ def make_step(
     return Made(graph, step, middle, _header(graph, step, plan, height, multiple, weights))
 
 
-def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tuple[RowGraph, int]:
-    """The row graph of images of any height; or of any multiple of a number, where that is all that can be had."""
+def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tuple[RowGraph, Schedule, int]:
+    """The row graph of images of any height, and its schedule.
+
+    Or of any multiple of a number, where that is all that can be had: the third that is given.
+    """
     batch, _, tall, wide = graph.shape
     try:
         check_free(graph)
         check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
         for more in range(_strides(graph, made)):  # what fits a row more may not fit eight
             check_joins(graph, tall + more)
-        return graph, 1
+        return graph, made, 1
     except TiledSEError as error:
         unit = _strides(graph, made)
         if unit == 1:
@@ -96,12 +99,12 @@ def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tupl
                 build_graph(model, plan, batch, (tall // unit * unit + more, wide), False)
                 for more in (unit, 2 * unit)
             )
-            schedule(below, made.rows)
+            made = schedule(below, made.rows)  # another one: networks may pad these heights in another way
             check_free(below)
             check_unknown(below, above)
         except TiledSEError:
             raise error from None
-        return below, unit
+        return below, made, unit
 
 
 def _strides(graph: RowGraph, made: Schedule) -> int:
