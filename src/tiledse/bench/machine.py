@@ -45,7 +45,7 @@ def keeps_freed_memory() -> bool:
         if turn == 2:  # the first ones come from the system
             before = getrusage(RUSAGE_SELF).ru_minflt
         large = torch.zeros(size, dtype=torch.uint8)
-        small.append(torch.zeros(2048))  # what a network leaves between its maps
+        small.append(torch.zeros(1 << 16))  # what a network leaves between its maps, too large for older gaps
         del large
     paid = getrusage(RUSAGE_SELF).ru_minflt - before
     return paid < (turns - 2) * size / os.sysconf("SC_PAGESIZE") / 20
