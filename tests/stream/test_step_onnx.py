@@ -247,7 +247,7 @@ def test_files_of_real_networks_are_onnx_runtime_on_the_whole_image(shared, tmp_
     plan = network.plan.with_tile("1xW:running")
     known = heights[0] if len(heights) == 1 else None
     made = ts.export_step(network, plan, tmp_path / "step.onnx", height=known)
-    assert made.max_rel_error_file < 1e-4
+    assert made.max_rel_error_file < 1e-3  # of outputs of 1e-6, by a sigmoid that is right to 2e-7
     ts.write(network, plan, tmp_path / "whole.onnx")
     for height in heights:
         # Pictures are smooth; of noise a detector says nothing, and nothing is what it would be compared by.
