@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -15,6 +16,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/tiledse/op/cpp")
+# A library of other sources than those that lie beside it is not called (op/by_cpp.py).
+CHECKSUM = zlib.crc32(b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*"))))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # What compilers know as -march=x86-64-v2, v3 and v4 since gcc 11, for older ones too.
 V3 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
@@ -60,6 +63,7 @@ setup(
             f"tiledse.op.kernels_{level}",
             [str(SOURCES / "squeeze_excite.cpp")],
             depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
+            define_macros=[("TILEDSE_SOURCES", f"{CHECKSUM}u")],
             extra_compile_args=["-O3", "-g0", "-std=c++14", "-fopenmp-simd", "-fvisibility=default", *flags],
             language="c++",
             optional=True,

@@ -102,11 +102,12 @@ def test_what_was_asked_ends_with_the_block_that_asked_even_by_an_error():
 
 @pytest.mark.skipif(FAST == "torch", reason=f"C++ kernels: {CPP}")
 @pytest.mark.parametrize(
-    ("missing", "reason"), [("version", "built from other sources"), ("file", "install tiledse with pip")]
+    ("missing", "reason"), [("sources", "built from other sources"), ("file", "install tiledse with pip")]
 )
 def test_without_the_library_pytorch_is_used_and_said(missing, reason, monkeypatch, tmp_path):
-    if missing == "version":
-        monkeypatch.setattr(by_cpp, "_VERSION", 1)
+    if missing == "sources":
+        (tmp_path / "squeeze_excite.cpp").write_text("// edited, and not built again\n")
+        monkeypatch.setattr(by_cpp, "_SOURCES", tmp_path)
     else:
         monkeypatch.setattr(by_cpp, "__file__", str(tmp_path / "by_cpp.py"))
     by_cpp.load.cache_clear()

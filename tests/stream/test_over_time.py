@@ -89,3 +89,5 @@ def test_wrong_use():
         ts.stream(model, plan, width=4)
     with pytest.raises(ts.TiledSEError, match=r"this takes images"):
         ts.simulate(model, plan)
+    with pytest.raises(ts.TiledSEError, match=r"this takes images"):
+        ts.report(model, input_size=(16, 40))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,8 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .choosing import Call
 
-# The arguments of cpp/squeeze_excite.cpp: a library that was built from other sources is not called.
-_VERSION = 3
+_SOURCES = Path(__file__).with_name("cpp")
 _LEVELS = {"AVX512": "v4", "AVX2": "v3"}
 
 # Outputs of this size and up are written past the cache: half of a common L3, so that what fits is found there by the
@@ -174,10 +174,11 @@ def load(level: str) -> ctypes.CDLL | str:
         return "it was not built: install tiledse with pip where g++ or clang++ is"
     try:
         found = ctypes.CDLL(str(path))
-        version = found.tiledse_version()
+        built_from = found.tiledse_sources
     except (OSError, AttributeError) as fault:
         return f"it cannot be loaded: {fault}"
-    if version != _VERSION:
+    built_from.restype = ctypes.c_uint32
+    if built_from() != sources():
         return "it was built from other sources than these: install tiledse again"
     for function, pointers in ((found.tiledse_forward, 10), (found.tiledse_backward, 10)):
         function.argtypes, function.restype = [ctypes.c_void_p] * pointers + [_Numbers], ctypes.c_int
@@ -185,6 +186,11 @@ def load(level: str) -> ctypes.CDLL | str:
     found.tiledse_use_threads_of.argtypes, found.tiledse_use_threads_of.restype = [ctypes.c_void_p], None
     found.tiledse_use_threads_of(threads_of_torch())
     return found
+
+
+def sources() -> int:
+    """A checksum of the files that libraries are built from, as setup.py takes it."""
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]*"))))
 
 
 @lru_cache(maxsize=1)

@@ -237,8 +237,11 @@ using namespace tiledse;
 
 extern "C" {
 
-// What op/by_cpp.py asks before it calls anything else: the arguments below, by a number that changes with them.
-int tiledse_version() { return 3; }
+// What op/by_cpp.py asks before it calls anything else: a checksum of the files that this was built from (setup.py).
+#if !defined(TILEDSE_SOURCES)
+#define TILEDSE_SOURCES 0u  // built by hand: op/by_cpp.py does not call it
+#endif
+unsigned tiledse_sources() { return TILEDSE_SOURCES; }
 
 int tiledse_has_float16() {
 #if defined(TILEDSE_FLOAT16)

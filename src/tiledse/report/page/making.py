@@ -127,6 +127,7 @@ def report(
     if size is None and isinstance(plans, Plan) and not isinstance(model, Network):
         size = plans.input_size
     network = model if isinstance(model, Network) else open_network(model, size)
+    _ = network.plan.image_size  # which says so where it takes no images
     shown = candidates(network, plans)
     blocks = block_records(shown)
     with titled("pipelines"):
