@@ -64,7 +64,7 @@ def bench(
     if found.machine["allocator"] != allocator:
         say(
             "freed memory is not kept here, so each new map is paid for in page faults; with "
-            "LD_PRELOAD=libtcmalloc_minimal.so.4 it is kept (docs/operator.md)"
+            "LD_PRELOAD=libtcmalloc_minimal.so.4 it is kept (docs/performance.md)"
         )
     if output is not None:
         with written_whole(output) as part:
