@@ -110,6 +110,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name], __name__), name)
         globals()[name] = value
         return value
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
         return import_module(f".{name}", __name__)  # a room: ts.networks
     raise AttributeError(f"module 'tiledse' has no attribute '{name}'")

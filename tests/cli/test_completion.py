@@ -23,6 +23,7 @@ HEAVY = ("torch", "torchvision", "timm", "scipy", "numpy", "onnx", "onnxruntime"
 def test_version():
     done = call("--version")
     assert (done.code, done.out, done.err) == (0, f"tiledse {version('tiledse')}\n", "")
+    assert tiledse.__version__ == version("tiledse")
 
 
 def test_names_are_those_that_timm_lists():
