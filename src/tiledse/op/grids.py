@@ -26,7 +26,7 @@ def spans(length: int, size: int) -> tuple[Span, ...]:
         >>> spans(10, 4)
         (Span(start=0, number=2, size=4), Span(start=8, number=1, size=2))
     """
-    count, rest = divmod(length, size)
+    count, rest = length // size, length % size  # torch 2.9 compiles no divmod
     full = Span(0, count, size)
     return (full, Span(count * size, 1, rest)) if rest else (full,)
 

@@ -136,8 +136,10 @@ def cheapest_lags(graph: RowGraph, pace: Sequence[Fraction | None], rows: int) -
                 ([(cut, most[place[value]]), before(value, -1), again(node.output, stride)], -top - more)
             )
     where = [(row, column, factor) for row, (terms, _) in enumerate(lines) for column, factor in terms]
-    at = tuple(np.array(part) for part in zip(*where))
-    matrix = csr_array((at[2], (at[0], at[1])), shape=(len(lines), size))
+    lines_at, columns, factors = (np.array(part) for part in zip(*where))
+    matrix = csr_array(
+        (factors, (lines_at.astype(np.int32), columns.astype(np.int32))), shape=(len(lines), size)
+    )
     found = milp(
         cost,
         constraints=LinearConstraint(matrix, np.array([number for _, number in lines])),
