@@ -26,6 +26,7 @@ def test_cost():
         "buffer": 16 * 3 * 5,
         "buffer_row_order": 16 * 3 * 13,
         "running_sums": 0,
+        "state": 0,
     }
     (block,) = done["blocks"]
     assert (block["tiles"], block["se_macs"], block["macs"]) == (tiles, GATE, tiles * GATE)

@@ -149,7 +149,7 @@ def test_a_factory_of_ones_own(tmp_path, monkeypatch):
         (("find", "effdet:efficientdet_d9x"), ("effdet has no model",)),
         (("find", "regnety_002"), ("no model 'regnety_002'; expected timm:NAME",)),
         (("find", "no.such.module:build"), ("cannot import",)),
-        (("find", MODEL, "--input", "3x64"), ("expected CxHxW",)),
+        (("find", MODEL, "--input", "3x64"), ("fails on an input of 3x64", "give the CxHxW that it takes")),
         (("find", MODEL, "--input", "4x64x64"), ("the network fails on an input of 4x64x64",)),
         (("find", MODEL, "--input", "3x0x64"), ("expected CxHxW",)),
         (("find", MODEL, "--weights", "none.pth"), ("no weights file none.pth",)),
