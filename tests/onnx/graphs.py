@@ -154,12 +154,13 @@ def excite(
     elif kind in ("gemm", "gemm_plain", "matmul", "flatten"):
         z = net.squeeze_axes("Unsqueeze", z, [2, 3])
     elif kind == "indexed":  # g[:, :, None, None], its colons written out
-        whole = [net.ints(0), net.ints(2**63 - 1), net.ints(1)]
-        z = (
-            net("Slice", z, *whole)
-            if net.opset > 9
-            else net("Slice", z, starts=[0], ends=[2**63 - 1], axes=[1])
-        )
+        for axis in (0, 1):
+            whole = [net.ints(0), net.ints(2**63 - 1), net.ints(axis)]
+            z = (
+                net("Slice", z, *whole)
+                if net.opset > 9
+                else net("Slice", z, starts=[0], ends=[2**63 - 1], axes=[axis])
+            )
         z = net.squeeze_axes("Unsqueeze", net.squeeze_axes("Unsqueeze", z, [2]), [3])
     elif kind == "view":
         batch = net("Gather", net("Shape", x), net.ints(0))

@@ -259,7 +259,11 @@ def _permuted(net, z):
     return net("Gather", z, net.ints(*reversed(range(C))), axis=1)
 
 
-@pytest.mark.parametrize("shuffle", [_backwards, _permuted])
+def _first_sample(net, z):
+    return net("Slice", z, net.ints(0), net.ints(1), net.ints(0))
+
+
+@pytest.mark.parametrize("shuffle", [_backwards, _permuted, _first_sample])
 def test_descriptors_in_another_order_are_a_near_miss(shuffle):
     net = Net()
     x = net("Relu", net("Conv", "x", net.weight(C, 3, 1, 1)))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from .constants import Constants
+from .indexing import INDEXING, takes_all
 from .nodes import Miss, integer, ints
 from .shapes import Shapes
 
@@ -24,8 +25,6 @@ ELEMENTWISE = {
 }  # fmt: skip
 NORMS = {"BatchNormalization"}
 # They hand on the values of their first input in another shape.
-# Gather and Slice where they take all that there is: `z[:, :, 0, 0]` of one descriptor a channel.
-INDEXING = {"Gather", "Slice"}
 RESHAPES = {
     "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", *INDEXING,
 }  # fmt: skip
@@ -162,7 +161,11 @@ class ExcitationReader:
                 return False  # it lays out gates for a map with its channels last
             source = node.inputs[0]
             kept = self._same_size(source, node.outputs[0])
-            return source in seen and kept and (node.op_type not in INDEXING or self._takes_all(node))
+            return (
+                source in seen
+                and kept
+                and (node.op_type not in INDEXING or takes_all(node, self.shapes, self.constants))
+            )
         if node.op_type in ELEMENTWISE or node.op_type in NORMS or node.op_type in DENSE:
             if not all(v is None or v in seen or v in self.constants for v in node.inputs):
                 return False
@@ -172,29 +175,6 @@ class ExcitationReader:
             whole = all(v in self.constants and prod(self.shapes.of(v) or (1,)) == 1 for v in scales)
             return node.inputs[0] in seen and bool(scales) and whole
         return False
-
-    def _takes_all(self, node: ir.Node) -> bool:
-        """Whether a Gather or Slice, which gives as many values as it gets, gives them in their order.
-
-        A Gather must take the one entry of an axis behind the batch; a batch of one sample is no axis of one entry.
-        """
-        shape = self.shapes.of(node.inputs[0])
-        if shape is None:
-            return False
-        if node.op_type == "Gather":
-            axis = integer(node, "axis", 0) % len(shape)
-            return axis > 0 and shape[axis] == 1 and self.constants.ints(node.inputs[1]) in ((0,), (-1,))
-        if self.shapes.image.batch == 1 and 0 in self._sliced_axes(node, len(shape)):
-            return False
-        steps = node.inputs[4] if len(node.inputs) > 4 else None
-        return steps is None or set(self.constants.ints(steps) or (0,)) == {1}
-
-    def _sliced_axes(self, node: ir.Node, rank: int) -> set[int]:
-        """The axes that a Slice cuts; all where they are not constant."""
-        axes: tuple[int, ...] | None = ints(node, "axes", None)
-        if len(node.inputs) > 3 and node.inputs[3] is not None:
-            axes = self.constants.ints(node.inputs[3])
-        return set(range(rank)) if axes is None else {a % rank for a in axes}
 
     def _same_size(self, a: ir.Value | None, b: ir.Value) -> bool:
         one, two = self.shapes.of(a), self.shapes.of(b)
