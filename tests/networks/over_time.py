@@ -37,6 +37,13 @@ class PoolSE(nn.Module):
         return [p.detach().double().numpy() for p in self.parameters()]
 
 
+class IndexedSE(PoolSE):
+    """Gates spread by an index, which torch exports with slices of all that there is."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(torch.relu(self.down(x.mean(2)))))[:, :, None]
+
+
 class LastSE(PoolSE):
     """Channels in the last axis, as (N, T, C)."""
 
@@ -91,7 +98,7 @@ class Around(nn.Module):
 def build(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A network by the name of its spelling, and an input size."""
     torch.manual_seed(0)
-    cls = {c.__name__: c for c in (ConvSE, PoolSE, LastSE, VolumeSE, DenseVolumeSE)}[kind]
+    cls = {c.__name__: c for c in (ConvSE, PoolSE, IndexedSE, LastSE, VolumeSE, DenseVolumeSE)}[kind]
     axes = 3 if "Volume" in kind else 1
     model = Around(cls(8, 4), axes, kind == "LastSE").eval()
     return model, (4, 21) if axes == 1 else (4, 9, 3, 4)

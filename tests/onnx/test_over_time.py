@@ -69,6 +69,7 @@ def check(kind, tile, **options):
         ("ConvSE", "4xT:running", {"free": False, "opset": 11}),
         ("VolumeSE", "1xHxW:running", {}),
         ("VolumeSE", "4xHxW", {"free": False}),
+        ("IndexedSE", "8xT", {"free": False, "dynamo": True}),
     ],
 )
 def test_a_file_is_what_pytorch_makes(kind, tile, options):
