@@ -153,7 +153,9 @@ def test_places_that_lie(file, key, value, message):
     entries = {entry.key: entry for entry in proto.graph.initializer[0].external_data}
     entries[key].value = value
     file.write_bytes(proto.SerializeToString())
-    assert_refused(tiledse("find", file), message)
+    done = tiledse("find", file)
+    # Older onnx leaves it to us to say so.
+    assert_refused(done, next((part for part in message.split("|") if part in done.err), message))
 
 
 def test_a_shape_that_lies(file):
