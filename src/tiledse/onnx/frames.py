@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 STATES_KEY = "tiledse.states"
 FORMAT = "tiledse.states/1"
 MEANING = (
-    "(N, C), the mean of the block's map in the last frame of each stream; NaN: a stream without a frame yet"
+    "means of the block's map in the last frame of each stream: of the whole map, (N, C), or of each row, (N, C, H); "
+    "NaN: a stream without a frame yet"
 )
 _TOLERANCE = 2e-3
 
