@@ -62,6 +62,18 @@ def test_a_gate_by_other_sums_is_told(block):
     assert REASON in miss.reason
 
 
+@pytest.mark.filterwarnings("ignore")  # torch says that its older exporter will go
+@pytest.mark.parametrize("block", [Codewords, LargeConvolution, ChannelsLast, Corner])
+def test_it_is_told_of_onnx_files(block, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), Gate(), nn.Sequential(block())).eval()
+    file = tmp_path / "gate.onnx"
+    torch.onnx.export(model, (torch.randn(1, *SIZE),), file, dynamo=False)
+    plan = ts.find(file)
+    assert len(plan) == 1
+    (miss,) = plan.near_misses
+    assert "which is not read as a mean over rows and columns" in miss.reason
+
+
 def test_a_gate_of_no_map_is_not_told():
     class Modulated(nn.Module):
         """Each channel times a number of the step in time (a vector), and a parameter: nothing waits for the map."""

@@ -140,7 +140,7 @@ def transformers() -> Iterator[Network]:
     for name, (config, model, settings) in made.items():
         if hasattr(t, config) and hasattr(t, model):
             build = lambda c=config, m=model, s=settings: getattr(t, m)(getattr(t, c)(**s))  # noqa: E731
-            yield Network("transformers", name, name, build, (3, 48, 96) if "rec" in name else (3, 64, 64))
+            yield Network("transformers", name, name, build, (3, 96, 192) if "rec" in name else (3, 64, 64))
 
 
 def mmpretrain() -> Iterator[Network]:
