@@ -86,6 +86,15 @@ class Clock:
             self._masks[key] = F.conv2d(spread, torch.ones(channels, 1, 1, 1, dtype=rows.dtype))
         return self._masks[key]
 
+    def strip_ends(self, value: int, count: int, tall: int, ahead: int) -> Tensor:
+        """Rows of a map down to what the gates of ``count`` strips see, (1, 1, count, 1), of the network's type.
+
+        For strips that lie within the map with all that they see: nothing is looked for at its ends.
+        """
+        track = self.schedule.track(value)
+        ends = (torch.arange(count) + (1 - track.lag)) * tall + ahead
+        return ends.to(self.graph.dtype).view(1, 1, -1, 1) + self.step.to(self.graph.dtype) * (track.rows * tall)
+
     def seen(self, value: int) -> Tensor:
         """Rows of the map that have come with this step, (1,)."""
         track = self.schedule.track(value)

@@ -165,6 +165,8 @@ class Descriptors:
             start, end = self._ends(clock, above, ahead)
         else:
             sums = total[0] + (total[1] + self._sums(means, None, ahead))
+            if not edges:
+                return sums / clock.strip_ends(self.node.output, self.out.rows, self.tall, ahead)
             _, end = self._ends(clock, 0, ahead)
             start = end * 0
         count = end - start

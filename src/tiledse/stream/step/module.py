@@ -111,7 +111,8 @@ class Step(nn.Module):
     Args:
         graph: The row graph.
         schedule: Of the step.
-        edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image.
+        edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image: it looks
+            for no edge, and what is pooled over the image does not come.
 
     Shape:
         image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with
@@ -200,6 +201,10 @@ class Step(nn.Module):
                 rows, kept = self._descriptors[index](source.rows, source.again, clock, kept, self.edges)
                 for what, place in places.items():
                     new[place] = kept[what]
+            elif tracks[node.output] is None and not self.edges:
+                if node.absorbs:
+                    self._total(index, node, values, clock, state, new)
+                continue  # what comes of it is wanted at the end alone
             elif node.absorbs:
                 rows = self._total(index, node, values, clock, state, new)
                 complete[node.output] = clock.seen(node.inputs[0]) >= clock.height(node.inputs[0])
@@ -212,7 +217,10 @@ class Step(nn.Module):
             for step in node.tail:
                 rows = step(rows)
             hold(node.output, rows)
-        outputs = [values[index].new for index in graph.outputs]
+        outputs = [
+            values[index].new if index in values else torch.zeros(graph.values[index].shape, dtype=graph.dtype)
+            for index in graph.outputs
+        ]
         table = torch.stack([self._valid(index, clock, complete) for index in graph.outputs])
         return (*outputs, table, *new)
 
@@ -315,6 +323,8 @@ class Step(nn.Module):
     def _valid(self, index: int, clock: Clock, complete: dict[int, Tensor]) -> Tensor:
         """Of an output: the first row that is one, the row after the last, and how many come later."""
         track = self.schedule.tracks[index]
+        if not self.edges:  # the image has not ended: all rows are rows of the map, and more come
+            return torch.tensor([0, 0 if track is None else track.rows, 1])
         if track is None:
             done = complete[index].to(torch.int64)
             return torch.cat([torch.zeros_like(done), done, 1 - done])
