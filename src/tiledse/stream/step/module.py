@@ -20,8 +20,7 @@ from .sums import add
 Kept = tuple[tuple[int, ...], float, str]
 # Far from the first row, so that nothing pads.
 _FAR = 1 << 20
-# Rows more than that are cut, for a crop takes a multiply-add each; maps of fewer channels are cut and masked as they
-# lie.
+# Rows more than that are cut, for a crop takes a multiply-add each.
 _WIDEST_CROP = 7
 _NARROWEST_CROP = 8
 
@@ -111,8 +110,8 @@ class Step(nn.Module):
     Args:
         graph: The row graph.
         schedule: Of the step.
-        edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image: it looks
-            for no edge, and what is pooled over the image does not come.
+        edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image: it
+            looks for no edge, and what is pooled over the image does not come.
 
     Shape:
         image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with
@@ -218,7 +217,9 @@ class Step(nn.Module):
                 rows = step(rows)
             hold(node.output, rows)
         outputs = [
-            values[index].new if index in values else torch.zeros(graph.values[index].shape, dtype=graph.dtype)
+            values[index].new
+            if index in values
+            else torch.zeros(graph.values[index].shape, dtype=graph.dtype)
             for index in graph.outputs
         ]
         table = torch.stack([self._valid(index, clock, complete) for index in graph.outputs])
@@ -274,9 +275,8 @@ class Step(nn.Module):
         shape[dim] = count
         if node.outside == 0:
             # Runtimes are three times as fast at a product as at a choice. Rows outside are finite, as those of a
-            # black image are; what is not shows in the output.
-            if dim == 2 and part.dim() == 4 and part.shape[1] >= _NARROWEST_CROP:
-                return part * clock.mask(index, low, part)
+            # black image are; what is not shows in the output. Spread over channels and columns the product would keep
+            # the layout of convolutions: 4 ms of 48 less in ONNX Runtime, and 100 MB more.
             return part * clock.share(index, low, count).view(shape)
         outside = max(node.outside, LOWEST)
         return torch.where(clock.inside(index, low, count).view(shape), part, outside)
