@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -56,6 +57,29 @@ Backend = Annotated[
     Literal["torch", "onnxruntime", "openvino"] | None,
     typer.Option("--backend", help="What computes; a step takes onnxruntime if left out, a network torch."),
 ]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="FILE",
+        help="Of a step: go on from a saved state; IMAGE has the rows from there on.",
+    ),
+]
+SaveState = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-state", metavar="FILE", help="Of a step: the image goes on after IMAGE; save the state there."
+    ),
+]
+FirstRow = Annotated[
+    int | None,
+    typer.Option(
+        "--first-row",
+        metavar="N",
+        min=0,
+        help="With --state: the number of IMAGE's first row, to be checked.",
+    ),
+]
 HardwareFile = Annotated[
     Path | None,
     typer.Option("--hardware", metavar="FILE", help="Multipliers, rates and FIFOs: TOML or JSON."),
@@ -83,12 +107,15 @@ def stream(
     export: Export = None,
     any_height: AnyHeight = False,
     backend: Backend = None,
+    state: State = None,
+    save_state: SaveState = None,
+    first_row: FirstRow = None,
 ) -> None:
     """Run the network row by row, compare with the whole image, and count what each layer holds.
 
     Rows of integers are scaled by their largest value, then by the mean and deviation that the network's library says.
     With --export one step of it is written as ONNX, for any runtime; MODEL may be such a file, which is then run on the
-    image as it is.
+    image as it is, or on the next rows of one that comes in several files.
     """
     from ..report.pipeline_plots import draw_held
     from ..report.streaming import streamed_parts
@@ -98,8 +125,12 @@ def stream(
 
     _check_options(export, any_height, image, output, backend, alone)
     if is_step(model.model):
-        _run_step(Path(model.model), model, tiles, result, image, rows, output, export, backend)
+        pages = _Pages(state, save_state, first_row)
+        _run_step(Path(model.model), model, tiles, result, image, rows, output, export, backend, pages)
         return
+    for option, given in (("--state", state), ("--save-state", save_state), ("--first-row", first_row)):
+        if given is not None:
+            raise TiledSEError(f"{option} is for the file of a step; make one with --export STEP.onnx")
     read = [*model.files, tiles.plan, image]
     result.check([Output("-o", output), Output("--export", export, (".onnx",))], read)
     network = model.open()
@@ -125,6 +156,23 @@ def stream(
     result.show(lambda: {"model": model.model, **found.to_dict()}, lambda: streamed_parts(found, model.model))
     if output is not None and not result.json:
         say(f"wrote {', '.join(map(str, files))}")
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """An image in several files: what came before this one, and where the next goes on."""
+
+    state: Path | None
+    save: Path | None
+    first: int | None
+
+    def height(self, rows: int) -> int | None:
+        """Of the whole image, which is known where it is one file, or where a state says it."""
+        from ..stream.step.saved import height_in
+
+        if self.state is not None:
+            return height_in(self.state)
+        return rows if self.save is None else None
 
 
 def _check_options(
@@ -168,7 +216,7 @@ def _export(
 
 def _run_step(
     path: Path, model: Model, tiles: Tiles, result: Figure, image: Path | None, rows: int | None, output: Path | None,
-    export: Path | None, backend: str | None,
+    export: Path | None, backend: str | None, pages: _Pages,
 ) -> None:  # fmt: skip
     """Run the file of a step on an image."""
     from ..report.steps import run_lines
@@ -188,16 +236,23 @@ def _run_step(
         raise TiledSEError(f"{path} is a step; it runs in onnxruntime or openvino")
     if image is None:
         raise TiledSEError(f"{path} is a step; give an image for it")
-    result.check([Output("-o", output)], [path, image])
+    read = [path, image, pages.state]
+    result.check([Output("-o", output), Output("--save-state", pages.save, (".safetensors",))], read)
     source = ImageRows(image)
-    runner = StepRunner(path, source.height, backend=backend or "onnxruntime")  # type: ignore[arg-type]
+    runner = StepRunner(path, pages.height(source.height), backend=backend or "onnxruntime")  # type: ignore[arg-type]
+    if pages.state is not None:
+        runner.load(pages.state)
     files = [] if output is None else step_files(output, runner.header)
     if len(files) > 1:
-        result.check([Output("-o", file) for file in files], [path, image])
-    found = run_file(runner, source, files, watched=_watched)
+        result.check([Output("-o", file) for file in files], read)
+    found = run_file(runner, source, files, _watched, pages.first, ends=pages.save is None)
+    if pages.save is not None:
+        runner.save(pages.save)
     result.show(lambda: {"model": str(path), **found.to_dict()}, lambda: run_lines(found, path.name))
-    if output is not None and not result.json:
-        say(f"wrote {', '.join(map(str, files))}")
+    written = [file for file, shape in zip(files, found.shapes.values()) if shape is not None]
+    written += [] if pages.save is None else [pages.save]
+    if written and not result.json:
+        say(f"wrote {', '.join(map(str, written))}")
 
 
 def _rows(image: Path | None, network: Network, plan: Plan) -> Rows:

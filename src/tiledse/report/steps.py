@@ -52,7 +52,9 @@ def run_lines(ran: Ran, name: str) -> list[str]:
         f"{ran.rss_delta_bytes / 1e6:.0f} MB"
     )  # fmt: skip
     size = "x".join(map(str, ran.input_size))
-    shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in ran.shapes.items())
+    shapes = ", ".join(
+        f"{key} {'x'.join(map(str, shape)) if shape else 'none yet'}" for key, shape in ran.shapes.items()
+    )
     return [
         f"{name} on {size}, {ran.rows} rows at a time: {ran.seconds:.2f} s with reading and writing; outputs: {shapes}",
         f"state {ran.state_bytes / 1e6:.2f} MB; resident memory grew by {memory}",

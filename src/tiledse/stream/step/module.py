@@ -20,7 +20,8 @@ from .sums import add
 Kept = tuple[tuple[int, ...], float, str]
 # Far from the first row, so that nothing pads.
 _FAR = 1 << 20
-# Rows more than that are cut, for a crop takes a multiply-add each.
+# Rows more than that are cut, for a crop takes a multiply-add each; maps of fewer channels are cut and masked as they
+# lie.
 _WIDEST_CROP = 7
 _NARROWEST_CROP = 8
 
@@ -266,6 +267,8 @@ class Step(nn.Module):
         if node.outside == 0:
             # Runtimes are three times as fast at a product as at a choice. Rows outside are finite, as those of a
             # black image are; what is not shows in the output.
+            if dim == 2 and part.dim() == 4 and part.shape[1] >= _NARROWEST_CROP:
+                return part * clock.mask(index, low, part)
             return part * clock.share(index, low, count).view(shape)
         outside = max(node.outside, LOWEST)
         return torch.where(clock.inside(index, low, count).view(shape), part, outside)
