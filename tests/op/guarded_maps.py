@@ -67,8 +67,7 @@ def main() -> None:
             for at_end in (True, False):
                 x_, grad = guarded(x, at_end), guarded(x.cos(), at_end)
                 with torch.no_grad():
-                    call = choosing.call_of(x_, layers.w1, block.tile, layers.act, layers.gate)
-                    kernel, job = choosing.chosen(call)
+                    kernel, job = choosing.chosen(x_, layers.w1, block.tile, layers.act, layers.gate)
                     assert kernel is by_cpp
                     y, _, hidden, gates = by_cpp.forward(x_, layers.weights, job, True, None)
                     dx, *_ = by_cpp.backward(x_, grad, layers.w1, layers.w2, hidden, gates, job)

@@ -54,6 +54,20 @@ def test_equals_the_loops_in_float64(tile, size):
     np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("tile", ["7xW", "3xW:running", "1xW:running+2", "HxW", "3xW:upper"])
+@pytest.mark.parametrize("size", [(14, 48), (10, 63)])
+def test_wide_rows_equal_the_loops_forward_and_back(tile, size):
+    """Rows of 48 numbers and more are multiplied one by one in NCHW."""
+    block, excite = block_and_excite(3, tile)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    y = block(x)
+    np.testing.assert_allclose(y.detach().numpy(), by_loops(x.detach().numpy(), tile, excite), rtol=1e-12)
+    upstream, parsed = torch.randn_like(y), ts.Tile.parse(tile)
+    (got,) = torch.autograd.grad(y, x, upstream)
+    expected = formula.scale(x, block.excite(formula.squeeze(x, parsed, mean)), parsed)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, x, upstream)[0])
+
+
 sides = st.one_of(st.none(), st.integers(1, 12))
 
 

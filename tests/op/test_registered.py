@@ -225,6 +225,15 @@ def test_an_excitation_of_one_s_own_is_called():
     assert isinstance(two_layers(torch.sigmoid), str)
 
 
+def test_a_gate_of_timm_that_was_given_another_forward_is_called(monkeypatch):
+    from timm.layers.activations import HardSigmoid
+
+    block, x = ts.TiledSqueezeExcite(8, 4, "2xW", gate=HardSigmoid), torch.randn(1, 8, 4, 6)
+    assert isinstance(two_layers(block.excite), TwoLayers)
+    monkeypatch.setattr(HardSigmoid, "forward", lambda self, descriptors: torch.ones_like(descriptors))
+    assert torch.equal(block(x), x)
+
+
 @pytest.mark.slow
 def test_networks_of_timm_and_torchvision_are_two_layers():
     import timm

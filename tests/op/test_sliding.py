@@ -7,7 +7,7 @@ import torch
 
 import tiledse as ts
 from tests.reference import rows_seen
-from tiledse.op import sliding, squeeze
+from tiledse.op import grids, squeeze
 
 TILES = ("1xW:running+6", "3xW:running-2", "2xW:window-3+4", "3xW:window-7-3")
 
@@ -15,7 +15,7 @@ TILES = ("1xW:running+6", "3xW:running-2", "2xW:window-3+4", "3xW:window-7-3")
 @pytest.mark.parametrize("tile", TILES)
 def test_a_tall_map_is_squeezed_by_sums(tile):
     """The way by sums from row to row, of values and of gradients, against one gate picked row by row."""
-    height = sliding.TALLEST_MATRIX + 7
+    height = grids.TALLEST_MATRIX + 7
     parsed = ts.Tile.parse(tile)
     x = torch.randn(2, 3, height, 2, dtype=torch.float64, requires_grad=True)
     got = squeeze(x, tile)
@@ -28,7 +28,7 @@ def test_a_tall_map_is_squeezed_by_sums(tile):
     (grad,) = torch.autograd.grad((got * weight).sum(), x)
     expected = torch.tensor(parsed.weights(height)).t() @ weight / 2
     torch.testing.assert_close(grad, expected.expand_as(grad))
-    torch.testing.assert_close(sliding.share(weight, parsed, height) / 2, expected)
+    torch.testing.assert_close(grids.share(weight, parsed, height) / 2, expected)
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -72,6 +72,9 @@ class Conversion:
         source: The class that it had.
         correction: Of its descriptors, from a calibration.
         way: See Way.
+
+    Attributes:
+        plain: Whether a map goes into the operator as it is, and comes out of it as the block gives it.
     """
 
     tile: Tile
@@ -79,6 +82,14 @@ class Conversion:
     source: type[nn.Module]
     correction: Correction | None = None
     way: Way = field(default_factory=Way)
+
+    plain: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        dialect, tile, way = self.dialect, self.tile, self.way
+        seen_as_rows = dialect.nhwc or dialect.axes != 2 or tile.axes != 2
+        more = way.read or way.inplace or tile.previous or self.correction is not None
+        object.__setattr__(self, "plain", not (seen_as_rows or more))
 
     def __deepcopy__(self, memo: object) -> Conversion:
         return self  # a value
@@ -143,11 +154,13 @@ class TiledBlock(nn.Module):
         if not isinstance(named, Layers) or named.channels_last or not made.way.plain:
             return None
         held = self._modules  # Module's own lookup takes longer
-        return tuple(held.get(name) or getattr(self, name) for name in named.names)
+        return tuple([held.get(name) or getattr(self, name) for name in named.names])
 
     def _tiledse_forward(self, x: Tensor) -> Tensor:
         """Scale each tile by the gate computed from that tile."""
         made = self.tiledse
+        if made.plain:
+            return tiled_squeeze_excite(x, self._tiledse_excite, made.tile, made.dialect.squeeze(self))
         if made.way.read:
             made.way.check(self)
         whole, dialect, tile = x, made.dialect, made.tile.on(2)

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..correction import Correction
 from ..errors import TiledSEError
+from ..op.grids import product_macs
 from ..op.module import TiledSqueezeExcite
-from ..op.sliding import product_macs
 from ..plan import NearMiss, Plan, SEBlock, Totals
 from ..tile import Tile
 from .block import TiledBlock

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TiledSEError
-from ..op.frame_shares import shares_of_frames
 from ..op.functional import direct, scale, squeeze
-from ..op.grids import accumulation_type, is_eager
+from ..op.grids import accumulation_type, is_eager, shares_of_frames
 from ..tile import Tile
 
 STATE = "_tiledse_previous"
@@ -119,7 +118,7 @@ def descriptors(rows: Tensor, tile: Tile, before: Tensor) -> Tensor:
         return before[:, :, None, None].to(rows.dtype)
     wide = accumulation_type(rows.dtype)
     this, last = shares_of_frames(tile, int(rows.shape[2]), rows, wide)
-    return (rows.to(wide) @ this + before.to(wide) @ last)[..., None].to(rows.dtype)
+    return (rows.to(wide) @ this.t() + before.to(wide) @ last.t())[..., None].to(rows.dtype)
 
 
 def _grid(tile: Tile, x: Tensor) -> Tile:

@@ -1,7 +1,6 @@
 """The operator: tiled squeeze-and-excite as a function and as a module."""
 
-from .choosing import kernels
-from .explaining import explain
+from .choosing import explain, kernels
 from .functional import scale, squeeze, tiled_squeeze_excite
 from .module import TiledSqueezeExcite
 

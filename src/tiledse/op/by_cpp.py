@@ -10,6 +10,7 @@ import ctypes
 import math
 import platform
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,23 +96,20 @@ def prepare(call: Call) -> Job:
     return Job(_Numbers(*numbers), _Numbers(*inplace), bounds, at, form, tiles, call.reduced, found)
 
 
-def forward(x: Tensor, weights: tuple[Tensor, ...], job: Job, save: bool, out: Tensor | None) -> list[Tensor]:
+def forward(x: Tensor, weights: Sequence[Tensor], job: Job, save: bool, out: Tensor | None) -> list[Tensor]:
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
-    y = torch.empty_like(x, memory_format=job.form) if out is None else out
+    y = torch.empty_like(x) if out is None else out
     kept, at = [], _NOWHERE
     if save:
         # Each in memory of its own, as torch asks of what an operator gives.
         widths = x.shape[1], job.reduced, x.shape[1]
         kept = [torch.empty((job.tiles, width), dtype=torch.float32) for width in widths]
         at = tuple(part.data_ptr() for part in kept)
-    # Each call into torch that it is spared takes a microsecond.
-    if not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
-        weights = tuple(map(_ready, weights))
-    w1, b1, w2, b2 = weights
-    _call(
-        job.library.tiledse_forward, x.data_ptr(), y.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(),
-        b2.data_ptr(), *at, job.bounds_at, job.numbers if out is None else job.inplace,
-    )  # fmt: skip
+    w1, b1, w2, b2 = map(_ready, weights)
+    _check(job.library.tiledse_forward(
+        x.data_ptr(), y.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), b2.data_ptr(), *at, job.bounds_at,
+        job.numbers if out is None else job.inplace,
+    ))  # fmt: skip
     return [y, *kept]
 
 
@@ -120,16 +118,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the map, and of the sums of both layers, (tiles, R) and (tiles, C)."""
     grad = grad.contiguous(memory_format=job.form)
-    out, to_a1, to_a2 = (
-        torch.empty_like(x, memory_format=job.form),
-        torch.empty_like(hidden),
-        torch.empty_like(gates),
-    )
+    out, to_a1, to_a2 = torch.empty_like(x), torch.empty_like(hidden), torch.empty_like(gates)
     w1, w2, hidden, gates = _ready(w1), _ready(w2), hidden.contiguous(), gates.contiguous()
-    _call(
-        job.library.tiledse_backward, x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(),
-        hidden.data_ptr(), gates.data_ptr(), to_a1.data_ptr(), to_a2.data_ptr(), job.bounds_at, job.numbers,
-    )  # fmt: skip
+    _check(job.library.tiledse_backward(
+        x.data_ptr(), grad.data_ptr(), out.data_ptr(), w1.data_ptr(), w2.data_ptr(), hidden.data_ptr(),
+        gates.data_ptr(), to_a1.data_ptr(), to_a2.data_ptr(), job.bounds_at, job.numbers,
+    ))  # fmt: skip
     return out, to_a1, to_a2
 
 
@@ -144,19 +138,22 @@ def of_weights(
     if tiles * channels * 4 > _FEW_TILES_BYTES:
         return None
     found = [torch.empty(shape, dtype=torch.float32) for shape in (w1.shape, reduced, w2.shape, channels)]
-    _call(
-        job.library.tiledse_of_weights, tiles, channels, reduced, job.numbers[10], to_a1.data_ptr(), to_a2.data_ptr(),
-        descriptors.data_ptr(), hidden.data_ptr(), *(part.data_ptr() for part in found),
-    )  # fmt: skip
+    _check(job.library.tiledse_of_weights(
+        tiles, channels, reduced, job.numbers[10], to_a1.data_ptr(), to_a2.data_ptr(), descriptors.data_ptr(),
+        hidden.data_ptr(), *(part.data_ptr() for part in found),
+    ))  # fmt: skip
     return found
 
 
 def _ready(weight: Tensor) -> Tensor:
+    # Each call into torch that it is spared takes a microsecond.
+    if weight.dtype is torch.float32 and weight.is_contiguous():
+        return weight
     return weight.float().contiguous()
 
 
-def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
-    if function(*arguments):
+def _check(code: int) -> None:
+    if code:
         raise MemoryError("the C++ kernels of tiledse found no memory to work in")
 
 

@@ -1,4 +1,4 @@
-"""The operator in PyTorch's own operators, by what torch does fastest on the map's memory layout.
+"""The operator in PyTorch's own operators, by what torch does fastest on the map's memory layout, and its gradients.
 
 Times in copies of the map, one thread of an AMD EPYC 9004, float32, maps over 10 MB, torch 2.14:
 
@@ -7,37 +7,42 @@ Times in copies of the map, one thread of an AMD EPYC 9004, float32, maps over 1
 =============  =================================================  =================================================
 means, strips  mean over the last axis of a view: 0.4 - 0.5       avg_pool2d: 0.5 (a mean over a view: 3 - 6)
 means, others  rows, then columns: 0.9 - 2.5 (at once: 3 - 4)     avg_pool2d: 0.4 - 1.2
-times gates    broadcast over a view: 1.0 - 1.5; over columns,    the same, channels side by side: 1.1 - 1.4
+times gates    broadcast over a view: 1.0 - 1.2; over columns,    the same, channels side by side: 1.1 - 1.4
                repeated along one row of tiles first: 1.1 - 1.6
 =============  =================================================  =================================================
 
 On a GPU the first column's formulas serve both layouts (not measured there). ``squeeze`` and ``scale`` serve every
-excitation; ``forward`` and ``backward`` are those of one with two layers, as a kernel of choosing.py.
+excitation, with gradients in ``Squeeze`` and ``Scale``; ``forward`` and ``backward`` are those of one with two layers,
+as a kernel of choosing.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..tile import Tile
+from . import formula
 from .excitation import ACTS, GATES
 from .grids import (
     Span,
     accumulation_type,
+    by_rows,
     elements,
+    is_batched,
     is_channels_last,
     layout,
     like,
     running,
+    seen,
+    share,
     spans,
     strips_of,
 )
-from .sliding import by_rows, seen, share
 
 if TYPE_CHECKING:
     from .choosing import Call
@@ -45,6 +50,10 @@ if TYPE_CHECKING:
 # Pooling adds one element after the other, which loses digits: 2e-5 for the mean of 700 x 400 numbers near 100.
 # Longer sums are pooled by rows first and then averaged by mean, which adds in pairs: 2e-7.
 _LONGEST_SUM = 4096
+
+# Rows of this many elements and more are multiplied by a number each, 0.05 to 0.2 copies less than strips; shorter ones
+# take up to 0.4 more.
+_WIDE_ROW = 48
 
 # A product of this size is still in the cache when it is summed: 1.5 copies for ``dot``, else 2.0 to 2.7.
 _CACHED_BYTES = 1 << 20
@@ -143,6 +152,10 @@ def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Ten
         else:
             grid = grid.unsqueeze(4).expand(-1, -1, -1, -1, wide).reshape(n, channels, down, across * wide)
         grid = grid.narrow(3, 0, width)
+    elif not last and width >= _WIDE_ROW and grid.shape[2] > 1:
+        # One value for each row, all in one call.
+        grid = grid.expand(-1, -1, -1, tall).flatten(2).narrow(2, 0, height).unsqueeze(3)
+        tall = 1
     else:
         # In the order of the map: channels and strips are then one loop (10 us, else 16, for 320 channels of 14 x 14).
         grid = grid.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -208,9 +221,7 @@ def _share(grad: Tensor, tile: Tile, height: int, width: int) -> Tensor:
     return grad / count if isinstance(count, int) else (grad.to(count.dtype) / count).to(grad.dtype)
 
 
-def forward(
-    x: Tensor, weights: tuple[Tensor, ...], call: Call, save: bool, out: Tensor | None
-) -> list[Tensor]:
+def forward(x: Tensor, weights: Sequence[Tensor], call: Call, save: bool, out: Tensor | None) -> list[Tensor]:
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""
     w1, b1, w2, b2 = weights
     z = _flat(squeeze(x, call.tile)).to(w1.dtype)
@@ -255,3 +266,78 @@ def _grid(flat: Tensor, x: Tensor, tile: Tile) -> Tensor:
     """(tiles, C) to (N, C, rows, cols)."""
     rows, cols = tile.grid(x.shape[2], x.shape[3])
     return flat.view(x.shape[0], rows, cols, x.shape[1]).permute(0, 3, 1, 2)
+
+
+# The obvious graph of an excitation that is called saves the same as this one, but its backward pass makes four values
+# of the map's size: gradient times gate, gradient times map, the descriptors' gradient repeated over the tiles, and
+# their sum. Here the map goes through two nodes about the excitation, and back in two reads of the gradient, one of the
+# map and one write:
+#
+#     x ---- Squeeze ---- x ------------------ Scale ---- y
+#               |                                |
+#               '---- z ---- excite ---- g ------'
+#
+# Going back, ``Scale`` reduces gradient * map to the gates' gradient and leaves the map's own to ``Squeeze``: it passes
+# the gradient of y on as it is, and the gates beside it, and ``Squeeze`` forms gradient * gate + share of the
+# descriptors in one go. The map between the two nodes is seen by nobody else.
+#
+# One node that runs the excitation on detached descriptors takes as long (docs/performance.md), and would lose what the
+# pair has: gradients of a loss on what the excitation computes within, and hooks that are called once a pass.
+
+
+class Link:
+    """What ``Scale`` leaves for ``Squeeze`` in one backward pass: the gates, without their graph."""
+
+    gates: Tensor | None = None
+
+
+class Squeeze(torch.autograd.Function):
+    """x to (x, descriptors)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tile: Tile, link: Link) -> tuple[Tensor, Tensor]:
+        """Saves nothing."""
+        ctx.tile, ctx.link, ctx.shape = tile, link, x.shape
+        ctx.channels_last = is_channels_last(x)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), squeeze(x, tile)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """The gradient of x, from that of y (see above) or of x and that of the descriptors."""
+        gates, ctx.link.gates = ctx.link.gates, None
+        if grad is not None and gates is not None:
+            return spread(grad, gates, grad_z, ctx.tile, ctx.channels_last), None, None
+        if grad_z is not None:
+            # The squeeze is linear: its gradient depends on no number of the map.
+            x = torch.zeros((), dtype=grad_z.dtype, device=grad_z.device).expand(ctx.shape).requires_grad_()
+            (given,) = formula.gradients(
+                lambda x: formula.squeeze(x, ctx.tile, formula.mean), [x], [True], grad_z
+            )
+            grad = given if grad is None or given is None else grad + given
+        return grad, None, None
+
+
+class Scale(torch.autograd.Function):
+    """(x, gates) to y. Its gradient of x is a promise that ``Squeeze`` keeps: use it on nothing else's x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gates: Tensor, tile: Tile, link: Link) -> Tensor:
+        """Saves the map, which whoever made it holds anyway, and the gates."""
+        ctx.tile, ctx.link = tile, link
+        ctx.save_for_backward(x, gates)
+        return scale(x, gates, tile)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """The gradient of y, left to be scaled, and that of the gates."""
+        x, gates = ctx.saved_tensors
+        tile, link, wanted = ctx.tile, ctx.link, ctx.needs_input_grad[:2]
+        link.gates = None
+        if torch.is_grad_enabled() or is_batched(grad):
+            given = formula.gradients(lambda x, g: formula.scale(x, g, tile), (x, gates), wanted, grad)
+            return given[0], given[1], None, None
+        sums = dot(grad, x, tile) if wanted[1] else None
+        if wanted[0]:
+            link.gates = gates.detach()
+        return grad if wanted[0] else None, sums, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -154,7 +155,7 @@ def _power(n: int) -> int:
 
 
 def forward(
-    x: Tensor, weights: tuple[Tensor, ...], geometry: Geometry, save: bool, out: Tensor | None,
+    x: Tensor, weights: Sequence[Tensor], geometry: Geometry, save: bool, out: Tensor | None,
     launches: int | None = None, cut: Cut | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The scaled map, and with ``save`` descriptors, hidden layer and gates; see registered.py."""

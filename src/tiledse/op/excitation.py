@@ -51,14 +51,15 @@ class TwoLayers(NamedTuple):
     def why_not(self, x: Tensor) -> str | None:
         """Why they are not for maps such as x, by channels, type or device; None if they are."""
         w1, b1, w2, b2, _, _ = self
-        of_first, of_second, device, dtype, given = w1.shape, w2.shape, x.device, w1.dtype, x.dtype
+        of_first, of_second = w1.shape, w2.shape
         if not (of_first[1] == of_second[0] == x.shape[1] and of_first[0] == of_second[1]):
             return "its layers have other channels than the map"
+        device, dtype, given = x.device, w1.dtype, x.dtype
         if not w1.device == w2.device == b1.device == b2.device == device:
             return "its layers are on another device than the map"
-        if not dtype == w2.dtype == b1.dtype == b2.dtype:
+        if dtype is not w2.dtype or dtype is not b1.dtype or dtype is not b2.dtype:
             return "its layers have several types"
-        if given == dtype:
+        if given is dtype:
             return None
         if is_autocast(x):
             # Descriptors and gates are float32 in the kernels, whatever autocast would make of them.
@@ -116,12 +117,12 @@ def two_layers(excite: object) -> TwoLayers | str:
         cls = type(layer)
         if not isinstance(layer, nn.Module):
             return f"its {cls.__name__} is no module"
-        own = vars(layer)
-        if _is_more_than_its_class(own) or cls.forward is not _FORWARDS.get(cls, cls.forward):
+        known = _FORWARDS.get(cls)
+        if _is_more_than_its_class(layer.__dict__) or (known is not None and cls.forward is not known):
             return f"its {cls.__name__} has hooks, or a forward of its own"
         if cls is not nn.Identity:
             layers.append(layer)
-    if len(layers) != 4 or not (_is_conv(layers[0]) and _is_conv(layers[2])):
+    if len(layers) != 4 or not (_convs_are_as_they_were() and _is_conv(layers[0]) and _is_conv(layers[2])):
         return "its layers are not two 1x1 convolutions with an activation and a gate"
     first, act, second, gate = layers
     act_name, gate_name = _name(act, _ACTS), _name(gate, _GATES)
@@ -143,8 +144,9 @@ def _name(layer: nn.Module, known: dict[type[nn.Module], str]) -> str | None:
     cls = type(layer)
     if cls in known:
         return known[cls]
-    name = cls.__name__.lower()  # timm has its own Sigmoid and HardSigmoid
-    return name if cls.__module__ == "timm.layers.activations" and name in known.values() else None
+    name, home = cls.__name__.lower(), "timm.layers.activations"  # timm has its own Sigmoid and HardSigmoid
+    own = cls.__module__ == home and cls.forward.__module__ == home
+    return name if own and name in known.values() else None
 
 
 def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
@@ -186,7 +188,16 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
 
 def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a 1x1 convolution and no more than its weights."""
-    return _is_conv(layer) and not _is_more_than_its_class(vars(layer)) and not hooks._has_any_global_hook()
+    return (
+        _convs_are_as_they_were()
+        and _is_conv(layer)
+        and not _is_more_than_its_class(vars(layer))
+        and not hooks._has_any_global_hook()
+    )
+
+
+def _convs_are_as_they_were() -> bool:
+    return (nn.Conv2d.forward, nn.Conv2d._conv_forward) == _CONV_FORWARDS
 
 
 def _is_conv(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -198,7 +209,6 @@ def _is_conv(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and own["stride"] == (1, 1)
         and own["padding"] == (0, 0)
         and own["groups"] == 1
-        and (nn.Conv2d.forward, nn.Conv2d._conv_forward) == _CONV_FORWARDS
         and _is_plain(own["_parameters"].get("weight"))
     )
 

@@ -11,7 +11,7 @@ torch's gradient of this.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
-from .grids import Span, running, sizes, spans
-from .sliding import by_rows, seen, shares
+from .grids import Span, by_rows, running, seen, shares, sizes, spans
 
 Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
 
@@ -160,3 +159,23 @@ def sides(x: Tensor) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return int(x.shape[2]), int(x.shape[3])
+
+
+def gradients(
+    value: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """torch's own gradients of a formula, for a backward pass that is asked for a graph of them, or for many at once.
+
+    Args:
+        value: The formula, of the inputs.
+        inputs: Its inputs.
+        wanted: Which of them get a gradient; the others get None.
+        grad: The gradient of what it gives.
+    """
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not graph:
+            inputs = [given.detach().requires_grad_(asked) for given, asked in zip(inputs, wanted)]
+        asked_for = [given for given, asked in zip(inputs, wanted) if asked]
+        found = iter(torch.autograd.grad(value(*inputs), asked_for, grad, create_graph=graph))
+    return [next(found) if asked else None for asked in wanted]

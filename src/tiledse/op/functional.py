@@ -11,7 +11,7 @@ the excitation, and who asks                                the way
 two 1x1 convolutions with biases, a known activation and    the registered operator (registered.py)
 gate, no hooks (excitation.py); eager or ``torch.compile``
 any other; eager                                            PyTorch's squeeze and scale about it, in two autograd
-                                                            nodes (autograd.py)
+                                                            nodes (by_pytorch.py)
 any; exporters, other tracers, ``torch.func``, a subclass   the formula in plain operators (formula.py)
 of Tensor, a squeeze that is no mean
 ==========================================================  ====================================================
@@ -27,12 +27,10 @@ from torch import Tensor, fx
 from ..errors import TiledSEError
 from ..tile import Tile
 from . import by_pytorch, formula, registered
-from .autograd import Link, Scale, Squeeze
+from .choosing import tell
 from .excitation import TwoLayers, two_layers
-from .explaining import tell
 from .formula import Reduce, mean
-from .grids import is_autocast, is_dense, is_eager, layout, running
-from .sliding import by_rows, own_of, seen
+from .grids import by_rows, is_autocast, is_dense, is_eager, layout, own_of, running, seen
 
 Excite = Callable[[Tensor], Tensor]
 _ROWS = Tile(1, None)
@@ -129,7 +127,8 @@ def tiled_squeeze_excite(
         >>> tiled_squeeze_excite(x, torch.sigmoid, "7xW").shape
         torch.Size([2, 8, 20, 12])
     """
-    tile = Tile.parse(tile)
+    if type(tile) is not Tile:
+        tile = Tile.parse(tile)
     _check_one_map(tile)
     if isinstance(x, fx.Proxy):
         return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
@@ -145,14 +144,14 @@ def tiled_squeeze_excite(
     if not (torch.is_grad_enabled() and reduce is mean and is_eager(x)):
         return scale(x, excite(squeeze(x, tile, reduce)), tile, inplace=inplace)
     _check_map(x)
-    link = Link()
-    x, descriptors = Squeeze.apply(x, tile, link)
+    link = by_pytorch.Link()
+    x, descriptors = by_pytorch.Squeeze.apply(x, tile, link)
     gates = direct(excite, x)(descriptors)
     if torch.promote_types(x.dtype, gates.dtype) == x.dtype and (x.requires_grad or gates.requires_grad):
         _check_gates(x, gates, tile)
         _check_inplace(inplace)
         gates = gates.to(x.dtype).expand(x.shape[0], -1, -1, -1)
-        return Scale.apply(x, gates, tile, link)
+        return by_pytorch.Scale.apply(x, gates, tile, link)
     return scale(x, gates, tile, inplace=inplace)
 
 

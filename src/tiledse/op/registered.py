@@ -12,7 +12,7 @@ between squeeze and scale is float32. Exporters get the formula in its place: a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import TiledSEError
 from ..tile import Tile
 from . import by_cpp, formula
-from .choosing import call_of, chosen
+from .choosing import chosen
 from .excitation import ACTS, GATES, TwoLayers
 from .grids import accumulation_type, is_batched, like
 
@@ -37,15 +37,24 @@ _library.define(
 _FORWARD = torch.ops.tiledse.forward.default
 _BACKWARD = torch.ops.tiledse.backward.default
 
+_dispatch_modes, _function_modes, _autocast_somewhere = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._is_any_autocast_enabled,
+)
 _tile = lru_cache(maxsize=1024)(Tile.parse)
 _text = lru_cache(maxsize=1024)(str)
 
 
 def run(x: Tensor, layers: TwoLayers, tile: Tile, inplace: bool) -> Tensor:
     """The operator on what is computed now; gradients are recorded where something asks for them."""
-    weights, act, gate = layers.weights, layers.act, layers.gate
-    direct = _nobody_listens() and _is_plain(x) and not any(w.is_neg() for w in weights)
-    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+    *weights, act, gate = layers
+    w1, b1, w2, b2 = weights
+    negative = w1.is_neg() or b1.is_neg() or w2.is_neg() or b2.is_neg()
+    direct = not negative and _nobody_listens() and _is_plain(x)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or w1.requires_grad or b1.requires_grad or w2.requires_grad or b2.requires_grad
+    ):
         return Recorded.apply(x, *weights, _text(tile), act, gate, direct)
     if inplace and _is_plain(x):
         with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x):
@@ -67,10 +76,7 @@ def _nobody_listens() -> bool:
     It takes 5 us with its code in the cache, and 50 between other work.
     """
     return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._is_any_autocast_enabled()
-        or torch.autograd._profiler_enabled()
+        _dispatch_modes() or _function_modes() or _autocast_somewhere() or torch.autograd._profiler_enabled()
     )
 
 
@@ -78,7 +84,7 @@ def _is_plain(x: Tensor) -> bool:
     """Whether a tensor holds its numbers as they are, on a device that the kernels know."""
     return (
         type(x) in (Tensor, nn.Parameter)
-        and x.device.type in ("cpu", "cuda")
+        and (x.is_cpu or x.is_cuda)
         and not (x.is_neg() or x._is_zerotensor())
     )
 
@@ -90,14 +96,14 @@ def traced(x: Tensor, layers: TwoLayers, tile: Tile) -> Tensor:
 
 def _computed(
     x: Tensor,
-    weights: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
     tile: Tile,
     act: str,
     gate: str,
     save: bool,
     out: Tensor | None = None,
 ) -> list[Tensor]:
-    kernel, prepared = chosen(call_of(x, weights[0], tile, act, gate))
+    kernel, prepared = chosen(x, weights[0], tile, act, gate)
     return kernel.forward(x, weights, prepared, save, out)
 
 
@@ -111,7 +117,7 @@ def _backward(
     grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, descriptors: Tensor, hidden: Tensor, gates: Tensor,
     tile: str, act: str, gate: str,
 ) -> list[Tensor]:  # fmt: skip
-    kernel, prepared = chosen(call_of(x, w1, _tile(tile), act, gate))
+    kernel, prepared = chosen(x, w1, _tile(tile), act, gate)
     dx, to_a1, to_a2 = kernel.backward(x, grad, w1, w2, hidden, gates, prepared)
     if isinstance(prepared, by_cpp.Job):
         few = by_cpp.of_weights(to_a1, to_a2, descriptors.contiguous(), hidden, w1, w2, prepared)
@@ -165,7 +171,9 @@ class Recorded(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled() or is_batched(grad):
-            found = _of_formula((x, w1, b1, w2, b2), grad, wanted, *ctx.names)
+            tile, *names = ctx.names
+            value = partial(_formula, tile=_tile(tile), act=names[0], gate=names[1])
+            found = formula.gradients(value, (x, w1, b1, w2, b2), wanted[:5], grad)
         else:
             direct = ctx.direct and _nobody_listens() and all(map(_is_plain, (grad, x, w1, w2, *saved)))
             with torch._C._AutoDispatchBelowAutograd():
@@ -173,22 +181,13 @@ class Recorded(torch.autograd.Function):
         return *(g if asked else None for g, asked in zip(found, wanted)), None, None, None, None
 
 
-def _of_formula(
-    inputs: tuple[Tensor, ...], grad: Tensor, wanted: Sequence[bool], tile: str, act: str, gate: str
-) -> list[Tensor | None]:
-    """Gradients by torch's own, where a graph of them is asked for, or many at once."""
-    graph, parsed = torch.is_grad_enabled(), Tile.parse(tile)
-    with torch.enable_grad():
-        if not graph:
-            inputs = tuple(value.detach().requires_grad_(asked) for value, asked in zip(inputs, wanted))
-        x, w1, b1, w2, b2 = inputs
-        z = formula.squeeze(x, parsed, formula.mean).to(w1.dtype)
-        h = ACTS[act](F.conv2d(z, w1.view(*w1.shape[:2], 1, 1), b1))
-        gates = GATES[gate](F.conv2d(h, w2.view(*w2.shape[:2], 1, 1), b2))
-        y = formula.scale(x, gates.to(x.dtype), parsed)
-        asked = [value for value, want in zip(inputs, wanted) if want]
-        given = iter(torch.autograd.grad(y, asked, grad, create_graph=graph))
-    return [next(given) if want else None for want in wanted[:5]]
+def _formula(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, tile: Tile, act: str, gate: str
+) -> Tensor:
+    z = formula.squeeze(x, tile, formula.mean).to(w1.dtype)
+    h = ACTS[act](F.conv2d(z, w1.view(*w1.shape[:2], 1, 1), b1))
+    gates = GATES[gate](F.conv2d(h, w2.view(*w2.shape[:2], 1, 1), b2))
+    return formula.scale(x, gates.to(x.dtype), tile)
 
 
 def _record(*arguments: Any) -> list[Tensor]:
