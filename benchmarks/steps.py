@@ -1,10 +1,12 @@
 """Steps against whole images in the same runtime, and against `stream` in torch: python benchmarks/steps.py [CASE ...]
 
-Each figure is of a process of its own with one thread, in seconds of the image alone: it is run twice, and the second
-run counts. `resident_bytes` is the growth of the kernel's high-water mark from before the file is opened: the
-runtime's own memory and the weights are in it. Runs of one case alternate; ratios are of their medians. The allocator
-keeps freed memory, for whole images gain by that. `--prepare` makes the files alone, so that the rest is short. Each
-run is a line of results/speed/steps.csv; the lines of a case that is run again are replaced.
+Times are of one process with one thread, in which the whole image and the steps take turns. Each image is a line: the
+first two of a process are slower in ONNX Runtime, which plans its memory by the first one and takes it anew at the
+second. Ratios are of the first images, and of the medians from the third on. `resident_bytes` is measured by itself, in
+a process of its own: the growth of the kernel's high-water mark from before the file is opened, so that the runtime's
+memory and the weights are in it. The allocator keeps freed memory, for whole images gain by that. `--prepare` makes the
+files alone, so that the rest is short. Results go to results/speed/steps.csv; the lines of a case that is run again are
+replaced.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ import warnings
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed" / "steps.csv"
-COLUMNS = ("case", "network", "tile", "rows", "height", "width", "how", "seconds", "resident_bytes")
-# name: (network, tile, rows of a step, height, width, pairs of runs; 0 runs the step alone, once)
+COLUMNS = ("case", "network", "tile", "rows", "height", "width", "how", "image", "seconds", "resident_bytes")
+# name: (network, tile, rows of a step, height, width, images of each in turn; 0 runs the step alone, once)
 CASES = {
-    "mobilenetv3 4096": ("mobilenetv3_large_100", "1xW:running", 256, 4096, 1024, 3),
-    "mobilenetv3 4096 by 128": ("mobilenetv3_large_100", "1xW:running", 128, 4096, 1024, 3),
-    "mobilenetv3 7xW 4096": ("mobilenetv3_large_100", "7xW", 224, 4096, 1024, 2),
-    "mobilenetv3 20000": ("mobilenetv3_large_100", "1xW:running", 256, 20000, 1024, 2),
-    "efficientnet_b0 4096": ("efficientnet_b0", "1xW:running", 128, 4096, 1024, 2),
-    "regnety_008 4096": ("regnety_008", "1xW:running", 128, 4096, 1024, 2),
-    "ppocr 20000": ("ppocr", "1xW:running+8", 128, 20000, 640, 1),
+    "mobilenetv3 4096": ("mobilenetv3_large_100", "1xW:running", 192, 4096, 1024, 5),
+    "mobilenetv3 4096 by 256": ("mobilenetv3_large_100", "1xW:running", 256, 4096, 1024, 5),
+    "mobilenetv3 4096 by 448": ("mobilenetv3_large_100", "1xW:running", 448, 4096, 1024, 5),
+    "mobilenetv3 7xW 4096": ("mobilenetv3_large_100", "7xW", 224, 4096, 1024, 5),
+    "mobilenetv3 20000": ("mobilenetv3_large_100", "1xW:running", 192, 20000, 1024, 4),
+    "efficientnet_b0 4096": ("efficientnet_b0", "1xW:running", 128, 4096, 1024, 4),
+    "regnety_008 4096": ("regnety_008", "1xW:running", 128, 4096, 1024, 4),
+    "ppocr 20000": ("ppocr", "1xW:running+8", 128, 20000, 640, 3),
     "lraspp 4096": ("torchvision:lraspp_mobilenet_v3_large", "1xW:running", 256, 4096, 1024, 1),
     "mobilenetv3 5000x256": ("mobilenetv3_large_100", "1xW:running", 256, 5000, 256, 0),
     "mobilenetv3 20000x256": ("mobilenetv3_large_100", "1xW:running", 256, 20000, 256, 0),
@@ -86,8 +89,35 @@ def files(name: str, folder: Path, whole: bool) -> None:
         program.save(folder / "whole.onnx", external_data=False)
 
 
+def take_turns(name: str, backend: str, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each image, whole and in steps, in this process."""
+    import numpy as np
+
+    from tiledse.stream.step.runner import StepRunner
+
+    *_, height, width, images = CASES[name]
+    runner = StepRunner(folder / "step.onnx", height, backend=backend, threads=1)
+    rows = runner.header.rows
+    part = np.random.default_rng(0).random((1, 3, rows, width), np.float32)
+    chunks = [min(rows, height - top) for top in range(0, height, rows)]
+    run, image = _open(folder / "whole.onnx", backend), np.concatenate([part[:, :, :n] for n in chunks], 2)
+
+    def steps() -> None:
+        for count in chunks:
+            runner.push(part[:, :, :count])
+        runner.finish()
+
+    seconds: dict[str, list[float]] = {"whole": [], "step": []}
+    for _ in range(images):
+        for what, call in (("whole", lambda: run(image)), ("step", steps)):
+            begin = time.perf_counter()
+            call()
+            seconds[what].append(time.perf_counter() - begin)
+    return seconds
+
+
 def measure(name: str, how: str, folder: Path) -> dict[str, float]:
-    """One run in this process."""
+    """One run in this process, for its memory."""
     import numpy as np
 
     from tiledse.stream.memory import peak_resident
@@ -170,7 +200,8 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        print(json.dumps(measure(args.cases[0], args.one, args.folder)))
+        act = take_turns if args.one in ("onnxruntime", "openvino") else measure
+        print(json.dumps(act(args.cases[0], args.one, args.folder)))
         return
     for name in args.cases:
         folder = args.folder / name.replace(" ", "-")
@@ -186,32 +217,37 @@ def main() -> None:
 
 
 def run_case(name: str, folder: Path, backends: list[str], output: Path) -> None:
-    """One case: its runs alternate."""
-    pairs = CASES[name][-1]
-    kinds = [f"{b} {what}" for b in backends for what in (("step", "whole") if pairs else ("step",))]
-    kinds += ["torch stream"] if pairs and CASES[name][0] != "ppocr" else []
-    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _ in range(max(1, pairs)):
-        for kind in kinds:
-            made = subprocess.run(
-                [sys.executable, __file__, name, "--one", kind, "--folder", str(folder)],
-                env={**os.environ, **KEPT, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True,
-            )  # fmt: skip
-            if made.returncode:
-                print(name, kind, (made.stderr.splitlines() or ["ended without a word"])[-1], flush=True)
-            else:
-                runs[kind].append(json.loads(made.stdout.splitlines()[-1]))
-    found = {kind: got for kind, got in runs.items() if got}
-    write(output, name, [{"how": kind, **run} for kind, got in found.items() for run in got])
-    medians = {kind: statistics.median(run["seconds"] for run in got) for kind, got in found.items()}
-    memory = {kind: round(max(run["resident_bytes"] for run in got) / 1e6) for kind, got in found.items()}
-    ratios = {
-        f"{one} / {other}": round(medians[one] / medians[other], 2)
-        for one in medians
-        for other in (one.replace("step", "whole"), "torch stream")
-        if one.endswith("step") and other in medians and one != other
-    }
-    print(name, {kind: round(value, 3) for kind, value in medians.items()}, memory, ratios, flush=True)
+    """One case."""
+    images, rows, ratios = CASES[name][-1], [], {}
+    for backend in backends:
+        turns = call(name, backend, folder) if images else None
+        for what, seconds in (turns or {}).items():
+            rows += [
+                {"how": f"{backend} {what}", "image": i + 1, "seconds": s} for i, s in enumerate(seconds)
+            ]
+        if turns:
+            later = {what: statistics.median(s[2:] or s) for what, s in turns.items()}
+            ratios[f"{backend}, first images"] = round(turns["step"][0] / turns["whole"][0], 2)
+            ratios[f"{backend}, later"] = round(later["step"] / later["whole"], 2)
+        for what in ("step", "whole") if images else ("step",):
+            rows.append({"how": f"{backend} {what}", **(call(name, f"{backend} {what}", folder) or {})})
+    if images and CASES[name][0] != "ppocr":
+        rows.append({"how": "torch stream", **(call(name, "torch stream", folder) or {})})
+    write(output, name, rows)
+    memory = {row["how"]: round(row["resident_bytes"] / 1e6) for row in rows if "resident_bytes" in row}
+    print(name, ratios, memory, flush=True)
+
+
+def call(name: str, what: str, folder: Path):
+    """One run in a process of its own; None, with a line that says why, where it fails."""
+    made = subprocess.run(
+        [sys.executable, __file__, name, "--one", what, "--folder", str(folder)],
+        env={**os.environ, **KEPT, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if made.returncode:
+        print(name, what, (made.stderr.splitlines() or ["ended without a word"])[-1], flush=True)
+        return None
+    return json.loads(made.stdout.splitlines()[-1])
 
 
 def write(path: Path, name: str, rows: list[dict[str, object]]) -> None:
