@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -50,7 +51,9 @@ def executorch(module: torch.nn.Module, x: torch.Tensor) -> tuple[Counter[str], 
     runtime = importlib.import_module("executorch.runtime")
 
     def calls(program: Any) -> list[str]:
-        return [str(n.target) for n in program.exported_program().graph.nodes if n.op == "call_function"]
+        nodes = program.exported_program().graph.nodes
+        named = [re.search(r"(\w+)\.\w+(?:>|$)", str(n.target)) for n in nodes if n.op == "call_function"]
+        return [found[1] for found in named if found]
 
     edge = exir.to_edge(torch.export.export(module, (x,)))
     lowered = exir.to_edge_transform_and_lower(
@@ -58,9 +61,7 @@ def executorch(module: torch.nn.Module, x: torch.Tensor) -> tuple[Counter[str], 
     )
     program = runtime.Runtime.get().load_program(lowered.to_executorch().buffer)
     got = program.load_method("forward").execute([x])[0].numpy()
-    kinds = Counter(name.split(".")[-2] if "." in name else name for name in calls(edge))
-    left = [name for name in calls(lowered) if "delegate" not in name and "getitem" not in name]
-    return kinds, got, len(left)
+    return Counter(calls(edge)), got, len([name for name in calls(lowered) if "delegate" not in name])
 
 
 WAYS = {"litert_torch": litert_torch, "executorch": executorch}
