@@ -273,7 +273,6 @@ def test_the_verb(exported, tmp_path, capsys):
         ([str(path), str(tmp_path / "image.npy"), "--rows", "12"], "leave --rows out"),
         ([str(path), str(tmp_path / "image.npy"), "--backend", "torch"], "onnxruntime or openvino"),
         ([*lcnet, "--tile", "7xW", "--export", str(tmp_path / "a.pt")], r"expected .* \.onnx"),
-        ([*lcnet, "--tile", "7xW", "--any-height"], "--any-height goes with --export"),
         ([*lcnet, "--tile", "7xW", "--export", str(path)], "exists"),
         ([*lcnet, "--tile", "7xW", "--alone", "--export", "a.onnx"], "--alone runs an image"),
         (

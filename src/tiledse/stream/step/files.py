@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...errors import TiledSEError
 from ...files import written_whole
+from ..frame_files import FrameRows
+from ..frames import words
 from ..memory import peak_resident
 from ..sources import ImageRows, OutputFile
 from .header import Header
@@ -26,7 +28,7 @@ class Ran:
     """What running a step on an image took.
 
     Args:
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image; (C, T) of sound.
         rows: Rows of a step.
         seconds: On the clock, reading and writing included.
         rss_delta_bytes: What resident memory grew by; None where the system does not tell.
@@ -35,7 +37,7 @@ class Ran:
         seen: Rows of the image that have come, those before this file among them.
     """
 
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     rows: int
     seconds: float
     rss_delta_bytes: int | None
@@ -65,7 +67,7 @@ def step_files(path: Path, header: Header) -> list[Path]:
 
 def run_file(
     run: StepRun,
-    image: ImageRows,
+    image: ImageRows | FrameRows,
     files: Sequence[Path] = (),
     watched: Callable[[Iterator[Tensor], int], Iterator[Tensor]] | None = None,
     first: int | None = None,
@@ -88,8 +90,8 @@ def run_file(
     header = run.header
     if (image.channels, image.width) != (header.channels, header.width) or header.images != 1:
         raise TiledSEError(
-            f"{image.path} is {image.channels} x {image.height} x {image.width}; the step takes {header.images} image "
-            f"of {header.channels} channels and {header.width} columns"
+            f"{image.path} is {image.channels} x {image.height} x {image.width}; the step takes {header.images} "
+            f"{words(header.row_shape)[0]} of {header.channels} channels and {header.width} columns"
         )
     chunks = image.chunks(header.rows)
     if watched is not None:
@@ -117,7 +119,7 @@ def run_file(
         if head.row_dim is not None:
             shapes[head.name][head.row_dim] = counts[head.name]
         found[head.name] = tuple(shapes[head.name]) if counts[head.name] else None
-    size = image.channels, image.height, image.width
+    size = image.channels, image.height, *header.row_shape
     ended = time.perf_counter()
     return Ran(size, header.rows, ended - began, grown(), run.state_bytes, found, seen)
 
