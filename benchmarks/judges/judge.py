@@ -47,6 +47,7 @@ JUDGES = {
         Judge("vela", "3.11", "ethos-u", ("ethos-u55-256", "ethos-u65-256", "ethos-u85-256"), _COMPILED,
               endings=(".onnx", ".tflite")),
         Judge("tpu_mlir", "3.10", "sophgo", ("bm1684x f16",), _COMPILED),
+        Judge("rknn", "3.10", "rockchip", ("rk3588 f16",), _COMPILED),
         Judge("openvino", "3.11", "openvino", _ONE, _TIMED, timed=True),
         Judge("ncnn", "3.11", "ncnn", _ONE, _TIMED, timed=True),
         Judge("mnn", "3.11", None, _ONE, _TIMED, timed=True),

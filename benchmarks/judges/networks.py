@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 import tiledse as ts
 from tiledse.errors import TiledSEError
 from tiledse.extras import missing
+from tiledse.networks.loading import load
 
 from .environments import FOLDER, ROOT
 
@@ -18,7 +22,8 @@ class Known(NamedTuple):
     Attributes:
         model: MODEL; None for the text detector that rapidocr ships.
         size: (C, H, W).
-        weights: A file in ../shared/models, where it is there; else the weights are random, which no compiler minds.
+        weights: A file in ../shared/models, where it is there; else the weights are random. None of a layer's are all
+            zero: rknn-toolkit2 takes what they multiply out of the network.
     """
 
     model: str | None
@@ -56,22 +61,32 @@ def opened(given: str, size: tuple[int, int, int] | None, weights: str | None) -
     path = FOLDER / "networks" / f"{given}.onnx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        model, of, file = _source(known)
-        network = ts.open(model, of, weights=file)
+        network = _source(known)
         ts.write(network, network.se, path, ts.Form(batch=1, verify=False))
     return given.rpartition("-")[0], ts.open(str(path))
 
 
-def _source(known: Known) -> tuple[str, tuple[int, int, int], str | None]:
+def _source(known: Known) -> ts.Network:
     if known.model is None:
         try:
             import rapidocr
         except ImportError as error:
             raise missing("the text detector comes", "rapidocr", error=error) from error
         (model, *_) = sorted(Path(rapidocr.__file__).parent.glob("models/*det*.onnx"))
-        return str(model), known.size, None
+        return ts.open(str(model), known.size)
     file = ROOT.parent / "shared" / "models" / (known.weights or "")
-    return known.model, known.size, str(file) if known.weights and file.exists() else None
+    if known.weights and file.exists():
+        return ts.open(known.model, known.size, weights=str(file))
+    return ts.open(filled(load(known.model, input_size=known.size).model), known.size)
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """A network whose batch norms that began as zero scale by one: timm's RegNets end each residual branch so."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+                module.weight.fill_(1.0)
+    return model
 
 
 def _named(given: str) -> str:

@@ -1,18 +1,21 @@
 // Runs a step (tiledse's export_step) in C++ by ONNX Runtime's C interface: one file, nothing else.
 //
 //   c++ -std=c++17 -O2 -I HEADERS step_runner.cpp -o step_runner -L FOLDER -lonnxruntime
-//   ./step_runner step.onnx image.npy OUT [state.safetensors]
+//   ./step_runner step.onnx image.npy OUT [state.safetensors] [--until ROW saved.safetensors]
 //
 // image.npy: float32, N x C x rows x W. Each output goes to OUT.NAME.npy. step.middle.onnx is taken where it lies beside
-// the step. A state that StepRunner.save of Python wrote goes on where it was left; its height is taken with it, and the
-// image's rows from there on are pushed. The class StepRunner is what a program of your own takes; it throws
-// std::runtime_error.
+// the step. A state that was saved, here or in Python or JavaScript, goes on where it was left: the image's rows from
+// there on are pushed. With --until it stops before that row of the image and saves its state. The class StepRunner is
+// what a program of your own takes; it throws std::runtime_error.
 
 #include <onnxruntime_c_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -231,6 +234,130 @@ inline Array joined(const std::vector<Array>& parts, int64_t axis) {
   return whole;
 }
 
+// SHA-256 (FIPS 180-4, section 6.2) of bytes, in hexadecimal.
+class Sha256 {
+ public:
+  void add(const void* data, size_t size) {
+    const auto* bytes = static_cast<const unsigned char*>(data);
+    total_ += size;
+    while (size > 0) {
+      const size_t now = std::min(size, block_.size() - held_);
+      std::copy_n(bytes, now, block_.begin() + static_cast<int64_t>(held_));
+      held_ += now;
+      bytes += now;
+      size -= now;
+      if (held_ == block_.size()) mix();
+    }
+  }
+  std::string hex() {
+    const uint64_t bits = total_ * 8;
+    const unsigned char one = 0x80, none = 0;
+    add(&one, 1);
+    while (held_ != 56) add(&none, 1);
+    for (int i = 0; i < 8; ++i) block_[56 + static_cast<size_t>(i)] = static_cast<unsigned char>(bits >> (56 - 8 * i));
+    mix();
+    std::string made;
+    for (const uint32_t word : hash_) {
+      for (int shift = 28; shift >= 0; shift -= 4) made += "0123456789abcdef"[word >> shift & 15];
+    }
+    return made;
+  }
+
+ private:
+  static uint32_t turned(uint32_t x, int n) { return x >> n | x << (32 - n); }
+  // The first 32 bits of the fractional parts of roots of the first primes: square roots, and cube roots.
+  static std::vector<uint32_t> roots(size_t count, double power) {
+    std::vector<uint32_t> made;
+    for (int n = 2; made.size() < count; ++n) {
+      bool prime = true;
+      for (int d = 2; d * d <= n; ++d) prime = prime && n % d != 0;
+      const double root = std::pow(n, power);
+      if (prime) made.push_back(static_cast<uint32_t>((root - std::floor(root)) * 4294967296.0));
+    }
+    return made;
+  }
+  void mix() {
+    static const std::vector<uint32_t> constants = roots(64, 1.0 / 3);
+    std::array<uint32_t, 64> w{};
+    for (size_t i = 0; i < 16; ++i) {
+      for (size_t j = 0; j < 4; ++j) w[i] = w[i] << 8 | block_[4 * i + j];
+    }
+    for (size_t i = 16; i < 64; ++i) {
+      const uint32_t a = w[i - 15], b = w[i - 2];
+      w[i] = w[i - 16] + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + w[i - 7] + (turned(b, 17) ^ turned(b, 19) ^ b >> 10);
+    }
+    std::vector<uint32_t> h = hash_;
+    for (size_t i = 0; i < 64; ++i) {
+      const uint32_t one = h[7] + (turned(h[4], 6) ^ turned(h[4], 11) ^ turned(h[4], 25)) +
+                           ((h[4] & h[5]) ^ (~h[4] & h[6])) + constants[i] + w[i];
+      const uint32_t two = (turned(h[0], 2) ^ turned(h[0], 13) ^ turned(h[0], 22)) +
+                           ((h[0] & h[1]) ^ (h[0] & h[2]) ^ (h[1] & h[2]));
+      h = {one + two, h[0], h[1], h[2], h[3] + one, h[4], h[5], h[6]};
+    }
+    for (size_t i = 0; i < 8; ++i) hash_[i] += h[i];
+    held_ = 0;
+  }
+  std::array<unsigned char, 64> block_{};
+  size_t held_ = 0;
+  uint64_t total_ = 0;
+  std::vector<uint32_t> hash_ = roots(8, 0.5);
+};
+
+// Of all that a state holds; arrays by name, in the order of their names.
+inline std::string digest_of(const std::string& step, int64_t seen, const std::map<std::string, Array>& arrays) {
+  Sha256 hash;
+  const std::string head = step + " " + std::to_string(seen);
+  hash.add(head.data(), head.size());
+  for (const auto& [name, array] : arrays) {
+    hash.add(name.data(), name.size());
+    hash.add(array.data.data(), array.data.size() * sizeof(float));
+  }
+  return hash.hex();
+}
+
+// A text as JSON has it.
+inline std::string quoted(const std::string& text) {
+  std::string made = "\"";
+  for (const char c : text) {
+    if (static_cast<unsigned char>(c) < 0x20) fail("a name with a control character");
+    if (c == '"' || c == '\\') made += '\\';
+    made += c;
+  }
+  return made + '"';
+}
+
+// A file of safetensors: a length, a header in JSON, the numbers. Written beside its place, and then moved there.
+inline void write_safetensors(const std::string& path, const std::map<std::string, Array>& arrays, const std::string& key,
+                              const std::string& note) {
+  std::string text = "{\"__metadata__\":{" + quoted(key) + ":" + quoted(note) + "}";
+  size_t at = 0;
+  for (const auto& [name, array] : arrays) {
+    text += "," + quoted(name) + ":{\"dtype\":\"F32\",\"shape\":[";
+    for (size_t i = 0; i < array.shape.size(); ++i) text += (i ? "," : "") + std::to_string(array.shape[i]);
+    const size_t size = array.data.size() * sizeof(float);
+    text += "],\"data_offsets\":[" + std::to_string(at) + "," + std::to_string(at + size) + "]}";
+    at += size;
+  }
+  text += "}";
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = text.size();
+  const std::string part = path + ".part";
+  {
+    std::ofstream file(part, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(&length), 8);
+    file << text;
+    for (const auto& [name, array] : arrays) {
+      file.write(reinterpret_cast<const char*>(array.data.data()), static_cast<std::streamsize>(array.data.size() * 4));
+    }
+    file.close();
+    if (!file) {
+      std::remove(part.c_str());
+      fail("cannot write " + path);
+    }
+  }
+  if (std::rename(part.c_str(), path.c_str()) != 0) fail("cannot write " + path);
+}
+
 constexpr int64_t kUnknown = 1 << 24;  // rows of an image that has not ended
 
 class StepRunner {
@@ -314,7 +441,33 @@ class StepRunner {
     return joined_rows(gathered);
   }
 
-  // Go on from a state that StepRunner.save of Python wrote (safetensors), of an image of the same height.
+  // Write the state between two pushes (safetensors); load goes on from it, in any language.
+  void save(const std::string& path) const {
+    std::map<std::string, Array> arrays;
+    for (size_t i = 0; i < states_.size(); ++i) {
+      const auto shape = header_["states"].items()[i]["shape"].shape();
+      void* data = nullptr;
+      check(api_->GetTensorMutableData(state_[i], &data));
+      const auto* from = static_cast<const float*>(data);
+      arrays[states_[i]] = {{from, from + count(shape)}, shape};
+    }
+    const int64_t window = n_.at("window"), width = n_.at("width"), planes = n_.at("images") * n_.at("channels");
+    const int64_t low = std::max<int64_t>(0, -next_), there = ended_ ? 0 : std::max<int64_t>(0, seen_ - next_ - low);
+    Array waiting{{}, {n_.at("images"), n_.at("channels"), there, width}};
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const auto from = window_.begin() + (plane * window + low) * width;
+      waiting.data.insert(waiting.data.end(), from, from + there * width);
+    }
+    arrays["waiting"] = waiting;
+    const std::string& step = header_["identity"].text();
+    std::string note = "{\"format\":\"tiledse.step-state/2\",\"step\":" + quoted(step) + ",\"seen\":" + std::to_string(seen_) +
+                       ",\"height\":" + (height_ < 0 ? "null" : std::to_string(height_)) + ",\"given\":[";
+    for (size_t i = 0; i < given_.size(); ++i) note += std::string(i ? "," : "") + (given_[i] ? "true" : "false");
+    note += "],\"sha256\":" + quoted(digest_of(step, seen_, arrays)) + "}";
+    write_safetensors(path, arrays, "tiledse.step-state", note);
+  }
+
+  // Go on from a state that save wrote, of an image of the same height.
   void load(const std::string& path) {
     const std::string bytes = bytes_of(path);
     uint64_t length = 0;
@@ -342,14 +495,19 @@ class StepRunner {
       std::memcpy(made.data.data(), bytes.data() + 8 + length + offsets[0], made.data.size() * 4);
       return made;
     };
-    std::vector<Array> arrays;
+    std::map<std::string, Array> arrays;
     for (const auto& state : header_["states"].items()) {
-      arrays.push_back(read(state["name"].text()));
-      if (arrays.back().shape != state["shape"].shape()) fail(state["name"].text() + " has another shape");
+      const std::string& name = state["name"].text();
+      arrays[name] = read(name);
+      if (arrays[name].shape != state["shape"].shape()) fail(name + " has another shape");
     }
-    const Array waiting = read("waiting");
+    arrays["waiting"] = read("waiting");
+    if (digest_of(record["step"].text(), record["seen"].whole(), arrays) != record["sha256"].text()) {
+      fail(path + " was changed after it was written");
+    }
+    const Array waiting = arrays["waiting"];
     begin();
-    for (size_t i = 0; i < arrays.size(); ++i) fill(state_[i], arrays[i].data);
+    for (size_t i = 0; i < states_.size(); ++i) fill(state_[i], arrays[states_[i]].data);
     seen_ = record["seen"].whole();
     for (size_t i = 0; i < heads_.size(); ++i) given_[i] = record["given"].items().at(i).truth();
     ended_ = seen_ == height_;
@@ -588,25 +746,42 @@ inline void write_npy(const std::string& path, const Array& array) {
 
 #ifndef STEP_RUNNER_NO_MAIN
 int main(int argc, char** argv) try {
-  if (argc != 4 && argc != 5) step::fail("usage: step_runner STEP.onnx IMAGE.npy OUT [STATE.safetensors]");
-  const step::Array image = step::read_npy(argv[2]);
+  std::vector<std::string> given(argv + 1, argv + argc);
+  int64_t until = -1;
+  std::string saved;
+  if (given.size() >= 6 && given[given.size() - 3] == "--until") {
+    char* end = nullptr;
+    until = std::strtoll(given[given.size() - 2].c_str(), &end, 10);
+    if (*end != 0 || until < 1) step::fail("--until: expected a row from 1 on, got " + given[given.size() - 2]);
+    saved = given.back();
+    given.resize(given.size() - 3);
+  }
+  if (given.size() != 3 && given.size() != 4) {
+    step::fail("usage: step_runner STEP.onnx IMAGE.npy OUT [STATE.safetensors] [--until ROW SAVED.safetensors]");
+  }
+  const step::Array image = step::read_npy(given[1]);
   if (image.shape.size() != 4) step::fail("expected an image of N x C x rows x W");
   const int64_t height = image.shape[2], planes = image.shape[0] * image.shape[1], width = image.shape[3];
-  step::StepRunner runner(argv[1], height, 1);
+  step::StepRunner runner(given[0], height, 1);
   const step::Json& header = runner.header();
   if (image.shape[0] != header["images"].whole() || image.shape[1] != header["channels"].whole() ||
       width != header["width"].whole()) {
     step::fail("the step takes images of other channels, or another width");
   }
-  if (argc == 5) runner.load(argv[4]);
+  if (given.size() == 4) runner.load(given[3]);
+  if (until > height || (until >= 0 && until < runner.seen())) {
+    step::fail("--until: expected a row from " + std::to_string(runner.seen()) + " to " + std::to_string(height) + ", got " +
+               std::to_string(until));
+  }
   std::map<std::string, std::vector<step::Array>> gathered;
   const auto keep = [&](const step::StepRunner::Rows& rows) {
     for (const auto& [name, part] : rows) {
       if (!part.data.empty()) gathered[name].push_back(part);
     }
   };
-  while (runner.seen() < height) {
-    const int64_t top = runner.seen(), rows = std::min<int64_t>(header["rows"].whole(), height - top);
+  const int64_t stop = until < 0 ? height : until;
+  while (runner.seen() < stop) {
+    const int64_t top = runner.seen(), rows = std::min<int64_t>(header["rows"].whole(), stop - top);
     std::vector<float> part;
     for (int64_t plane = 0; plane < planes; ++plane) {
       const auto from = image.data.begin() + (plane * height + top) * width;
@@ -614,12 +789,16 @@ int main(int argc, char** argv) try {
     }
     keep(runner.push(part.data(), rows));
   }
-  keep(runner.finish());
+  if (until >= 0) {
+    runner.save(saved);
+  } else {
+    keep(runner.finish());
+  }
   for (const auto& head : header["heads"].items()) {
     const int64_t axis = head["row_dim"].null() ? 0 : head["row_dim"].whole();
     const std::string name = head["name"].text();
     if (!gathered[name].empty()) {  // all of it may have been given before the state was saved
-      step::write_npy(std::string(argv[3]) + "." + name + ".npy", step::joined(gathered[name], axis));
+      step::write_npy(given[2] + "." + name + ".npy", step::joined(gathered[name], axis));
     }
   }
   return 0;

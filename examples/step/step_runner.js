@@ -4,6 +4,7 @@
 //   const runner = await StepRunner.open(ort, bytesOfStep, { middle: bytesOfMiddle, height: 20000 });
 //   for await (const { data, rows } of strips) use(await runner.push(data, rows));  // Float32Array, N x C x rows x W
 //   use(await runner.finish());                                                    // { name: { data, dims } or null }
+//   const bytes = await runner.save(); ... await other.load(bytes);              // between two pushes; any language goes on
 //
 // Depends on nothing: ONNX Runtime is handed in.
 
@@ -51,6 +52,21 @@ export function headerOf(bytes) {
   }
   throw new Error("no step; make one with: tiledse stream MODEL --tile T --rows R --export step.onnx");
 }
+
+// Of all that a state holds, in hexadecimal: [name, numbers] in the order of their names.
+async function digestOf(step, seen, arrays) {
+  if (!globalThis.crypto?.subtle) throw new Error("states need crypto.subtle, which browsers have on https and localhost alone");
+  const text = new TextEncoder();
+  const parts = [text.encode(`${step} ${seen}`)];
+  for (const [name, { data }] of arrays) {
+    parts.push(text.encode(name), new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+  const all = await new Blob(parts).arrayBuffer();
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", all));
+  return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+const sorted = (arrays) => Object.entries(arrays).sort(([a], [b]) => (a < b ? -1 : 1));
 
 const count = (shape) => shape.reduce((product, side) => product * side, 1);
 
@@ -131,8 +147,45 @@ export class StepRunner {
     return this.joined(gathered);
   }
 
-  // Go on from a state that StepRunner.save of Python wrote: the bytes of a safetensors file.
-  load(bytes) {
+  // The state between two pushes as the bytes of a safetensors file, which load takes in any language.
+  async save() {
+    const { images, channels, window, width, states, identity } = this.header;
+    const arrays = {};
+    for (const { name, shape } of states) {
+      arrays[name] = { shape, data: new Float32Array(await this.state[`state.${name}`].getData()) };
+    }
+    const low = Math.max(0, -this.next);
+    const there = this.ended ? 0 : Math.max(0, this.seen - this.next - low);
+    const waiting = new Float32Array(images * channels * there * width);
+    for (let plane = 0; plane < images * channels; plane++) {
+      const from = (plane * window + low) * width;
+      waiting.set(this.window.subarray(from, from + there * width), plane * there * width);
+    }
+    arrays.waiting = { shape: [images, channels, there, width], data: waiting };
+    const { seen, height, given } = this;
+    const sha256 = await digestOf(identity, seen, sorted(arrays));
+    const record = { format: "tiledse.step-state/2", step: identity, seen, height, given, sha256 };
+    const head = { __metadata__: { [STATE_KEY]: JSON.stringify(record) } };
+    let at = 0;
+    for (const [name, { shape, data }] of sorted(arrays)) {
+      head[name] = { dtype: "F32", shape, data_offsets: [at, at + data.byteLength] };
+      at += data.byteLength;
+    }
+    const json = new TextEncoder().encode(JSON.stringify(head));
+    const start = 8 + Math.ceil(json.length / 8) * 8;
+    const bytes = new Uint8Array(start + at).fill(32, 8, start);
+    new DataView(bytes.buffer).setBigUint64(0, BigInt(start - 8), true);
+    bytes.set(json, 8);
+    at = start;
+    for (const [, { data }] of sorted(arrays)) {
+      bytes.set(new Uint8Array(data.buffer), at);
+      at += data.byteLength;
+    }
+    return bytes;
+  }
+
+  // Go on from a saved state: the bytes of a safetensors file. What is refused leaves the run as it was.
+  async load(bytes) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const start = 8 + Number(view.getBigUint64(0, true));
     const tensors = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
@@ -145,13 +198,17 @@ export class StepRunner {
       if (dtype !== "F32") throw new Error(`${name} is ${dtype}, expected F32`);
       return { shape, data: new Float32Array(bytes.slice(start + low, start + high).buffer) };
     };
+    const arrays = {};
     const state = {};
     for (const { name, shape } of this.header.states) {
-      const { shape: got, data } = read(name);
+      const { shape: got, data } = (arrays[name] = read(name));
       if (String(got) !== String(shape)) throw new Error(`${name} is of ${got}, expected ${shape}`);
       state[`state.${name}`] = new this.ort.Tensor("float32", data, shape);
     }
-    const waiting = read("waiting");
+    const waiting = (arrays.waiting = read("waiting"));
+    if ((await digestOf(record.step, record.seen, sorted(arrays))) !== record.sha256) {
+      throw new Error("the state was changed after it was written");
+    }
     this.begin();
     const { images, channels, window, width, rows, begin } = this.header;
     this.state = state;

@@ -105,15 +105,6 @@ class Plan:
         return channels, height, width
 
     @property
-    def row_size(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is streamed row by row: an image, or sound, whose frames are rows of one column.
-
-        Raises:
-            TiledSEError: the network takes something else.
-        """
-        return (self.input_size[0], self.input_size[1], 1) if len(self.input_size) == 2 else self.image_size
-
-    @property
     def calibrated(self) -> bool:
         """Whether a block has a correction."""
         return any(c is not None for c in self.corrections)

@@ -112,7 +112,7 @@ SLOW = {
 
 
 def test_every_verb_is_on_the_page():
-    assert {*TABLES} == {*VERBS}
+    assert {name.partition(" ")[0] for name in TABLES} == {*VERBS}
     assert len(re.findall(r"^## ", PAGE, re.M)) == len(TABLES), "a verb stands there twice"
     assert {*QUICK, *SLOW, "train", "finetune"} >= {*VERBS}
 

@@ -41,6 +41,10 @@ def test_a_table_goes_on_where_it_was(tmp_path: Path):
     found = [(r["form"], r["cycles"], r["groups"], r["error"]) for r in rows]
     assert found == [("7xW", "10", "", ""), ("HxW", "9", "3", "")]
     assert list(rows[0])[-2:] == ["judge", "error"]
+    table.add(
+        (*KEY[:2], "8xW", "npu"), {"cycles": 8}, "npu==1"
+    )  # it was opened before the row of another was added
+    assert len(Table(tmp_path / "t.csv").rows) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 

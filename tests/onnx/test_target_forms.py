@@ -316,14 +316,26 @@ def test_the_verb_prints_the_form_of_each_block_and_what_falls(tmp_path):
     assert "exact SE in two steps (--tile HxW) gained as much on ethos-u" in done.out
 
 
-def test_the_verb_says_where_tiles_were_slower(tmp_path):
+@pytest.mark.parametrize(
+    ("target", "tile", "said"),
+    [
+        (
+            "ethos-u",
+            "1xW:running+6",
+            "1xW:running+6, .tflite took 3 % more than SE in MobileNetV3-Small uint8 of others, U85-256",
+        ),
+        (
+            "sophgo",
+            "HxW:two-step",
+            "exact SE, factored pools took 8 % more than SE in EfficientNet-B0 (tpu-mlir 1.30.2, BM1684X F16)",
+        ),
+    ],
+)
+def test_the_verb_says_where_a_form_was_slower(target, tile, said, tmp_path):
     from tests.cli.running import tiledse as run_verb
 
     onnx.save(se_net(size=(14, 9)), tmp_path / "se.onnx")
     out = str(tmp_path / "t.onnx")
-    done = run_verb(
-        "convert", str(tmp_path / "se.onnx"), "--tile", "1xW:running+6", "--target", "ethos-u", "-o", out
-    )
+    done = run_verb("convert", str(tmp_path / "se.onnx"), "--tile", tile, "--target", target, "-o", out)
     assert done.code == 0
-    said = "1xW:running+6, .tflite took 52 % more than SE in MobileNetV3-Small of others, U85-256 (ethos-u-vela 5.2.0)"
-    assert f"{said}; 7xW, .tflite took 8 % less there" in done.out
+    assert said in done.out

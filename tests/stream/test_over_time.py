@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import tiledse as ts
-from tests.networks.over_time import LastSE, Residual, contextnet, ecapa
+from tests.networks.over_time import LastSE, Residual, contextnet, ecapa, x3d
+from tests.onnx.test_over_time import exported
+from tiledse.onnx import model as files
 
 
 def small(name):
@@ -91,3 +93,20 @@ def test_wrong_use():
         ts.simulate(model, plan)
     with pytest.raises(ts.TiledSEError, match=r"this takes images"):
         ts.report(model, input_size=(16, 40))
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"), [("contextnet", "1xT:running"), ("ecapa", "8xT:running+2"), ("x3d", "1xHxW:running")]
+)
+def test_onnx_files_are_streamed(name, tile):
+    """Graphs of three and of five axes, of as many frames as there are."""
+    torch.manual_seed(0)
+    model, size, _ = {"contextnet": contextnet, "ecapa": ecapa, "x3d": x3d}[name]()
+    model.eval()
+    network = ts.open(files.from_proto(exported(model, size)), size)
+    asked = network.plan.with_tile(tile)
+    stream = ts.stream(network, asked, height=None)
+    x = torch.randn(1, size[0], 37, *size[2:])
+    expected = ts.convert(model, ts.find(model, size).with_tile(tile))(x)
+    torch.testing.assert_close(stream(x, 5), expected, rtol=1e-4, atol=1e-5)
+    assert not stream.whole

@@ -15,9 +15,13 @@ from torch import nn
 
 import onnx
 import tiledse as ts
+from tests.choose.networks import SIZE, small
 from tests.cli.known import Gate
+from tests.cli.test_json import check as check_json
 from tests.stream.networks import whole
+from tests.stream.test_calibrated import corrected
 from tiledse.cli import main
+from tiledse.report.steps import exported_record
 from tiledse.stream.step.header import KEY
 from tiledse.stream.step.making import make_step
 from tiledse.stream.step.proof import check_files
@@ -269,7 +273,6 @@ def test_the_verb(exported, tmp_path, capsys):
         ([str(path), str(tmp_path / "image.npy"), "--rows", "12"], "leave --rows out"),
         ([str(path), str(tmp_path / "image.npy"), "--backend", "torch"], "onnxruntime or openvino"),
         ([*lcnet, "--tile", "7xW", "--export", str(tmp_path / "a.pt")], r"expected .* \.onnx"),
-        ([*lcnet, "--tile", "7xW", "--any-height"], "--any-height goes with --export"),
         ([*lcnet, "--tile", "7xW", "--export", str(path)], "exists"),
         ([*lcnet, "--tile", "7xW", "--alone", "--export", "a.onnx"], "--alone runs an image"),
         (
@@ -284,6 +287,113 @@ def test_the_verb(exported, tmp_path, capsys):
         assert main(["stream", *options]) == 2
         assert re.search(message, " ".join(capsys.readouterr().err.split())), message
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_verb_goes_on_from_a_state(exported, tmp_path, capsys):
+    """An image in three files, by the command line; what is wrong with a file or a state leaves it as it was."""
+    _, _, path, made = exported
+    pixels = np.random.default_rng(1).integers(0, 256, (61, WIDTH, 3), np.uint8)
+    x = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255))
+    expected = ts.StepRunner(path)(x)
+    parts = {"a": pixels[:5], "b": pixels[5:40], "c": pixels[40:]}
+    for name, part in parts.items():
+        np.save(tmp_path / f"{name}.npy", part)
+    at = lambda name: str(tmp_path / name)  # noqa: E731
+    stream = lambda *more: main(["stream", str(path), *more])  # noqa: E731
+    assert stream(at("a.npy"), "--save-state", at("a.safetensors"), "-o", at("ao.npy"), "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    check_json("stream STEP.onnx", record)
+    assert record["outputs"] == {"map": None, "logits": None}
+    check_json("stream --export", {"model": "net", **exported_record(made)})
+    assert not list(tmp_path.glob("ao*"))  # nothing has come of five rows
+    go_on, of_b = ("--state", at("a.safetensors"), "--first-row", "5"), ("--state", at("b.safetensors"))
+    assert stream(at("b.npy"), *go_on, "--save-state", at("b.safetensors"), "-o", at("bo.npy")) == 0
+    assert "none yet" in capsys.readouterr().out
+    before = (tmp_path / "b.safetensors").read_bytes()
+    damaged = bytearray(before)
+    damaged[-1] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(damaged)
+    proto = onnx.load(path)
+    proto.metadata_props[0].value = proto.metadata_props[0].value.replace(made.header.identity, "0" * 32)
+    onnx.save(proto, tmp_path / "other.onnx")
+    told = ts.StepRunner(path, 62)
+    told.push(x[:, :, :40])
+    told.save(tmp_path / "told.safetensors")
+    out = "-o", at("wrong.npy")
+    for arguments, message in (
+        ((at("c.npy"), *of_b, "--first-row", "41"), "expected row 40 next, got row 41: 1 dropped"),
+        ((at("b.npy"), *of_b, "--first-row", "5"), "got row 5: 35 sent twice"),
+        ((at("c.npy"), "--first-row", "40"), "expected row 0 next, got row 40: 40 dropped"),
+        ((at("c.npy"), "--state", at("told.safetensors")), "the image ended after 61 rows, expected 62"),
+        ((at("b.npy"), "--state", at("told.safetensors")), "rows came, the image has 62 at the most"),
+        ((at("c.npy"), "--state", at("damaged.safetensors")), "is damaged: it was changed"),
+        ((at("c.npy"), "--state", at("c.npy")), "is no state of a step"),
+        ((at("c.npy"), "--state", at("nowhere")), "no state of a step"),
+        ((at("c.npy"), "--save-state", at("a.npy")), "safetensors"),
+        ((at("c.npy"), "--save-state", at("b.safetensors")), "exists"),
+        ((at("c.npy"), *of_b, "--save-state", at("b.safetensors"), "--force"), "b.safetensors"),
+    ):  # fmt: skip
+        assert stream(*arguments, *out) == 2, message
+        err = capsys.readouterr().err
+        assert message in " ".join(err.split()), err
+        assert "Traceback" not in err
+    assert main(["stream", at("other.onnx"), at("c.npy"), "--state", at("b.safetensors")]) == 2
+    assert "is of another step" in " ".join(capsys.readouterr().err.split())
+    assert main(["stream", "timm:lcnet_050", "--tile", "1xW", "--state", at("b.safetensors")]) == 2
+    assert "--state is for the file of a step" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("wrong*"))
+    assert (tmp_path / "b.safetensors").read_bytes() == before
+    assert stream(at("c.npy"), "--state", at("b.safetensors"), "--first-row", "40", "-o", at("co.npy")) == 0
+    rows = np.concatenate([np.load(tmp_path / f"{name}o.map.npy") for name in "bc"], 2)
+    np.testing.assert_allclose(rows, expected["map"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "co.logits.npy"), expected["logits"], rtol=0, atol=1e-5)
+
+
+def test_two_exports_are_one_file(exported, tmp_path):
+    """No clock and no chance in what a step is: the search of what to keep ends by counting."""
+    model, plan, _, made = exported
+    again = ts.export_step(model, plan, tmp_path / "step.onnx", rows=12)
+    assert again.header == made.header
+    for what, file in again.files.items():
+        assert file.read_bytes() == made.files[what].read_bytes(), what
+
+
+@pytest.mark.slow
+def test_two_exports_are_one_file_on_a_busy_machine(tmp_path):
+    """Of a network whose search takes a second, beside eight processes that take all that there is."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_100").eval()
+    plan = ts.find(model, (3, 224, 128)).with_tile("1xW:running")
+    files = []
+    for busy in (0, 8):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            made = ts.export_step(model, plan, tmp_path / f"{busy}.onnx", rows=64, width=128)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        files.append([file.read_bytes() for file in made.files.values()])
+    assert files[0] == files[1]
+
+
+def test_a_height_that_must_be_known_on_the_command_line(tmp_path, capsys):
+    model = small()
+    plan = corrected(model, ts.find(model, SIZE).with_tile("2xW:running"))
+    plan.save(tmp_path / "plan.json")
+    path = tmp_path / "step.onnx"
+    arguments = [
+        "stream",
+        "tests.choose.networks:small",
+        "--input",
+        "x".join(map(str, SIZE)),
+        "--export",
+        str(path),
+    ]
+    assert main([*arguments, "--plan", str(tmp_path / "plan.json"), "--any-height"]) == 2
+    assert "height must be known: block" in " ".join(capsys.readouterr().err.split())
+    assert not path.exists()
 
 
 def test_a_head_that_finds_nothing_in_random_numbers(tmp_path):

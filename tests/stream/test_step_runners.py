@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import tiledse as ts
@@ -36,6 +37,17 @@ def small(tmp_path_factory):
     x = image(HEIGHT)
     np.save(path.with_name("image.npy"), x)
     return path, x, ts.StepRunner(path, HEIGHT)(x)
+
+
+def goes_on(path, x, whole, before, state, rows):
+    """Python goes on from a state of another language."""
+    runner = ts.StepRunner(path, HEIGHT)
+    runner.load(state)
+    assert runner.seen == rows
+    rest = runner.push(x[:, :, rows:])
+    parts = [part for part in (before, rest["map"]) if part is not None]
+    np.testing.assert_allclose(np.concatenate(parts, 2), whole["map"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rest["logits"], whole["logits"], rtol=0, atol=1e-5)
 
 
 def state_after(path, x, rows):
@@ -83,6 +95,8 @@ def program(tmp_path_factory):
 
 def run_cpp(program, path, *more):
     out = path.with_name("cpp")
+    for file in out.parent.glob("cpp.*.npy"):
+        file.unlink()
     made = subprocess.run(
         [program, path, path.with_name("image.npy"), out, *more], capture_output=True, text=True, check=False
     )
@@ -107,6 +121,21 @@ def test_cpp_goes_on_from_a_state_of_python(program, small, rows):
         np.testing.assert_allclose(np.load(file), expected[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 29, 55])
+def test_python_goes_on_from_a_state_of_cpp(program, small, tmp_path, rows):
+    path, x, whole = small
+    made, files = run_cpp(program, path, "--until", str(rows), tmp_path / "state.safetensors")
+    assert (made.returncode, made.stderr) == (0, "")
+    before = np.load(files["map"]) if files["map"].exists() else None
+    goes_on(path, x, whole, before, tmp_path / "state.safetensors", rows)
+    # C++ writes what Python writes: the same numbers, and the same checksum.
+    theirs = safetensors.numpy.load_file(tmp_path / "state.safetensors")
+    ours = safetensors.numpy.load_file(state_after(path, x, rows)[0])
+    assert set(theirs) == set(ours)
+    for name, array in ours.items():
+        np.testing.assert_allclose(theirs[name], array, rtol=0, atol=1e-6)
+
+
 def test_cpp_refuses_in_one_line(program, small, tmp_path):
     path, x, _ = small
     state_after(path, x, 7)
@@ -115,11 +144,16 @@ def test_cpp_refuses_in_one_line(program, small, tmp_path):
     data = (tmp_path / "state.safetensors").read_bytes()
     identity = header_of(path).identity.encode()
     (tmp_path / "state.safetensors").write_bytes(data.replace(identity, b"0" * len(identity)))
+    (tmp_path / "changed.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for arguments, message in (
         (["nowhere.onnx", "image.npy", "out"], "cannot read nowhere.onnx"),
         (["image.npy", "image.npy", "out"], "image.npy"),
         (["step.onnx", "step.onnx", "out"], "is no .npy file"),
         (["step.onnx", "image.npy", "out", "state.safetensors"], "the state is of another step"),
+        (["step.onnx", "image.npy", "out", "changed.safetensors"], "was changed after it was written"),
+        (["step.onnx", "image.npy", "out", "--until", "62", "s"], "expected a row from 0 to 61, got 62"),
+        (["step.onnx", "image.npy", "out", "--until", "x", "s"], "expected a row from 1 on, got x"),
+        (["step.onnx", "image.npy", "out", "--until", "9", "nowhere/s"], "cannot write nowhere/s"),
         (["step.onnx"], "usage"),
     ):
         made = subprocess.run(
@@ -145,8 +179,8 @@ def web() -> Path:
 
 
 SCRIPT = """
-import { readFileSync, existsSync } from "node:fs";
-const [web, runner, folder, rows, state] = process.argv.slice(2);
+import { readFileSync, writeFileSync } from "node:fs";
+const [web, runner, folder, rows, until, state] = process.argv.slice(2);
 const ort = await import(web);
 const { StepRunner, headerOf } = await import(runner);
 ort.env.wasm.numThreads = 1;
@@ -157,10 +191,10 @@ const numbers = new Float32Array(file.slice(file.length - 4 * header.channels * 
 const options = { middle: bytes("step.middle.onnx"), height: Number(rows) };
 const open = () => StepRunner.open(ort, bytes("step.onnx"), options);
 const made = await open();
-if (state) made.load(bytes(state));
+if (state) await made.load(bytes(state));
 const found = {};
-while (made.seen < rows) {
-  const count = Math.min(5, rows - made.seen);
+while (made.seen < until) {
+  const count = Math.min(5, until - made.seen);
   const part = new Float32Array(header.channels * count * header.width);
   for (let plane = 0; plane < header.channels; plane++) {
     const from = (plane * rows + made.seen) * header.width;
@@ -170,6 +204,11 @@ while (made.seen < rows) {
     if (got) (found[name] ??= []).push({ dims: got.dims, data: [...got.data] });
   }
 }
+if (until < rows) {
+  writeFileSync(`${folder}/js.safetensors`, await made.save());
+  console.log(JSON.stringify({ found }));
+  process.exit(0);
+}
 const refused = [];
 const attempt = async (act) => {
   try { await act(); refused.push("-"); } catch (error) { refused.push(error.message); }
@@ -178,31 +217,49 @@ await attempt(() => made.push(new Float32Array(3 * header.width), 1));
 const other = await open();
 await attempt(() => other.push(new Float32Array(5), 1));
 await attempt(() => other.finish());
+const changed = await other.save();
+changed[changed.length - 1] ^= 1;
+await attempt(() => other.load(changed));
 await attempt(() => headerOf(bytes("image.npy")));
 await attempt(() => headerOf(bytes("step.onnx").subarray(0, 400)));
 console.log(JSON.stringify({ found, refused }));
 """
 
 
-@pytest.mark.parametrize("rows", [0, 29])
-def test_javascript_gives_the_rows_of_python(web, small, tmp_path, rows):
+def run_javascript(web, path, folder, until=HEIGHT, *state):
     if shutil.which("node") is None:
         pytest.skip("no node")
-    path, x, whole = small
-    state, rest = state_after(path, x, rows)
-    expected = rest if rows else whole
-    (tmp_path / "run.mjs").write_text(SCRIPT)
+    (folder / "run.mjs").write_text(SCRIPT)
     out = subprocess.run(
-        ["node", tmp_path / "run.mjs", web / "dist" / "ort.node.min.mjs", STEP / "step_runner.js", path.parent,
-         str(HEIGHT), *([state.name] if rows else [])], capture_output=True, text=True, check=True,
+        ["node", folder / "run.mjs", web / "dist" / "ort.node.min.mjs", STEP / "step_runner.js", path.parent,
+         str(HEIGHT), str(until), *state], capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     made = json.loads(out)
+    found = {}
     for name, axis in (("map", 2), ("logits", 0)):
-        parts = [np.array(part["data"], np.float32).reshape(part["dims"]) for part in made["found"][name]]
-        np.testing.assert_allclose(np.concatenate(parts, axis), expected[name], rtol=0, atol=1e-5)
-    words = "the image has 61", "expected 3 x 1 x 12", "before its first row", "no ", "cut off"
-    for message, expected_words in zip(made["refused"], words, strict=True):
+        parts = [
+            np.array(part["data"], np.float32).reshape(part["dims"]) for part in made["found"].get(name, [])
+        ]
+        found[name] = np.concatenate(parts, axis) if parts else None
+    return found, made.get("refused")
+
+
+@pytest.mark.parametrize("rows", [0, 29])
+def test_javascript_gives_the_rows_of_python(web, small, tmp_path, rows):
+    path, x, whole = small
+    state, rest = state_after(path, x, rows)
+    found, refused = run_javascript(web, path, tmp_path, HEIGHT, *([state.name] if rows else []))
+    for name, expected in (rest if rows else whole).items():
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
+    words = "the image has 61", "expected 3 x 1 x 12", "before its first row", "was changed", "no ", "cut off"
+    for message, expected_words in zip(refused, words, strict=True):
         assert expected_words in message
+
+
+def test_python_goes_on_from_a_state_of_javascript(web, small, tmp_path):
+    path, x, whole = small
+    before, _ = run_javascript(web, path, tmp_path, 29)
+    goes_on(path, x, whole, before["map"], path.with_name("js.safetensors"), 29)
 
 
 # The page

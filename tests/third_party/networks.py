@@ -33,7 +33,9 @@ def pytorchcv() -> Iterator[Network]:
         if family is not None:
             kind = "cifar" if re.search("cifar|svhn", name) else "bottleneck" if "resnetbc" in name else ""
             build = lambda name=name: model_provider.get_model(name, pretrained=False)  # noqa: E731
-            yield Network("pytorchcv", family + kind, name, build, None)
+            # The largest ask for 672x672; any size will do, in contrast to those that end in a pool of 7x7.
+            size = (3, 128, 128) if family == "efficientnet" else None
+            yield Network("pytorchcv", family + kind, name, build, size)
 
 
 def segmentation_models() -> Iterator[Network]:
@@ -138,7 +140,7 @@ def transformers() -> Iterator[Network]:
     for name, (config, model, settings) in made.items():
         if hasattr(t, config) and hasattr(t, model):
             build = lambda c=config, m=model, s=settings: getattr(t, m)(getattr(t, c)(**s))  # noqa: E731
-            yield Network("transformers", name, name, build, (3, 48, 96) if "rec" in name else (3, 64, 64))
+            yield Network("transformers", name, name, build, (3, 96, 192) if "rec" in name else (3, 64, 64))
 
 
 def mmpretrain() -> Iterator[Network]:

@@ -253,9 +253,11 @@ def _decide(
         return "tiles", f"tiles gain on {name}{more}: take {tile}{cost_known}"
     if two.word == "unclear":
         gains = [m.gain for m in two.evidence]
+        least = min(gains)
+        other = f"lost {-least:.1f} %" if least < 0 else f"only {least:.1f} %"
         return "HxW", (
-            f"exact SE in two steps gained {max(gains):.1f} % on one network and {min(gains):.1f} % on another on "
-            f"{name}: have its compiler judge both before you take either; else leave plain SE as it is, unconverted"
+            f"exact SE in two steps gained {max(gains):.1f} % on one network and {other} on another on {name}: have "
+            "its compiler judge both before you take either; else leave plain SE as it is, unconverted"
         )
     if two.word == "gains" or (tiles.word == "gains" and beyond is not None):
         what = "what tiles gain more was not measured"

@@ -43,6 +43,21 @@ def _addmm(bias: Any, a: Any, b: Any, out_shape: Any = None, **kwargs: Any) -> i
     return 2 * prod(out_shape) * (a[-1] + 1)  # torch's own formula has another signature in each release
 
 
+class _NoModules:
+    """In place of torch's tracker of modules, which hooks the gradients of what they take.
+
+    It fails where a parameter is handed from one module to another without gradients, as CaiT's token of the class is.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 class MacCounter(TorchDispatchMode):
     """Counts the multiply-adds of what runs inside it.
 
@@ -60,6 +75,7 @@ class MacCounter(TorchDispatchMode):
         self._flops = FlopCounterMode(
             display=False, custom_mapping={_aten.convolution: _conv, _aten.addmm: _addmm}
         )
+        self._flops.mod_tracker = _NoModules()  # type: ignore[assignment]
         self._uncounted: dict[str, None] = {}
 
     @property

@@ -27,7 +27,7 @@ from .inline import outline
 from .inline_block import InlineSE
 from .inputs import Inputs, inputs_for
 from .observation import Call, Observation, observe
-from .reasons import INLINE, NOT_MULTIPLIED, NoBlock
+from .reasons import INLINE, NO_MEAN, NOT_MULTIPLIED, NoBlock
 from .recognition import Recognised, recognise
 from .trial import excitation
 
@@ -166,6 +166,9 @@ class _Reading:
         reading.known()
         for pool in reading.run.pools:
             reading.pool(pool)
+        for stack in reading.run.gates:
+            if not any(call.name in reading.found or call.name in reading.misses for call in stack):
+                reading.misses[reading._around(stack) or _NETWORK] = NO_MEAN
         return reading
 
     @property

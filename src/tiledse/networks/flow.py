@@ -6,7 +6,7 @@ sums, a pool and a product with a vector of 1 / (H * W) all drop the axes of a m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ _POOLS = {
 }  # fmt: skip
 _MATMULS = {"mm": 0, "bmm": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
 _PRODUCTS = {"mul", "mul_", "div", "div_", "addcmul", "addcmul_"}
+_MULTIPLIES = {name for name in _PRODUCTS if not name.startswith("div")}
 _COPIES = {"clone", "_to_copy", "contiguous", "view_copy", "_reshape_copy"}
 MEANS = {
     "mean",
@@ -69,6 +70,7 @@ class _Memory:
     origin: int | None = None
     pools: frozenset[int] = frozenset()
     masked: frozenset[int] = frozenset()
+    given: bool = False  # whether it was made of what the network was given
 
 
 @dataclass
@@ -101,10 +103,16 @@ class Flow(TorchDispatchMode):
 
     Args:
         where: What to note of the place in the network.
+
+    Attributes:
+        pools: The maps that were pooled whole.
+        gates: What ``where`` gave when a map was multiplied by one number a channel that was made of the input, though
+            no pool is known that it was made of: sums over codewords, convolutions as large as the map.
     """
 
     where: Callable[[], Any]
     pools: list[Pool] = field(default_factory=list)
+    gates: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -118,6 +126,11 @@ class Flow(TorchDispatchMode):
         """A number for what a tensor holds: views and copies have the same, and what is written in place another."""
         return self._of(tensor).content
 
+    def given(self, tensors: Iterable[Tensor]) -> None:
+        """Say what the network is given: its maps, frames and tokens; a vector (a time, a class) has no rows."""
+        for tensor in tensors:
+            self._of(tensor).given = tensor.dim() >= 3
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _followed(leaf)]
@@ -129,9 +142,13 @@ class Flow(TorchDispatchMode):
     def _note(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         known = [self._of(tensor) for tensor in inputs]
         closed = self._products(known, name) if name in _PRODUCTS else frozenset()
+        if not closed and name in _MULTIPLIES and self._gated(inputs, known):
+            self.gates.append(self.where())
         made = frozenset().union(*(memory.pools for memory in known)) - closed
+        given = any(memory.given for memory in known)
         for out in outputs:
             memory = self._of(out)
+            memory.given |= given
             if any(memory is one for one in known):
                 if func._schema.is_mutable:
                     memory.content, memory.pools = self._new(), memory.pools | made
@@ -174,6 +191,20 @@ class Flow(TorchDispatchMode):
                 continue  # a row over its own sum is a norm
             self.pools[i].product = self.pools[i].product or self.where()
         return frozenset(closed)
+
+    def _gated(self, inputs: list[Tensor], known: list[_Memory]) -> bool:
+        """Whether a product is of a map and one number a channel, made of the input by no pool but those of the map."""
+        for x, of_x in zip(inputs, known):
+            for gate, of_gate in zip(inputs, known):
+                if x.dim() in (4, 5) and gate.dim() == x.dim() and of_x.given and of_gate.given:
+                    for channels in (1, x.dim() - 1):
+                        sides = [d for d in range(1, x.dim()) if d != channels]
+                        many = any(not _repeats(x, d) for d in sides)
+                        one = all(_repeats(gate, d) for d in sides)
+                        if many and one and gate.shape[channels] == x.shape[channels] > 1:
+                            own = of_gate.pools - of_x.pools
+                            return all(self.pools[i].quiet for i in own)
+        return False
 
     def _pool(self, name: str, args: Any, inputs: list[Tensor], out: Tensor) -> None:
         for x, dims in _reduced(name, args, out):
@@ -294,6 +325,10 @@ def _kept(atoms: tuple[Atom, ...], x: Tensor, out: Tensor, dims: list[int]) -> t
         for atom in atoms
         if _in(atom, x, dim)
     )
+
+
+def _repeats(x: Tensor, dim: int) -> bool:
+    return x.shape[dim] == 1 or x.stride(dim) == 0
 
 
 def _followed(leaf: Any) -> bool:

@@ -56,6 +56,7 @@ class Observation:
         calls: By module name, its calls, in the order of the first calls.
         arguments: By module name, the arguments of its calls, without values.
         pools: The whole maps that were pooled. Their ``stack`` and ``product`` are calls, outermost first.
+        gates: Where a map was multiplied by one number a channel whose pool is not known: calls, outermost first.
         macs: Multiply-adds of the run.
         uncounted: Operators that the count does not cover.
     """
@@ -63,6 +64,7 @@ class Observation:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     arguments: dict[str, list[Arguments]] = field(default_factory=dict)
     pools: list[Pool] = field(default_factory=list)
+    gates: list[tuple[Call, ...]] = field(default_factory=list)
     macs: int = 0
     uncounted: tuple[str, ...] = ()
 
@@ -202,8 +204,10 @@ def _run(model: nn.Module, inputs: Inputs, leaks: Leaks) -> Observation:
     for name, module in model.named_modules():
         module.register_forward_pre_hook(enter(name), with_kwargs=True, prepend=True)
         module.register_forward_hook(leave, always_call=True)
+    flow.given(leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor))
     counter = MacCounter()
     with torch.no_grad(), NormShapes(), leaks, counter, flow:
         model(*inputs.args, **inputs.kwargs)
-    run.macs, run.uncounted, run.pools = counter.macs, counter.uncounted, flow.pools
+    run.macs, run.uncounted = counter.macs, counter.uncounted
+    run.pools, run.gates = flow.pools, flow.gates
     return run

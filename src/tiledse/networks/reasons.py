@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 NOT_MULTIPLIED = "what it pools is not multiplied back onto the map that was pooled"
+NO_MEAN = "it gates each channel of a map by numbers that are made of the input, but by no mean that can be followed"
 INLINE = "its squeeze, excitation and product are part of a larger forward"
 
 

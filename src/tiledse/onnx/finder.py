@@ -192,6 +192,8 @@ class _Finder:
             return
         told = {*(b.name for b in self.blocks), *(m.name for m in self.misses)}
         for x, gate in (tuple(product.inputs), tuple(product.inputs)[::-1]):
+            while gate is not None and (node := gate.producer()) is not None and node.op_type == "Expand":
+                gate = node.inputs[0]
             shape, own = self.shapes.of(x), self.shapes.of(gate)
             if x is None or gate is None or shape is None or own is None or not 3 <= len(shape) <= 5:
                 continue

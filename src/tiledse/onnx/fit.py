@@ -124,7 +124,8 @@ class Fit:
                 f"measured, and loses nothing: tiledse advise --target {self.target.name}"
             )
         given = [Tile.parse(b.tile) for b in self.blocks]
-        for kind, there in (("tiles", any(not t.whole and not t.slides for t in given)),
+        for kind, there in (("two-step", any(str(t) == TWO_STEP for t in given)),
+                            ("tiles", any(not t.whole and not t.slides for t in given)),
                             ("sliding", any(t.slides for t in given))):  # fmt: skip
             if there and (said := _slower(self.target, kind)):
                 lines.append(said)

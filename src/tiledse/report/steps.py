@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..stream.frames import words
 from ..stream.step.exporting import Exported
 from ..stream.step.files import Ran
 
@@ -29,18 +30,19 @@ def exported_record(made: Exported) -> dict[str, Any]:
 def exported_lines(made: Exported, model: str) -> list[str]:
     """A step that was written, as text."""
     header = made.header
-    heights = f"{header.height} rows" if header.height else "any height"
+    what, rows = words(header.row_shape)
+    heights = f"{header.height} {rows}" if header.height else "any height" if rows == "rows" else "any length"
     if header.multiple > 1:
-        heights = f"heights in multiples of {header.multiple}"
+        heights = f"{'heights' if rows == 'rows' else 'lengths'} in multiples of {header.multiple}"
     whole = (
-        "not compared with a whole image, which would be too large"
+        f"not compared with a whole {what}, which would be too large"
         if made.max_rel_error is None
-        else f"differs from the whole image by {made.max_rel_error:.1e} of the largest output"
+        else f"differs from the whole {what} by {made.max_rel_error:.1e} of the largest output"
     )
     return [
-        f"{model}: a step of {header.rows} rows (multiples of {header.unit} are possible) of images of {heights}",
-        f"state: {len(header.states)} arrays, {4 * header.state_elements / 1e6:.2f} MB; the last output comes "
-        f"{header.latency} rows after the image at the most",
+        f"{model}: a step of {header.rows} {rows} (multiples of {header.unit} are possible) of {what}s of {heights}",
+        f"state: {len(header.states)} arrays, {_bytes(4 * header.state_elements)}; the last output comes "
+        f"{header.latency} {rows} after the {what} at the most",
         f"{whole}; the files differ from it in torch by {made.max_rel_error_file:.1e} of the largest number",
         f"wrote {', '.join(str(path) for path in made.files.values())}",
     ]
@@ -51,9 +53,16 @@ def run_lines(ran: Ran, name: str) -> list[str]:
     memory = "an amount that this system does not tell" if ran.rss_delta_bytes is None else (
         f"{ran.rss_delta_bytes / 1e6:.0f} MB"
     )  # fmt: skip
-    size = "x".join(map(str, ran.input_size))
-    shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in ran.shapes.items())
+    size, rows = "x".join(map(str, ran.input_size)), words(ran.input_size[2:])[1]
+    shapes = ", ".join(
+        f"{key} {'x'.join(map(str, shape)) if shape else 'none yet'}" for key, shape in ran.shapes.items()
+    )
     return [
-        f"{name} on {size}, {ran.rows} rows at a time: {ran.seconds:.2f} s with reading and writing; outputs: {shapes}",
-        f"state {ran.state_bytes / 1e6:.2f} MB; resident memory grew by {memory}",
+        f"{name} on {size}, {ran.rows} {rows} at a time: {ran.seconds:.2f} s with reading and writing; "
+        f"outputs: {shapes}",
+        f"state {_bytes(ran.state_bytes)}; resident memory grew by {memory}",
     ]
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes" if count < 1e5 else f"{count / 1e6:.2f} MB"

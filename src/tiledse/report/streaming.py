@@ -11,6 +11,7 @@ from ..cost import cost
 from ..plan import Plan
 from ..stream.comparison import Streamed
 from ..stream.flow import Held
+from ..stream.frames import words
 from ..stream.simulator import Simulation
 from .text import digits
 
@@ -21,25 +22,27 @@ KINDS = {
 }
 
 
-def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
+def held_table(
+    held: list[Held], whole: dict[str, int], title: str, of: tuple[str, str] = ("image", "rows")
+) -> Table:
     """One row a layer that holds more than a row on its way; then the sums by kind."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
-    table.caption = "elements of one image held at most, rows coming one by one"
-    table.caption += "\nsingle rows on their way are only in the sums"
+    table.caption = f"elements of one {of[0]} held at most, {of[1]} coming one by one"
+    table.caption += f"\nsingle {of[1]} on their way are only in the sums"
     for name in whole:
         table.caption += (
-            f"\n'{name}' is not local in rows: it waits for its whole map ({digits(whole[name])} elements)"
+            f"\n'{name}' is not local in {of[1]}: it waits for its whole map ({digits(whole[name])} elements)"
         )
     table.add_column("layer", no_wrap=True)
     table.add_column("what")
-    table.add_column("rows", justify="right")
+    table.add_column(of[1], justify="right")
     table.add_column("elements", justify="right")
     for item in held:
         if item.rows > 1 or item.kind == "gate":
             table.add_row(item.name, item.kind, digits(item.rows), digits(item.elements))
     table.add_section()
-    for kind, words in KINDS.items():
-        table.add_row(words, "", "", digits(sum(item.elements for item in held if item.kind == kind)))
+    for kind, meaning in KINDS.items():
+        table.add_row(meaning, "", "", digits(sum(item.elements for item in held if item.kind == kind)))
     table.add_row("all", "", "", digits(sum(item.elements for item in held)), style="bold")
     return table
 
@@ -47,20 +50,25 @@ def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
 def streamed_parts(found: Streamed, model: str) -> list[Any]:
     """What streaming an image gave: what layers hold, memory, and the difference from the whole image."""
     size = "x".join(map(str, found.input_size))
+    what, rows = words(found.input_size[2:])
+    live = f"{found.peak_live_bytes / 1e6:.1f} MB"
+    if found.peak_live_bytes < 1e6:
+        live = f"{found.peak_live_bytes:,} bytes"
     memory = (
-        f"rows alive at once, {found.rows} at a time: {found.peak_live_bytes / 1e6:.1f} MB; resident memory grew by "
-        f"{_megabytes(found.rss_delta_bytes)}"
+        f"{rows} alive at once, {found.rows} at a time: {live}; "
+        f"resident memory grew by {_megabytes(found.rss_delta_bytes)}"
     )
     parts: list[Any] = [
-        held_table(found.held, found.whole, f"{model} at {size}: what layers hold"),
+        held_table(found.held, found.whole, f"{model} at {size}: what layers hold", (what, rows)),
         f"gates hold {found.gate_buffer:,} elements by the closed form of `tiledse cost` (row order)",
+        f"the first output is known after {found.first_output:,} of {found.input_size[1]:,} {rows}",
     ]
     if found.max_rel_error is None:
         return [*parts, memory]
     return [
         *parts,
-        f"{memory}, with the whole image by {_megabytes(found.full_rss_delta_bytes)}",
-        f"largest difference from the whole image: {found.max_rel_error:.1e} of the largest output (float32)",
+        f"{memory}, with the whole {what} by {_megabytes(found.full_rss_delta_bytes)}",
+        f"largest difference from the whole {what}: {found.max_rel_error:.1e} of the largest output (float32)",
     ]
 
 

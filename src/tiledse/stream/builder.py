@@ -159,12 +159,13 @@ class Builder:
         row_dim: int | None,
         pick: Any = None,
         macs: int | None = None,
+        shape: tuple[int, ...] | None = None,
         **more: Any,
     ) -> Ref:
-        """A new node and its value; ``macs`` are counted where they are left out."""
+        """A new node and its value; ``macs`` are counted, and ``shape`` is the operator's, where they are left out."""
         meta = fx.meta["val"] if pick is None else fx.meta["val"][pick]
         name = self.layer(fx)
-        ref = self.value(name, tuple(meta.shape), row_dim)
+        ref = self.value(name, tuple(meta.shape) if shape is None else shape, row_dim)
         node = Node(name, kind, tuple(r.index for r in inputs), tuple(maps), ref.index, run, **more)
         node.macs = self._macs(fx) if macs is None else macs
         self.values[ref.index].maker = len(self.nodes)

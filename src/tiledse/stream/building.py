@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import TiledSEError
 from ..network import Network
 from ..opening import open as open_network
 from ..plan import Plan
 from .builder import Builder
+from .frames import Frames, row_shape, row_size
 from .graph import Node, RowGraph
 from .maps import SAME, First
 from .operators import treat
@@ -49,34 +49,20 @@ def build_graph(
     plan.check_single_images(
         "rows of one image are streamed here; run frames one after the other through what ts.convert gives"
     )
-    channels, *own = plan.row_size
+    channels, *own = row_size(plan)
     height, width = size or own
     source = source_of(model, plan.input_size)
-    sound = len(plan.input_size) == 2
     blocks: Mapping[str, Any]
     if isinstance(source, nn.Module):
         marked, blocks = mark(source, plan, known)
-        marked = Frames(marked) if sound else marked
-    elif sound:
-        raise TiledSEError("ONNX files of sound are not streamed; give the network of PyTorch")
     else:
         from .reading import read_onnx
 
         marked, blocks = read_onnx(source.model, plan, known)
+    if len(row_shape(plan)) != 1:
+        marked = Frames(marked, row_shape(plan))
     program = trace(marked, (batch, channels, height, width))
     return _used(Builder(program, blocks, treat).graph)
-
-
-class Frames(nn.Module):
-    """A network of sound (N, C, T) as one of images of one column, (N, C, T, 1)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Any:
-        """(N, C, T, 1) to what the network gives for (N, C, T)."""
-        return self.network(x.squeeze(3))
 
 
 def _used(graph: RowGraph) -> RowGraph:

@@ -18,7 +18,9 @@ from ..cost import cost
 from ..errors import TiledSEError
 from ..files import written_whole
 from .executor import Stream
-from .flow import Held
+from .flow import Held, first_output
+from .frames import row_shape
+from .heights import heights_at, sized_plan
 from .memory import peak_resident
 from .sources import OutputFile
 from .step.stream import StepStream
@@ -65,7 +67,7 @@ class Streamed:
     """What streaming one image gave.
 
     Args:
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image; (C, T) of sound, (C, D, H, W) of a clip.
         rows: Rows at a time.
         held: What each layer holds where rows come one by one.
         whole: Layers that are not local in rows, and the elements that each waits for.
@@ -75,9 +77,10 @@ class Streamed:
         full_rss_delta_bytes: The same for the whole image; None where that was not run.
         max_rel_error: Largest difference from the outputs of the whole image, relative to the largest output; None
             where that was not run.
+        first_output: Rows of the image after which the first row of an output is known.
     """
 
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     rows: int
     held: list[Held]
     whole: dict[str, int]
@@ -86,6 +89,7 @@ class Streamed:
     rss_delta_bytes: int | None
     full_rss_delta_bytes: int | None
     max_rel_error: float | None
+    first_output: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the keys of ``stream``."""
@@ -99,6 +103,7 @@ class Streamed:
             "gate_buffer": sum(item.elements for item in self.held if item.kind == "gate"),
             "cost_buffer_row_order": self.gate_buffer,
             "whole": self.whole,
+            "first_output_after": self.first_output,
         }
 
 
@@ -127,6 +132,8 @@ def stream_image(
             as a whole.
     """
     count = -(-image.height // s.rows)
+    sides = row_shape(s.plan)
+    size = image.channels, image.height, *(sides if len(sides) != 1 else (image.width,))
     if isinstance(s, Stream):
         # What torch loads at its first call of each operator is not the stream's.
         few = torch.zeros(1, image.channels, min(image.height, 2 * s.rows), image.width)
@@ -135,18 +142,18 @@ def stream_image(
     tse = None if whole is None else whole()
     check = getattr(tse, "check_size", None)  # of files, which may be of one size
     if check is not None:
-        check((image.channels, image.height, image.width))
+        check(size)
     with TemporaryDirectory() as folder:
         # Outputs that are kept for the comparison lie in files: in memory they would count as the stream's.
         kept = outputs or (() if tse is None else output_files(Path(folder, "out.npy"), s))
         gc.collect()
         with peak_resident() as grown:
             chunks = image.chunks(s.rows)
-            _run(s, chunks if watched is None else watched(chunks, count), kept)
+            _run(s, chunks if watched is None else watched(chunks, count), kept, image.height)
         if tse is not None:
             gc.collect()
             with peak_resident() as whole_grown:
-                expected = _whole(tse, image, s.rows)
+                expected = _whole(tse, image, s.rows, size)
             full = whole_grown()
             # numpy, whose maximum of something and nan is nan.
             error = float(np.max([_difference(*pair) for pair in zip(kept, expected, strict=True)]))
@@ -155,9 +162,12 @@ def stream_image(
                     f"{name} gives outputs that are not finite on this image; check its weights (--weights) and "
                     "how the image is normalised"
                 )
-    size = (image.channels, image.height, image.width)
-    closed = cost(s.plan).tse.buffer_row_order
-    return Streamed(size, s.rows, s.held(), s.whole, closed, s.peak_live_bytes, grown(), full, error)
+    unknown = None if s.height is not None else image.height
+    closed = cost(sized_plan(s.plan, s.graph, unknown)).tse.buffer_row_order
+    first = first_output(s.graph, unknown)
+    return Streamed(
+        size, s.rows, s.held(unknown), s.whole, closed, s.peak_live_bytes, grown(), full, error, first
+    )
 
 
 def output_files(path: Path, s: Stream | StepStream) -> list[Path]:
@@ -166,15 +176,18 @@ def output_files(path: Path, s: Stream | StepStream) -> list[Path]:
     return [path] if count == 1 else [path.with_suffix(f".{i}{path.suffix}") for i in range(count)]
 
 
-def _run(s: Stream | StepStream, chunks: Iterator[Tensor], files: Sequence[Path]) -> None:
+def _run(s: Stream | StepStream, chunks: Iterator[Tensor], files: Sequence[Path], height: int) -> None:
     """Stream, and write outputs as their rows come."""
-    values = [s.graph.values[i] for i in s.graph.outputs]
+    values, heights = [s.graph.values[i] for i in s.graph.outputs], heights_at(s.graph, height)
     with ExitStack() as stack:
         open_files: list[OutputFile] = []
-        for path, value in zip(files, values):
+        for path, value, index in zip(files, values, s.graph.outputs):
+            shape = list(value.shape)
+            if value.row_dim is not None:
+                shape[value.row_dim] = heights[index]
             part = stack.enter_context(written_whole(path))
             file: IO[bytes] = stack.enter_context(part.open("r+b"))
-            open_files.append(OutputFile(file, value.shape, value.row_dim))
+            open_files.append(OutputFile(file, shape, value.row_dim))
         for out in s.run(chunks):
             for i, leaf in enumerate(torch.utils._pytree.tree_flatten(out, is_leaf=lambda x: x is None)[0]):
                 if leaf is None:
@@ -189,14 +202,14 @@ def _run(s: Stream | StepStream, chunks: Iterator[Tensor], files: Sequence[Path]
             open_file.close()
 
 
-def _whole(model: nn.Module, image: Rows, rows: int) -> list[Tensor]:
+def _whole(model: nn.Module, image: Rows, rows: int, size: Sequence[int]) -> list[Tensor]:
     """The outputs of the whole image at once, which is filled with its rows so as to be there only once."""
     filled, row = torch.empty(1, image.channels, image.height, image.width), 0
     for chunk in image.chunks(rows):
         filled[:, :, row : row + chunk.shape[2]] = chunk
         row += chunk.shape[2]
     with torch.no_grad():
-        return torch.utils._pytree.tree_flatten(model(filled))[0]
+        return torch.utils._pytree.tree_flatten(model(filled.reshape(1, *size)))[0]
 
 
 def _difference(file: Path, expected: Tensor) -> float:

@@ -66,7 +66,7 @@ class Engine(Flow):
         taken = self.taken[index]
         if avail > taken:
             part = self.buffers[node.inputs[0]].read(taken, avail)
-            self.states[index] = node.run(part, self.states.get(index))
+            self.states[index] = node.run(part.double() if node.wide else part, self.states.get(index))
             self.taken[index] = avail
 
     def absorbed(self, index: int) -> int:

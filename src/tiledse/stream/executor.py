@@ -15,6 +15,7 @@ from ..plan import Plan
 from .building import build_graph
 from .engine import Engine
 from .flow import Held, count_held
+from .frames import as_rows, expected, row_shape, row_size, words
 from .graph import RowGraph
 from .heights import check_free, check_joins, check_unknown, sized_plan
 from .state import load_state, save_state
@@ -37,6 +38,7 @@ class Stream:
 
     def __init__(self, graph: RowGraph, plan: Plan, height: int | None, rows: int) -> None:
         self.graph, self.plan, self.height, self.rows = graph, plan, height, rows
+        self._sides = row_shape(plan) if len(row_shape(plan)) != 1 else (graph.shape[3],)
         self._engine = Engine(graph, rows, height is not None)
         self._broken = False
 
@@ -55,15 +57,20 @@ class Stream:
         """Layers that are not local in rows, and the elements that each waits for."""
         return self.graph.whole
 
-    def held(self) -> list[Held]:
-        """What each layer holds where rows come one by one, counted by streaming without computing."""
-        return count_held(self.graph)
+    def held(self, height: int | None = None) -> list[Held]:
+        """What each layer holds where rows come one by one, counted by streaming without computing.
+
+        Args:
+            height: Rows of an image, for a stream that is not told them; left out, those of the plan.
+        """
+        return count_held(self.graph, height if self.height is None else None)
 
     def push(self, rows: Tensor, start: int | None = None) -> Any:
         """Take the next rows of the image.
 
         Args:
-            rows: (N, C, any number of rows, W); of sound (N, C, any number of frames).
+            rows: (N, C, any number of rows, W); of sound (N, C, any number of frames), of clips (N, C, any number of
+                frames, H, W).
             start: The number of the first of them, if the source counts its rows: a dropped row is noticed.
 
         Returns:
@@ -145,7 +152,7 @@ class Stream:
         """Stream an image that is there as a whole and put the outputs together as the network gives them.
 
         Args:
-            image: (N, C, H, W).
+            image: (N, C, H, W); of sound (N, C, T), of clips (N, C, D, H, W).
             chunk: Rows at a time; the stream's own if left out.
 
         Example:
@@ -157,7 +164,7 @@ class Stream:
         """
         gathered: list[list[Tensor]] = [[] for _ in self.graph.outputs]
         image = self._framed(image)
-        if image.dim() != 4:
+        if not isinstance(image, Tensor) or image.dim() != 4:
             self._check(image, None)
         for out in self.run(image.split(chunk or self.rows, 2)):
             for whole, leaf in zip(gathered, self._leaves(out), strict=True):
@@ -181,9 +188,8 @@ class Stream:
         return tree_unflatten(leaves, self.graph.spec)
 
     def _framed(self, rows: Any) -> Any:
-        """Frames of sound as rows of one column; anything else as it is."""
-        sound = len(self.plan.input_size) == 2
-        return rows.unsqueeze(3) if sound and isinstance(rows, Tensor) and rows.dim() == 3 else rows
+        """Frames of sound or of a clip as rows; anything else as it is."""
+        return as_rows(rows, self._sides)
 
     def _alive(self) -> None:
         if self._broken:
@@ -201,12 +207,11 @@ class Stream:
             or (rows.shape[0], rows.shape[1], rows.shape[3]) != (n, c, w)
         ):
             got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            if len(self.plan.input_size) == 2:
-                got = got[:3] if isinstance(got, tuple) and got[3:] == (1,) else got
-                raise TiledSEError(f"frames {self.seen} and on: expected ({n}, {c}, frames), got {got}")
+            if len(self._sides) != 1 and isinstance(got, tuple) and got[3:] == (w,):
+                got = (*got[:3], *self._sides)
             raise TiledSEError(
-                f"rows {self.seen} and on: expected ({n}, {c}, rows, {w}), got {got}; every row has the width and the "
-                "channels that the stream was made for"
+                f"{words(self._sides)[1]} {self.seen} and on: expected {expected(n, c, self._sides)}, got {got}; all "
+                "have the size and the channels that the stream was made for"
             )
         if start is not None and start != self.seen:
             what = "dropped" if start > self.seen else "sent twice"
@@ -290,11 +295,11 @@ def stream(
         raise TiledSEError(f"expected rows and batch of at least 1, got {rows} and {batch}")
     if not (height is None or height == "plan" or (isinstance(height, int) and height > 0)):
         raise TiledSEError(f"expected a height of at least 1, or None for unknown heights, got {height!r}")
-    _, own_tall, own_wide = plan.row_size
+    _, own_tall, own_wide = row_size(plan)
     tall = height if isinstance(height, int) else own_tall
     wide = width or own_wide
-    if len(plan.input_size) == 2 and wide != 1:
-        raise TiledSEError(f"frames of sound have no width, got {width}; leave it out")
+    if len(row_shape(plan)) != 1 and wide != own_wide:
+        raise TiledSEError(f"frames of {words(row_shape(plan))[0]} have no width, got {width}; leave it out")
     if backend != "torch":
         from .step.stream import stream_in_steps
 

@@ -73,6 +73,8 @@ class Node:
         outside: What rows outside of the map count as, where it reads some: a number, or None for the nearest row.
         counted: Of a mean over windows: whether rows outside of the map are counted.
         squeeze: The tile of a squeeze, and by what name of ``marks.REDUCES`` it squeezes.
+        wide: Whether a running sum is kept in float64.
+        least: Rows that it must have had for its result to be a number: a deviation has none of one.
         numbers: Those of a calibrated squeeze: of own means, of seen means, and what is added.
     """
 
@@ -94,6 +96,8 @@ class Node:
     counted: bool = True
     squeeze: tuple[Tile, str] | None = None
     numbers: tuple[Tensor | None, ...] = ()
+    wide: bool = False
+    least: int = 1
 
     @property
     def absorbs(self) -> bool:

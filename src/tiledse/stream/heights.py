@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import TiledSEError
 from ..plan import Plan
+from ..se_block import SEBlock
+from .frames import row_shape
 from .graph import RowGraph
 from .maps import SAME, Linear, Repeat, Spread, Window
 
 
-def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
-    """The plan with the map sizes of the graph's image size; totals of another size are left out."""
-    sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
-    blocks = tuple(b.of_size(sizes[b.name][2 : 2 + b.axes]) if b.name in sizes else b for b in plan.blocks)
-    size: Any = graph.shape[1 : 1 + len(plan.input_size)]
+def sized_plan(plan: Plan, graph: RowGraph, height: int | None = None) -> Plan:
+    """The plan with the map sizes of an image's size, the graph's if left out; totals of another size are left out."""
+    rows = graph.shape[2] if height is None else height
+    heights = heights_at(graph, rows)
+    sizes = {
+        name: (heights[node.inputs[0]], *graph.values[node.inputs[0]].shape[3:])
+        for name, node in graph.gates.items()
+    }
+    blocks = tuple(b if b.name not in sizes else _of_map(b, sizes[b.name]) for b in plan.blocks)
+    size: Any = (graph.shape[1], rows, *(row_shape(plan) if len(row_shape(plan)) != 1 else graph.shape[3:]))
     same = size == plan.input_size
     return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
+
+
+def _of_map(block: SEBlock, rows: Sequence[int]) -> SEBlock:
+    """A block for a map of other rows; the axes behind them are joined in a row graph, and stay what they are."""
+    return block.of_size(rows if block.axes == 2 else (rows[0], *block.sides[1:]))
 
 
 def check_free(graph: RowGraph) -> None:
@@ -51,6 +64,15 @@ def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
             )
 
 
+def heights_at(graph: RowGraph, height: int) -> dict[int, int]:
+    """Rows of each value, for an image of a height that may be another than the graph was traced at."""
+    heights = {0: height}
+    for node in graph.nodes:
+        how = node.maps[0]
+        heights[node.output] = how.height(heights[node.inputs[0]]) if hasattr(how, "height") else 1
+    return heights
+
+
 def check_joins(graph: RowGraph, height: int) -> None:
     """Maps that are added or put side by side must have as many rows as each other.
 
@@ -61,10 +83,8 @@ def check_joins(graph: RowGraph, height: int) -> None:
     Raises:
         TiledSEError: they do not; the network itself does not take this height.
     """
-    heights = {0: height}
+    heights = heights_at(graph, height)
     for node in graph.nodes:
-        how = node.maps[0]
-        heights[node.output] = how.height(heights[node.inputs[0]]) if hasattr(how, "height") else 1
         if node.kind == "join" and all(how == SAME for how in node.maps):
             found = sorted({heights[i] for i in node.inputs})
             if len(found) > 1:

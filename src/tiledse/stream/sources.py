@@ -111,7 +111,9 @@ class ImageRows:
             ) from error
 
 
-def _plain(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int], planes: bool) -> Any:
+def plain_rows(
+    path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int], planes: bool
+) -> Any:
     """Rows by plain reads: (H, W, C) in one run, or (C, H, W) plane after plane."""
     height, width, channels = shape
 
@@ -133,7 +135,8 @@ def _plain(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int,
     return rows
 
 
-def _read_npy(path: Path) -> tuple[int, int, int, Any]:
+def npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether the first axis changes fastest, type, and where the numbers begin."""
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         header = (
@@ -141,16 +144,20 @@ def _read_npy(path: Path) -> tuple[int, int, int, Any]:
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0(file)
         )
-        offset = file.tell()
-    shape, fortran, dtype = header
+        shape, fortran, dtype = header
+        return shape, fortran, dtype, file.tell()
+
+
+def _read_npy(path: Path) -> tuple[int, int, int, Any]:
+    shape, fortran, dtype, offset = npy_header(path)
     if fortran or dtype.kind not in "uif" or len(shape) not in (2, 3):
         raise TiledSEError(
             f"{path} holds {dtype} of shape {shape}; expected numbers of (H, W), (H, W, C) or (C, H, W)"
         )
     planes = len(shape) == 3 and shape[0] < min(shape[1:])
     height, width, channels = (*shape, 1) if len(shape) == 2 else (*shape[1:], shape[0]) if planes else shape
-    _check_bytes(path, (height, width, channels), dtype.itemsize, path.stat().st_size - offset)
-    return height, width, channels, _plain(path, offset, dtype, (height, width, channels), planes)
+    check_bytes(path, (height, width, channels), dtype.itemsize, path.stat().st_size - offset)
+    return height, width, channels, plain_rows(path, offset, dtype, (height, width, channels), planes)
 
 
 def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
@@ -165,9 +172,9 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
             raise TiledSEError(f"{path} keeps its channels in planes; write it with interleaved channels")
         if page.is_memmappable:
             size = (height, width, channels)
-            _check_bytes(path, size, np.dtype(page.dtype).itemsize, path.stat().st_size - page.dataoffsets[0])
+            check_bytes(path, size, np.dtype(page.dtype).itemsize, path.stat().st_size - page.dataoffsets[0])
             dtype = np.dtype(page.dtype).newbyteorder(tiff.byteorder)
-            return height, width, channels, _plain(path, page.dataoffsets[0], dtype, size, False)
+            return height, width, channels, plain_rows(path, page.dataoffsets[0], dtype, size, False)
         _check_pieces(path, page)
 
     def rows(count: int) -> Iterator[np.ndarray]:
@@ -189,7 +196,7 @@ def _read_tiff(path: Path) -> tuple[int, int, int, Any]:
     return height, width, channels, rows
 
 
-def _check_bytes(path: Path, size: tuple[int, int, int], itemsize: int, there: int) -> None:
+def check_bytes(path: Path, size: tuple[int, int, int], itemsize: int, there: int) -> None:
     """Check a size that a header says against the bytes that there are, before anything is made of that size."""
     if min(size) < 1 or size[0] * size[1] * size[2] * itemsize > there:
         raise TiledSEError(

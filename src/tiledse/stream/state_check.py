@@ -109,7 +109,8 @@ def _check_sums(
         else:
             shape = list(value.shape)
             shape[value.row_dim or 0] = 1
-            example = node.run(torch.zeros(shape, dtype=engine.graph.dtype, device=engine.graph.device), None)
+            wide = torch.float64 if node.wide else engine.graph.dtype
+            example = node.run(torch.zeros(shape, dtype=wide, device=engine.graph.device), None)
             shapes = [list(item.shape) if isinstance(item, Tensor) else None for item in example]
             kinds = [item.dtype if isinstance(item, Tensor) else None for item in example]
         if not isinstance(items, list) or [item is None for item in items] != [s is not None for s in shapes]:

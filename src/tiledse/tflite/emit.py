@@ -17,8 +17,9 @@ from .schema import schema
 from .writer import Writer
 
 _VALID = 1
-# (N, H, 1, C) to (N, 1, C, H) and back: rows as the channels of a convolution.
-_ROWS_LAST, _ROWS_BACK = (0, 2, 3, 1), (0, 3, 1, 2)
+# (N, 1, H, C) to (N, 1, C, H) and back: rows as the channels of a convolution. Vela for Ethos-U85 puts a transpose into
+# the pool before it, which then reads the map once for each row, unless only the last two axes change places.
+_SWAPPED = (0, 1, 3, 2)
 
 
 def write_squeeze(
@@ -160,18 +161,17 @@ def _write_rows(writer: Writer, x: int, shares: np.ndarray, out: int | None = No
     byte = writer.graph.type(rows) == "UINT8"
     if byte:  # its weights would have one scale for all rows of the grid
         rows = _signed(writer, rows)
-    swapped = _transpose(writer, rows, _ROWS_LAST)
+    swapped = _transpose(writer, _reshape(writer, rows, (n, 1, height, channels)), _SWAPPED)
     weights = _weights(writer, swapped, shares.reshape(count, 1, 1, height))
     options = schema().Conv2DOptionsT(
         padding=_VALID, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1
     )
     product = writer.add("CONV_2D", [swapped, *weights], (n, 1, channels, count), options)
+    back, shape = _transpose(writer, product, _SWAPPED), (n, count, 1, channels)
     if not byte:
-        return _transpose(writer, product, _ROWS_BACK, out)
-    back = _transpose(writer, product, _ROWS_BACK)
-    return writer.add(
-        "QUANTIZE", [back], (n, count, 1, channels), schema().QuantizeOptionsT(), like=x, out=out
-    )
+        return _reshape(writer, back, shape, out)
+    back = _reshape(writer, back, shape)
+    return writer.add("QUANTIZE", [back], shape, schema().QuantizeOptionsT(), like=x, out=out)
 
 
 def _weights(writer: Writer, x: int, shares: np.ndarray) -> list[int]:

@@ -13,14 +13,20 @@ from ..builder import Builder, Ref, whole_numbers
 from ..maps import First
 
 # Each module enters its operators into the table.
-from . import axes, blocks, layout, windows  # noqa: F401
+from . import axes, blocks, frames, layout, statistics, windows  # noqa: F401
 from .blocks import EXCITE
 from .elementwise import elementwise
+from .statistics import followed
 from .table import TABLE, Fx
 
 
 def treat(b: Builder, fx: Fx, pick: Any) -> Ref:
     """Add the node of one operator to the row graph; ``pick`` is which of several results is meant."""
+    late = None if pick is not None else followed(b, fx, lambda: _built(b, fx, None))
+    return _built(b, fx, pick) if late is None else late
+
+
+def _built(b: Builder, fx: Fx, pick: Any) -> Ref:
     refs, _ = b.call(fx)
     namespace = str(fx.target).split(".")
     name = namespace[1].rstrip("_") if namespace[0] == "aten" else ".".join(namespace[:2])

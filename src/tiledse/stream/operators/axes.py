@@ -54,7 +54,7 @@ def over_axis(b: Builder, fx: Fx, pick: Any) -> Ref:
     return by_row(b, fx, pick, value.row_dim, fresh=True)
 
 
-@on("mean", "sum", "amax", "adaptive_avg_pool2d", "adaptive_avg_pool1d")
+@on("mean", "sum", "amax", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def reduced(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A mean, sum or maximum; over the rows it is a running one."""
     refs, _ = b.call(fx, pick)
@@ -62,10 +62,8 @@ def reduced(b: Builder, fx: Fx, pick: Any) -> Ref:
     rank, row_dim, name = len(value.shape), value.row_dim, str(fx.target)
     assert row_dim is not None
     if "adaptive" in name:
-        if out[2:] == (1, 1) and rank == 4 and row_dim == 2:
-            return _total(b, fx, refs[0], "mean", [2, 3], True)
-        if out[2:] == (1,) and rank == 3 and row_dim == 2:
-            return _total(b, fx, refs[0], "mean", [2], True)
+        if set(out[2:]) == {1} and row_dim == 2:
+            return _total(b, fx, refs[0], "mean", list(range(2, rank)), True)
         return b.whole(fx, pick)
     axes, keep = argument(fx, 1, None), bool(argument(fx, 2, False))
     if not isinstance(axes, (list, tuple)) or not axes or fx.kwargs:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..builder import Builder, Ref
 from ..maps import SAME, RowMap, Spread, Table, Window
-from .table import Fx, argument, by_row, on, shape_of
+from .frames import conv_over_frames
+from .table import Fx, argument, argument_of, by_row, on, padded, shape_of
 
 
 @on("conv2d", "convolution")
@@ -18,16 +19,16 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A convolution; one of one row without padding is row to row."""
     ref = _window_input(b, fx)
     args, kwargs = b.filled(fx)
-    if ref is None and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() == 3:
-        return conv_over_time(b, fx, pick)
+    if ref is None and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() in (3, 5):
+        return conv_over_frames(b, fx, pick)
     if ref is not None and not kwargs and str(fx.target).startswith("aten.convolution") and args[6]:
         return _spread(b, fx, pick, ref, args[1], args[2], args[3], args[4], args[5], args[7], args[8])
     if ref is None or kwargs:
         return b.whole(fx, pick)
-    weight, bias = args[1], _argument_of(args, 2)
-    stride, dilation = _pair(_argument_of(args, 3, 1)), _pair(_argument_of(args, 5, 1))
-    groups = args[8] if len(args) > 8 else _argument_of(args, 6, 1)
-    padding = _argument_of(args, 4, 0)
+    weight, bias = args[1], argument_of(args, 2)
+    stride, dilation = _pair(argument_of(args, 3, 1)), _pair(argument_of(args, 5, 1))
+    groups = args[8] if len(args) > 8 else argument_of(args, 6, 1)
+    padding = argument_of(args, 4, 0)
     height = dilation[0] * (weight.shape[2] - 1) + 1
     if padding == "valid":
         padding = (0, 0)
@@ -40,46 +41,11 @@ def conv(b: Builder, fx: Fx, pick: Any) -> Ref:
     window = Window(height, stride[0], padding[0], padding[0])
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
-        rows = parts[0] if window == SAME else _padded(parts[0], window, lo, hi)
+        rows = parts[0] if window == SAME else padded(parts[0], window, lo, hi)
         return torch.conv2d(rows, weight, bias, stride, (0, padding[1]), dilation, groups)
 
     kind = "row" if window == SAME else "window"
     return b.add(fx, kind, [ref], [window], run, 2, pick, fresh=True)
-
-
-@on("conv1d")
-def conv_over_time(b: Builder, fx: Fx, pick: Any) -> Ref:
-    """A convolution over frames (N, C, T); others, transposed ones among them, take the whole sound."""
-    refs, _ = b.call(fx)
-    args, kwargs = b.filled(fx)
-    given = [_argument_of(args, i, default) for i, default in enumerate((None, None, None, 1, 0, 1))]
-    weight, bias, (stride, _), padding, (dilation, _) = (
-        *given[1:3],
-        _pair(given[3]),
-        given[4],
-        _pair(given[5]),
-    )
-    whole = str(fx.target).startswith("aten.convolution")
-    over_time = (
-        len(refs) == 1 and b.values[refs[0].index].row_dim == 2 and len(b.values[refs[0].index].shape) == 3
-    )
-    if not over_time or kwargs or (whole and args[6]):
-        return b.whole(fx, pick)
-    groups = args[8] if whole else _argument_of(args, 6, 1)
-    long = dilation * (weight.shape[2] - 1) + 1
-    if padding == "same":
-        if (long - 1) % 2:
-            return b.whole(fx, pick)
-        padding = (long - 1) // 2
-    before, _ = (0, 0) if padding == "valid" else _pair(padding)
-    window = Window(long, stride, before, before)
-
-    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
-        frames = parts[0] if window == SAME else _padded(parts[0].unsqueeze(3), window, lo, hi).squeeze(3)
-        return torch.conv1d(frames, weight, bias, stride, 0, dilation, groups)
-
-    kind = "row" if window == SAME else "window"
-    return b.add(fx, kind, refs, [window], run, 2, pick, fresh=True)
 
 
 @on("conv_transpose2d")
@@ -89,7 +55,7 @@ def conv_transpose(b: Builder, fx: Fx, pick: Any) -> Ref:
     args, kwargs = b.filled(fx)
     if ref is None or kwargs:
         return b.whole(fx, pick)
-    given = [_argument_of(args, i, default) for i, default in enumerate((None, None, None, 1, 0, 0, 1, 1))]
+    given = [argument_of(args, i, default) for i, default in enumerate((None, None, None, 1, 0, 0, 1, 1))]
     _, weight, bias, stride, padding, more, groups, dilation = given
     return _spread(b, fx, pick, ref, weight, bias, stride, padding, dilation, more, groups)
 
@@ -117,10 +83,6 @@ def _spread(
     return b.add(fx, "spread", [ref], [spread], run, 2, pick, fresh=True)
 
 
-def _argument_of(args: tuple[Any, ...], index: int, default: Any = None) -> Any:
-    return args[index] if len(args) > index else default
-
-
 @on("max_pool2d", "max_pool2d_with_indices")
 def max_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
     """A maximum; the padding is minus infinity."""
@@ -134,7 +96,7 @@ def max_pool(b: Builder, fx: Fx, pick: Any) -> Ref:
     window = Window(dilation[0] * (kernel[0] - 1) + 1, stride[0], padding[0], padding[0], ceil)
 
     def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
-        rows = _padded(parts[0], window, lo, hi, float("-inf"))
+        rows = padded(parts[0], window, lo, hi, float("-inf"))
         return F.max_pool2d(rows, kernel, stride, (0, padding[1]), dilation, ceil)
 
     return b.add(fx, "window", [ref], [window], run, 2, pick, fresh=True, outside=float("-inf"))
@@ -262,10 +224,3 @@ def _window_input(b: Builder, fx: Fx) -> Ref | None:
     refs, _ = b.call(fx)
     ok = len(refs) == 1 and b.values[refs[0].index].row_dim == 2 and len(b.values[refs[0].index].shape) == 4
     return refs[0] if ok else None
-
-
-def _padded(part: Tensor, window: Window, lo: int, hi: int, fill: float = 0.0) -> Tensor:
-    """Rows for output rows lo to hi: with the padding above and below that belongs to them."""
-    above = max(0, window.top - lo * window.stride)
-    below = (hi - lo - 1) * window.stride + window.size - above - part.shape[2]
-    return F.pad(part, (0, 0, above, max(0, below)), value=fill) if above or below > 0 else part

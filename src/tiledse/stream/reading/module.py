@@ -93,7 +93,7 @@ class OnnxNet(nn.Module):
         return {**self.arrays, **{value: getattr(self, name) for value, name in self.kept.items()}}
 
     def forward(self, x: Tensor) -> Any:
-        """(N, C, H, W) to the outputs, in a tuple where they are several."""
+        """(N, C, H, W), of sound (N, C, T), to the outputs, in a tuple where they are several."""
         values = self.constants()
         values[self.image] = x
         order = {node: index for index, node in enumerate(self.graph)}

@@ -136,13 +136,21 @@ def batch_norm(
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, number(node, "epsilon", 1e-5))
 
 
+_BY_AXES: dict[str, tuple[Any, ...]] = {
+    "Conv": (F.conv1d, F.conv2d, F.conv3d),
+    "ConvTranspose": (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    "MaxPool": (F.max_pool1d, F.max_pool2d, F.max_pool3d),
+    "AveragePool": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+}
+
+
 def _pads(node: ir.Node, x: Tensor, kernel: tuple[int, ...], stride: Any, dilation: Any) -> list[int]:
-    """Padding as (top, left, bottom, right)."""
-    auto = string(node, "auto_pad", "NOTSET")
+    """Padding before each axis, and then after each."""
+    auto, none = string(node, "auto_pad", "NOTSET"), (0,) * 2 * len(kernel)
     if auto in ("NOTSET", ""):
-        return list(ints(node, "pads", (0, 0, 0, 0)))
+        return list(ints(node, "pads", none))
     if auto == "VALID":
-        return [0, 0, 0, 0]
+        return list(none)
     first, last = [], []
     for side, k, s, d in zip(x.shape[2:], kernel, stride, dilation):
         more = max(0, (-(-int(side) // s) - 1) * s + d * (k - 1) + 1 - int(side))
@@ -152,66 +160,79 @@ def _pads(node: ir.Node, x: Tensor, kernel: tuple[int, ...], stride: Any, dilati
     return first + last
 
 
-def _window(node: ir.Node, x: Tensor, kernel: tuple[int, ...]) -> tuple[Any, Any, list[int]]:
-    if x.dim() != 4:
-        raise Unread("it is no operator on maps of rows and columns")
-    stride, dilation = ints(node, "strides", (1, 1)), ints(node, "dilations", (1, 1))
-    return stride, dilation, _pads(node, x, kernel, stride, dilation)
+def _window(
+    node: ir.Node, x: Tensor, kernel: tuple[int, ...]
+) -> tuple[Any, Any, Any, tuple[int, ...], list[int]]:
+    """Torch's operator, stride, dilation, padding before, and after where it is another."""
+    axes = x.dim() - 2
+    if axes not in (1, 2, 3) or len(kernel) != axes:
+        raise Unread("it is no operator on maps of sound, images or volumes")
+    one = (1,) * axes
+    stride, dilation = ints(node, "strides", one), ints(node, "dilations", one)
+    pads = _pads(node, x, kernel, stride, dilation)
+    return _BY_AXES[node.op_type][axes - 1], stride, dilation, tuple(pads[:axes]), pads[axes:]
+
+
+def _put_on(
+    x: Tensor, before: tuple[int, ...], after: list[int], value: float = 0.0
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The map with padding of its own, and none that is left."""
+    flat = [n for pair in zip(reversed(before), reversed(after)) for n in pair]
+    return F.pad(x, flat, value=value), (0,) * len(before)
 
 
 @on("Conv")
-def conv(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """A convolution; padding that differs from side to side is padded first."""
-    stride, dilation, (top, left, bottom, right) = _window(node, x, tuple(weight.shape[2:]))
-    if (top, left) != (bottom, right):
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    return F.conv2d(x, weight, bias, stride, (top, left), dilation, integer(node, "group", 1))
+    run, stride, dilation, before, after = _window(node, x, tuple(weight.shape[2:]))
+    if list(before) != after:
+        x, before = _put_on(x, before, after)
+    return run(x, weight, bias, stride, before, dilation, integer(node, "group", 1))
 
 
 @on("ConvTranspose")
-def conv_transpose(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv_transpose(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """A transposed convolution."""
-    stride, dilation, (top, left, bottom, right) = _window(node, x, tuple(weight.shape[2:]))
-    more = ints(node, "output_padding", (0, 0))
-    if (top, left) != (bottom, right) or "output_shape" in node.attributes:
+    run, stride, dilation, before, after = _window(node, x, tuple(weight.shape[2:]))
+    more = ints(node, "output_padding", (0,) * len(before))
+    if list(before) != after or "output_shape" in node.attributes:
         raise Unread("its padding differs from side to side")
-    return F.conv_transpose2d(x, weight, bias, stride, (top, left), more, integer(node, "group", 1), dilation)
+    return run(x, weight, bias, stride, before, more, integer(node, "group", 1), dilation)
 
 
 @on("MaxPool")
-def max_pool(node: ir.Node, x: Tensor) -> Tensor:
+def max_pool(node: ir.Node, x: Tensor) -> Any:
     """A maximum over windows; of padding that differs from side to side, the lowest number is put there first."""
     kernel = ints(node, "kernel_shape", ())
-    stride, dilation, (top, left, bottom, right) = _window(node, x, kernel)
+    run, stride, dilation, before, after = _window(node, x, kernel)
     if len(node.outputs) > 1 and list(node.outputs[1].uses()):
         raise Unread("its places are used")
-    if (top, left) != (bottom, right) or 2 * top > kernel[0] or 2 * left > kernel[1]:
-        x, top, left = F.pad(x, (left, right, top, bottom), value=torch.finfo(x.dtype).min), 0, 0
-    ceil = bool(integer(node, "ceil_mode", 0))
-    return F.max_pool2d(x, kernel, stride, (top, left), dilation, ceil)
+    if list(before) != after or any(2 * pad > size for pad, size in zip(before, kernel)):
+        x, before = _put_on(x, before, after, torch.finfo(x.dtype).min)
+    return run(x, kernel, stride, before, dilation, bool(integer(node, "ceil_mode", 0)))
 
 
 @on("AveragePool")
-def average_pool(node: ir.Node, x: Tensor) -> Tensor:
+def average_pool(node: ir.Node, x: Tensor) -> Any:
     """A mean over windows."""
     kernel = ints(node, "kernel_shape", ())
-    stride, dilation, (top, left, bottom, right) = _window(node, x, kernel)
+    run, stride, dilation, before, after = _window(node, x, kernel)
     ceil, counted = bool(integer(node, "ceil_mode", 0)), bool(integer(node, "count_include_pad", 0))
-    if (top, left) != (bottom, right) or set(dilation) != {1} or (ceil and counted):
+    if list(before) != after or set(dilation) != {1} or (ceil and counted):
         raise Unread("its padding differs from side to side, or its windows are spread")
-    return F.avg_pool2d(x, kernel, stride, (top, left), ceil, counted)
+    return run(x, kernel, stride, before, ceil, counted)
 
 
 @on("GlobalAveragePool")
 def global_average_pool(node: ir.Node, x: Tensor) -> Tensor:
     """The mean of a map."""
-    return x.mean((2, 3), keepdim=True)
+    return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
 @on("GlobalMaxPool")
 def global_max_pool(node: ir.Node, x: Tensor) -> Tensor:
     """The maximum of a map."""
-    return x.amax((2, 3), keepdim=True)
+    return x.amax(tuple(range(2, x.dim())), keepdim=True)
 
 
 @on("ReduceMean", "ReduceMax", "ReduceSum")

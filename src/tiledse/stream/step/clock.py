@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import RowGraph
@@ -31,6 +32,7 @@ class Clock:
         self._rows: dict[tuple[int, int, int], Tensor] = {}
         self._inside: dict[tuple[int, int, int, int], Tensor] = {}
         self._shares: dict[int, Tensor] = {}
+        self._masks: dict[tuple[int, int, int, int], Tensor] = {}
         self._by_map: dict[tuple[int, RowMap], Tensor] = {}
 
     def height(self, value: int) -> Tensor:
@@ -68,6 +70,21 @@ class Clock:
         if key not in self._shares:
             self._shares[key] = inside.to(self.graph.dtype)
         return self._shares[key]
+
+    def mask(self, value: int, low: int, rows: Tensor) -> Tensor:
+        """As ``share`` of some rows (N, C, rows, W), in their shape.
+
+        Spread over the channels by a convolution: its output has the layout in memory that those of other convolutions
+        have, so that ONNX Runtime multiplies the two as they lie. A product with (rows, 1) takes the layout apart and
+        puts it together again, and all such products take 9 ms of 48 in a step of MobileNetV3-L.
+        """
+        images, channels, count, columns = rows.shape
+        share = self.share(value, low, count)
+        key = id(share), images, channels, columns
+        if key not in self._masks:
+            spread = share.view(1, 1, count, 1).expand(images, 1, count, columns)
+            self._masks[key] = F.conv2d(spread, torch.ones(channels, 1, 1, 1, dtype=rows.dtype))
+        return self._masks[key]
 
     def seen(self, value: int) -> Tensor:
         """Rows of the map that have come with this step, (1,)."""

@@ -57,11 +57,11 @@ def export_step(
     """Write one step of a network as an ONNX file: R rows of an image and a state in, rows and the next state out.
 
     The file runs wherever ONNX does, without tiledse; ``StepRunner`` runs it in Python. Its inputs are ``image``
-    (N, C, window, W), with zeros for rows outside of the image; ``first`` (the number of the first of these rows) and
-    ``height`` (rows of the image, or 2**24 while that is not known), each of shape (1,) and int64; and ``state.NAME``.
-    Its outputs are those of the network, ``rows`` (for each of them the first row that is one, the row after the last,
-    and how many come later), and ``next.NAME``. Shapes, start values and meanings are in the metadata under
-    ``tiledse.step``.
+    (N, C, window, W), of sound (N, C, window), with zeros for rows outside of the image; ``first`` (the number of the
+    first of these rows) and ``height`` (rows of the image, or 2**24 while that is not known), each of shape (1,) and
+    int64; and ``state.NAME``. Its outputs are those of the network, ``rows`` (for each of them the first row that is
+    one, the row after the last, and how many come later), and ``next.NAME``. Shapes, start values and meanings are in
+    the metadata under ``tiledse.step``.
 
     Beside it lies ``NAME.middle.onnx``: the same without the tests for rows outside of the image, for steps that have
     none. It is faster, and may be left out.
@@ -138,7 +138,7 @@ def _graph(step: Step, header: Header) -> ir.Model:
         raise TiledSEError(
             f"a step is written in float32, the network has {step.graph.dtype}; convert it first"
         )
-    image = torch.zeros(header.images, header.channels, header.window, header.width)
+    image = torch.zeros(header.window_shape)
     names = [state.name for state in header.states]
     try:
         with quiet(), torch.no_grad():

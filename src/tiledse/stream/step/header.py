@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from ...documents import read_json, write_json
@@ -51,6 +52,7 @@ class Header:
         tiles: By block.
         identity: Of the network, its weights, the tiles and the schedule; a state goes with no other.
         versions: Of what made it.
+        sides: The axes behind the rows: (W,) of images, () of sound, (H, W) of clips; None is (W,).
     """
 
     rows: int
@@ -70,6 +72,17 @@ class Header:
     tiles: Mapping[str, str]
     identity: str
     versions: Mapping[str, str]
+    sides: tuple[int, ...] | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The axes behind the rows."""
+        return (self.width,) if self.sides is None else self.sides
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Of the input ``image``."""
+        return self.images, self.channels, self.window, *self.row_shape
 
     @property
     def state_elements(self) -> int:
@@ -103,7 +116,8 @@ def read_header(text: str | None, name: str) -> Header:
             raise ValueError(f"expected {FORMAT}")
         given["states"] = tuple(State(**{**s, "shape": _shape(s["shape"])}) for s in given["states"])
         given["heads"] = tuple(Head(**{**h, "shape": _shape(h["shape"])}) for h in given["heads"])
-        header = Header(**given)
+        sides = given.pop("sides", None)
+        header = Header(**given, sides=None if sides is None else _shape(sides))
         _check(header)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise TiledSEError(f"{name} has a damaged header ({error}); export the step again") from error
@@ -121,5 +135,7 @@ def _check(header: Header) -> None:
         number = getattr(header, name)
         if type(number) is not int or number < 1:
             raise ValueError(f"expected {name} to be a number from 1 on, got {number!r:.60}")
+    if prod(header.row_shape) != header.width:
+        raise ValueError(f"its rows have {header.width} numbers a channel, and the shape {header.row_shape}")
     if header.rows % header.unit or not header.heads or type(header.begin) is not int or header.begin > 0:
         raise ValueError("its rows and outputs do not go together")

@@ -15,6 +15,7 @@ from ...errors import TiledSEError
 from ...networks.converter import fingerprint
 from ...plan import Plan
 from ..building import build_graph, source_of
+from ..frames import row_shape, row_size
 from ..graph import RowGraph
 from ..heights import check_free, check_joins, check_unknown
 from .header import Head, Header
@@ -62,9 +63,9 @@ def make_step(
         TiledSEError: a layer that is not local in rows, a height that must be known, or rows that are no multiple of
             what strides and tiles ask for.
     """
-    model = source_of(model, plan.image_size)
+    model = source_of(model, plan.input_size)
     weights = fingerprint(model) if isinstance(model, nn.Module) else model.weights
-    wide, tall = width or plan.image_size[2], height or plan.input_size[1]
+    wide, tall = width or row_size(plan)[2], height or plan.input_size[1]
     graph = build_graph(model, plan, batch, (tall, wide), False)
     made = schedule(graph, rows)
     multiple = 1
@@ -152,6 +153,7 @@ def _header(
         tiles={block.name: str(tile) for block, tile in plan},
         identity=_identity(graph, step, weights),
         versions=_versions(),
+        sides=row_shape(plan) if len(row_shape(plan)) != 1 else (width,),
     )
 
 
@@ -172,9 +174,10 @@ def _least(graph: RowGraph) -> int:
     for height in range(1, graph.shape[2] + 1):
         heights = {0: height}
         for node in graph.nodes:
-            now = node.maps[0].height(heights[node.inputs[0]]) if hasattr(node.maps[0], "height") else 1
+            source = heights[node.inputs[0]]
+            now = node.maps[0].height(source) if hasattr(node.maps[0], "height") else 1
             heights[node.output] = now
-            if now < 1:
+            if now < 1 or source < node.least:
                 break
         else:
             return height

@@ -20,7 +20,8 @@ from .sums import add
 Kept = tuple[tuple[int, ...], float, str]
 # Far from the first row, so that nothing pads.
 _FAR = 1 << 20
-# Rows more than that are cut, for a crop takes a multiply-add each.
+# Rows more than that are cut, for a crop takes a multiply-add each; maps of fewer channels are cut and masked as they
+# lie.
 _WIDEST_CROP = 7
 _NARROWEST_CROP = 8
 
@@ -113,9 +114,9 @@ class Step(nn.Module):
         edges: Whether rows of a step may lie outside of the maps. Without, a step is for the middle of an image.
 
     Shape:
-        image (N, C, window, W), with zeros for rows outside of the image; first, height (1,) int64. Each output with
-        as many rows as a step brings; rows (heads, 3) int64: of each output the first row that is one, the row after
-        the last, and how many come later.
+        image (N, C, window, W), of sound (N, C, window), with zeros for rows outside of it; first, height (1,) int64.
+        Each output with as many rows as a step brings; rows (heads, 3) int64: of each output the first row that is one,
+        the row after the last, and how many come later.
     """
 
     def __init__(self, graph: RowGraph, schedule: Schedule, edges: bool = True) -> None:
@@ -159,6 +160,13 @@ class Step(nn.Module):
         shape = tuple(node.run(part, None)[0].shape)
         if node.kind == "amax":
             return {"largest": (shape, LOWEST, "the largest of all rows so far")}
+        if node.kind == "softmax":
+            sums, none = tuple(node.run(part, None)[1].shape), "the same of what rounding left out"
+            return {
+                "largest": (shape, LOWEST, "the largest logit of all rows so far"),
+                "sum": (sums, 0.0, "the sums of weights, relative to the largest, and of what they weigh"),
+                "rest": (sums, 0.0, none),
+            }
         return {
             "sum": (shape, 0.0, "the sum of all rows so far"),
             "rest": (shape, 0.0, "what rounding left out of that sum"),
@@ -190,7 +198,8 @@ class Step(nn.Module):
                 held.before = state[place]
                 new[place] = held.read(track.rows - track.kept, track.kept)
 
-        hold(0, image)
+        # Frames of sound have no columns, those of a clip two axes of them.
+        hold(0, image if image.dim() == 4 else image.reshape(*image.shape[:3], -1))
         for index, node in enumerate(graph.nodes):
             if index in self._descriptors:
                 places = self._place["node", index]
@@ -230,7 +239,7 @@ class Step(nn.Module):
         if self.edges and node.outside == float("-inf"):
             # A maximum over no row of the map is no number to go on with.
             inside = clock.inside(node.output, -again, out.rows + again)
-            rows = torch.where(inside.view(1, 1, -1, 1), rows, 0.0)
+            rows = torch.where(inside.view(1, 1, -1, *[1] * (rows.dim() - 3)), rows, 0.0)
         if self.edges and not node.counted and reads_outside(node.maps[0]):
             rows = rows * self._share(node, again, clock).to(rows.dtype)
         return rows
@@ -266,6 +275,8 @@ class Step(nn.Module):
         if node.outside == 0:
             # Runtimes are three times as fast at a product as at a choice. Rows outside are finite, as those of a
             # black image are; what is not shows in the output.
+            if dim == 2 and part.dim() == 4 and part.shape[1] >= _NARROWEST_CROP:
+                return part * clock.mask(index, low, part)
             return part * clock.share(index, low, count).view(shape)
         outside = max(node.outside, LOWEST)
         return torch.where(clock.inside(index, low, count).view(shape), part, outside)
@@ -292,6 +303,8 @@ class Step(nn.Module):
             self.graph.values[source].row_dim,
         )
         assert dim is not None
+        if node.kind == "softmax":
+            return self._softmax(index, node, part, clock, state, new)
         if self.edges:
             shape = [1] * part.dim()
             shape[dim] = track.rows
@@ -308,6 +321,31 @@ class Step(nn.Module):
         new[places["sum"]], new[places["rest"]] = total
         count = clock.seen(source).clamp(min=1).to(now.dtype) * (elements // track.rows)
         return node.finish((total[0] + total[1], count))
+
+    def _softmax(
+        self, index: int, node: Node, part: Tensor, clock: Clock, state: tuple[Tensor, ...], new: list[Tensor]
+    ) -> Tensor:
+        """A sum weighed by a softmax over all rows so far."""
+        source, places = node.inputs[0], self._place["node", index]
+        track, dim = self.schedule.track(source), self.graph.values[source].row_dim
+        assert dim is not None
+        inside = None
+        if self.edges:
+            shape = [1] * (part.dim() - 1)  # the last axis is that of logits and what they weigh
+            shape[dim] = track.rows
+            inside = clock.inside(source, 0, track.rows).view(shape)
+        top, now, _ = node.run(part, None, inside)
+        most = torch.maximum(state[places["largest"]], top)
+        before, after = (
+            torch.exp(state[places["largest"]] - most)[..., None],
+            torch.exp(top - most)[..., None],
+        )
+        total = add((state[places["sum"]] * before, state[places["rest"]] * before), now * after)
+        new[places["largest"]] = most
+        new[places["sum"]], new[places["rest"]] = total
+        count = clock.seen(source).clamp(min=1).to(now.dtype)
+        assert node.finish is not None
+        return node.finish((most, total[0] + total[1], count))
 
     def _valid(self, index: int, clock: Clock, complete: dict[int, Tensor]) -> Tensor:
         """Of an output: the first row that is one, the row after the last, and how many come later."""

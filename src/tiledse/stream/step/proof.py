@@ -48,7 +48,8 @@ def check_against_whole(model: Any, plan: Plan, made: Made) -> float | None:
     if height * header.width * header.images > _MOST_PIXELS:
         return None
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(header.images, header.channels, height, header.width, generator=generator)
+    shape = header.images, header.channels, height, *header.row_shape
+    image = torch.randn(shape, generator=generator)
     image = image.to(made.graph.dtype)
     with torch.no_grad():
         tiled = convert_shared(model, plan) if isinstance(model, nn.Module) else model.tiled(plan)
@@ -91,9 +92,7 @@ def check_files(made: Made, files: Mapping[str, Path]) -> float:
     """
     header = made.header
     generator = np.random.default_rng(0)
-    image = generator.standard_normal(
-        (header.images, header.channels, header.window, header.width), dtype=np.float32
-    )
+    image = generator.standard_normal(header.window_shape, dtype=np.float32)
     arrays = [generator.random(state.shape, dtype=np.float32) for state in header.states]
     torch_session = TorchSession(made.step, made.middle)
     threads = torch.get_num_threads()

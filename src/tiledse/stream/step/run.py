@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import TiledSEError
+from ..frames import as_rows, expected, words
 from .clock import UNKNOWN
 from .header import Header
 from .saved import load_state, next_window, save_state
@@ -53,7 +54,7 @@ class StepRun:
         """Take the next rows of the image.
 
         Args:
-            rows: (N, C, any number of rows, W), an array or a tensor.
+            rows: (N, C, any number of rows, W), of sound (N, C, any number of frames): an array or a tensor.
             start: The number of the first of them, if the source counts its rows: a dropped row is noticed.
 
         Returns:
@@ -158,7 +159,9 @@ class StepRun:
         header = self.header
         height = self.seen if ended else UNKNOWN if self.height is None else self.height
         middle = not ended and self._next >= header.middle_from + header.begin
-        outputs, table, self._state = self.session.run(self._window, self._next, height, self._state, middle)
+        outputs, table, self._state = self.session.run(
+            self._window.reshape(header.window_shape), self._next, height, self._state, middle
+        )
         self._next += header.rows
         # What the next step is given once more. Its other rows come, or are zeros after the end.
         again = max(0, header.window - header.rows)
@@ -223,13 +226,14 @@ class StepRun:
         self._alive()
         header = self.header
         detach = getattr(rows, "detach", None)
-        part: Any = rows if detach is None else detach().cpu().numpy()
-        expected = (header.images, header.channels, header.width)
-        if not isinstance(part, np.ndarray) or part.ndim != 4 or (*part.shape[:2], part.shape[3]) != expected:
-            got = part.shape if isinstance(part, np.ndarray) else type(rows).__name__
+        given: Any = rows if detach is None else detach().cpu().numpy()
+        part: Any = as_rows(given, header.row_shape)
+        size = (header.images, header.channels, header.width)
+        if not isinstance(part, np.ndarray) or part.ndim != 4 or (*part.shape[:2], part.shape[3]) != size:
+            got = given.shape if isinstance(given, np.ndarray) else type(rows).__name__
             raise TiledSEError(
-                f"rows {self.seen} and on: expected ({expected[0]}, {expected[1]}, rows, {expected[2]}), got {got}; "
-                "every row has the width and the channels that the step was made for"
+                f"{words(header.row_shape)[1]} {self.seen} and on: expected {expected(*size[:2], header.row_shape)}, "
+                f"got {got}; all have the size and the channels that the step was made for"
             )
         if start is not None and start != self.seen:
             what = "dropped" if start > self.seen else "sent twice"

@@ -73,6 +73,18 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
+def height_in(path: Path) -> int | None:
+    """Rows of the image that a state is of; None where it did not say. What is wrong with it, ``load_state`` says."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            height = read_json((file.metadata() or {})[KEY])["height"]
+    except Exception:
+        return None
+    return height if type(height) is int else None
+
+
 def load_state(path: Path, header: Header, dtype: np.dtype[Any], height: int | None) -> Saved:
     """Read a state of a step.
 

@@ -181,7 +181,7 @@ class OpenVinoSession(Session):
         try:
             import openvino
         except ImportError as error:
-            raise TiledSEError("OpenVINO is not installed; install it with: pip install openvino") from error
+            raise missing("steps in OpenVINO need", "openvino", error=error) from error
         core = openvino.Core()
         # As exact as the others: by default it computes in bfloat16 where the processor has it.
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
