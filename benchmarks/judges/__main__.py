@@ -72,7 +72,11 @@ def written(network: ts.Network, form: str, path: Path, target: str | None) -> N
         plan = plan.with_tile(form)
     if form == "divisors":
         plan = plan.with_tile("7xW")
-    goal = None if target is None or form == "SE" else ts.targets.load(target)
+    goal = None if target is None else ts.targets.load(target)
+    if goal is not None and form == "SE":  # as it is, in the file format that the target takes
+        goal = ts.targets.Target(
+            goal.name, static=True, batch=1, opset=goal.opset, ir_version=goal.ir_version
+        )
     how = ts.Form(batch=1, divisor_tiles=form == "divisors", target=goal) if onnx else ts.Form()
     ts.write(network, plan, path, how)
 

@@ -40,6 +40,7 @@ NETWORKS = {
     "efficientnet-b0-512x1024": Known("timm:efficientnet_b0", (3, 512, 1024)),
     **{f"regnety-800mf-{n}": Known("timm:regnety_008", (3, n, n)) for n in (224, 448)},
     "se-resnet-like-56": Known("benchmarks.judges.sern:network", (3, 56, 56)),
+    "depthwise-se-448": Known("benchmarks.judges.depthwise:network", (3, 448, 448)),
     "ppocr-detector-640": Known(None, (3, 640, 640)),
 }
 

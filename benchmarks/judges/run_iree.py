@@ -28,7 +28,8 @@ def load(path: str) -> Run:
     )
     function = getattr(module, name)
     assert device is not None
-    return lambda x: np.asarray(function(x))
+    # A copy: what the device gives is a view of memory that the next network's run takes.
+    return lambda x: np.array(function(x))
 
 
 def tool(name: str, *arguments: str) -> None:

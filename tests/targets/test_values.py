@@ -29,8 +29,8 @@ def test_figures_of_hardware_md_stand_in_the_files():
     # Vela 5.2.0, MobileNetV3-L 512 x 1024 on U55: SE 46.75, two-step 42.90, 8xW 43.03 Mcycles.
     found = {(m.kind, m.se, m.value) for m in targets.load("ethos-u").measured}
     assert {("two-step", 46.75, 42.90), ("tiles", 46.75, 43.03)} <= found
-    # tpu-mlir 1.30.2, four blocks at 448: SE 2,137,300 cycles, 7xW with ConvTranspose 960,743.
-    assert ("tiles", 2137300, 960743) in {(m.kind, m.se, m.value) for m in targets.load("sophgo").measured}
+    # tpu-mlir 1.30.2, four blocks at 448: SE 2,129,813 cycles, 7xW with ConvTranspose 895,400.
+    assert ("tiles", 2129813, 895400) in {(m.kind, m.se, m.value) for m in targets.load("sophgo").measured}
 
 
 def test_gain_is_per_cent_less_than_se():

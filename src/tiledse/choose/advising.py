@@ -149,7 +149,7 @@ def gain_of(target: Target, kind: str, pixels: int) -> Gain:
     Example:
         >>> ethos = load_target("ethos-u")
         >>> gain_of(ethos, "two-step", 512 * 1024).word, gain_of(ethos, "sliding", 512 * 1024).word
-        ('gains', 'unclear')
+        ('gains', 'gains')
     """
     known = [m for m in target.measured if m.kind == kind]
     below = [m for m in known if m.pixels <= pixels]
