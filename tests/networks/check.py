@@ -104,10 +104,11 @@ def check_network(name: str, model: nn.Module, size: tuple[int, int, int]) -> Ch
     assert torch.equal(before, after), f"{name}: HxW does not give the SE network back to the last bit"
     identity = identity_difference(model, plan, x)
     if identity > 1e-6:
-        # As above. A change of 1e-15 of the image moves some of these random networks by 1e-5, in float64 too; there
-        # one tile sums as SE does, and the difference is 0.
-        exact = identity_difference(copy.deepcopy(model).double(), plan, x.double())
-        assert exact < 1e-10, f"{name}: one tile a map differs from SE by {exact:.1e} in float64"
+        # The kernels add in another order than SE, and some of these random networks magnify the last digit: 1e-15 of
+        # the image moves efficientnetv2_m by 1e-5, in float64. PyTorch's own way adds as SE does.
+        with ts.kernels("torch"):
+            plain = identity_difference(model, plan, x)
+        assert plain <= 1e-6, f"{name}: one tile a map differs from SE by {plain:.1e}"
     dialects = tuple(dict.fromkeys(block.dialect for block in plan.blocks))
     return Checked(name, size, len(plan), dialects, len(plan.near_misses), identity, worst)
 

@@ -60,6 +60,21 @@ def test_the_verb_streams_frames_of_unknown_length(tmp_path, words, shape):
     torch.testing.assert_close(torch.from_numpy(np.load(out)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_figures_are_those_of_the_sound_that_came(tmp_path):
+    """With whole-map SE nothing comes before the end, and each gate holds all frames: 53, not the 40 of --input."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((16, 53), dtype=np.float32))
+    words = [*SOUND[1:-1], "HxW", "--any-height", "--json"]
+    record = json.loads(tiledse("stream", SOUND[0], tmp_path / "x.npy", *words).out)
+    assert record["first_output_after"] == 53
+    gates = [held for held in record["held"] if held["kind"] == "gate"]
+    model = sound()
+    channels = {block.name: block.channels for block in ts.find(model, (16, 40)).blocks}
+    assert {held["name"]: (held["rows"], held["elements"]) for held in gates} == {
+        name: (53, 53 * count) for name, count in channels.items()
+    }
+    assert record["gate_buffer"] == record["cost_buffer_row_order"] == 53 * sum(channels.values())
+
+
 def test_the_words_speak_of_sound(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((16, 40), np.float32))
     text = " ".join(tiledse("stream", SOUND[0], tmp_path / "x.npy", *SOUND[1:]).out.split())

@@ -83,9 +83,10 @@ def section(rows: list[dict[str, str]], total: int) -> str:
         MARKER,
         "",
         f"Written by `make coverage-third-party`; torch {torch.__version__}, float64 on CPU, random weights.",
-        f"Of the {total} networks listed in `tests/third_party/networks.py`, {len(rows)} were run, the smallest of",
-        f"each family first; the others were not tried yet. {len(with_se)} of those that were run have SE on maps of",
-        f"4 axes, {len(failed)} fail by themselves.",
+        f"Of the {total} networks listed in `tests/third_party/networks.py`, "
+        + (f"all {total} were run." if len(rows) == total else f"{len(rows)} were run, the smallest of"),
+        *([] if len(rows) == total else ["each family first; the others were not tried yet."]),
+        f"{len(with_se)} of those that were run have SE on maps of 4 axes, {len(failed)} fail by themselves.",
         "",
         f"**{sums['found']} of {sums['expected']} SE blocks are converted ({share:.1f} %);",
         f"{sums['silent']} are passed over in silence, {sums['wrong']} are wrong.**",

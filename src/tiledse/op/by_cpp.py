@@ -29,7 +29,7 @@ _LEVELS = {"AVX512": "v4", "AVX2": "v3"}
 # layer that comes next.
 _PAST_CACHE_BYTES = 8 << 20
 # A thread is worth starting for this many bytes: it takes 10 us to start, and these take 100 us to scale.
-_BYTES_OF_A_THREAD = 1 << 20
+_BYTES_OF_A_THREAD = 1 << 18
 
 # The products for the weights' gradients read the tiles again for each few rows: they are to stay in the cache.
 _FEW_TILES_BYTES = 1 << 17

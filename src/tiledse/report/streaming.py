@@ -22,18 +22,20 @@ KINDS = {
 }
 
 
-def held_table(held: list[Held], whole: dict[str, int], title: str) -> Table:
+def held_table(
+    held: list[Held], whole: dict[str, int], title: str, of: tuple[str, str] = ("image", "rows")
+) -> Table:
     """One row a layer that holds more than a row on its way; then the sums by kind."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
-    table.caption = "elements of one image held at most, rows coming one by one"
-    table.caption += "\nsingle rows on their way are only in the sums"
+    table.caption = f"elements of one {of[0]} held at most, {of[1]} coming one by one"
+    table.caption += f"\nsingle {of[1]} on their way are only in the sums"
     for name in whole:
         table.caption += (
-            f"\n'{name}' is not local in rows: it waits for its whole map ({digits(whole[name])} elements)"
+            f"\n'{name}' is not local in {of[1]}: it waits for its whole map ({digits(whole[name])} elements)"
         )
     table.add_column("layer", no_wrap=True)
     table.add_column("what")
-    table.add_column("rows", justify="right")
+    table.add_column(of[1], justify="right")
     table.add_column("elements", justify="right")
     for item in held:
         if item.rows > 1 or item.kind == "gate":
@@ -57,7 +59,7 @@ def streamed_parts(found: Streamed, model: str) -> list[Any]:
         f"resident memory grew by {_megabytes(found.rss_delta_bytes)}"
     )
     parts: list[Any] = [
-        held_table(found.held, found.whole, f"{model} at {size}: what layers hold"),
+        held_table(found.held, found.whole, f"{model} at {size}: what layers hold", (what, rows)),
         f"gates hold {found.gate_buffer:,} elements by the closed form of `tiledse cost` (row order)",
         f"the first output is known after {found.first_output:,} of {found.input_size[1]:,} {rows}",
     ]

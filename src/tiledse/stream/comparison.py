@@ -20,7 +20,7 @@ from ..files import written_whole
 from .executor import Stream
 from .flow import Held, first_output
 from .frames import row_shape
-from .heights import heights_at
+from .heights import heights_at, sized_plan
 from .memory import peak_resident
 from .sources import OutputFile
 from .step.stream import StepStream
@@ -162,9 +162,12 @@ def stream_image(
                     f"{name} gives outputs that are not finite on this image; check its weights (--weights) and "
                     "how the image is normalised"
                 )
-    closed = cost(s.plan).tse.buffer_row_order
-    first = first_output(s.graph)
-    return Streamed(size, s.rows, s.held(), s.whole, closed, s.peak_live_bytes, grown(), full, error, first)
+    unknown = None if s.height is not None else image.height
+    closed = cost(sized_plan(s.plan, s.graph, unknown)).tse.buffer_row_order
+    first = first_output(s.graph, unknown)
+    return Streamed(
+        size, s.rows, s.held(unknown), s.whole, closed, s.peak_live_bytes, grown(), full, error, first
+    )
 
 
 def output_files(path: Path, s: Stream | StepStream) -> list[Path]:

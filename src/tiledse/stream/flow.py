@@ -219,8 +219,12 @@ class Held:
     elements: int
 
 
-def count_held(graph: RowGraph) -> list[Held]:
-    """Stream one image of the graph's height through it, row by row, without computing, and count.
+def count_held(graph: RowGraph, height: int | None = None) -> list[Held]:
+    """Stream one image through a row graph, row by row, without computing, and count.
+
+    Args:
+        graph: The row graph.
+        height: Rows of an image whose height shows at its end; left out, it is known, and that of the graph.
 
     Returns:
         What each value holds, in the order of the network; a value that feeds a gate is named after its block.
@@ -228,24 +232,28 @@ def count_held(graph: RowGraph) -> list[Held]:
     Raises:
         TiledSEError: rows were left over, which no network with a row graph does.
     """
-    flow = Flow(graph)
-    for _ in range(graph.values[0].height):
+    flow = Flow(graph, known=height is None)
+    for _ in range(_rows(graph, height)):
         flow.feed(1)
     flow.end()
-    for value, made in zip(graph.values, flow.progress.produced):
-        if made != value.height:
-            raise TiledSEError(f"'{value.name}' made {made} of {value.height} rows: the row graph is wrong")
+    for value, made, expected in zip(graph.values, flow.progress.produced, flow.heights):
+        if made != expected:
+            raise TiledSEError(f"'{value.name}' made {made} of {expected} rows: the row graph is wrong")
     return held_of(graph, flow.progress.peak)
 
 
-def first_output(graph: RowGraph) -> int:
+def first_output(graph: RowGraph, height: int | None = None) -> int:
     """Rows of the image after which the first row of an output is known; its height, where that is its end."""
-    flow, height = Flow(graph), graph.values[0].height
-    for row in range(1, height + 1):
+    flow = Flow(graph, known=height is None)
+    for row in range(1, _rows(graph, height) + 1):
         flow.feed(1)
         if any(flow.progress.produced[value] for value in graph.outputs):
             return row
-    return height
+    return _rows(graph, height)
+
+
+def _rows(graph: RowGraph, height: int | None) -> int:
+    return graph.values[0].height if height is None else height
 
 
 def held_of(graph: RowGraph, rows: list[int]) -> list[Held]:

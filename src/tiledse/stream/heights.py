@@ -15,11 +15,16 @@ from .graph import RowGraph
 from .maps import SAME, Linear, Repeat, Spread, Window
 
 
-def sized_plan(plan: Plan, graph: RowGraph) -> Plan:
-    """The plan with the map sizes of the graph's image size; totals of another size are left out."""
-    sizes = {name: graph.values[node.inputs[0]].shape for name, node in graph.gates.items()}
-    blocks = tuple(b if b.name not in sizes else _of_map(b, sizes[b.name][2:]) for b in plan.blocks)
-    size: Any = (*graph.shape[1:3], *row_shape(plan)) if len(row_shape(plan)) != 1 else graph.shape[1:]
+def sized_plan(plan: Plan, graph: RowGraph, height: int | None = None) -> Plan:
+    """The plan with the map sizes of an image's size, the graph's if left out; totals of another size are left out."""
+    rows = graph.shape[2] if height is None else height
+    heights = heights_at(graph, rows)
+    sizes = {
+        name: (heights[node.inputs[0]], *graph.values[node.inputs[0]].shape[3:])
+        for name, node in graph.gates.items()
+    }
+    blocks = tuple(b if b.name not in sizes else _of_map(b, sizes[b.name]) for b in plan.blocks)
+    size: Any = (graph.shape[1], rows, *(row_shape(plan) if len(row_shape(plan)) != 1 else graph.shape[3:]))
     same = size == plan.input_size
     return replace(plan, blocks=blocks, input_size=size, network=plan.network if same else None)
 

@@ -66,14 +66,81 @@ struct Kept {
   float *descriptors, *hidden, *gates;  // tiles x C, R (before its activation) and C; or null
 };
 
+// Descriptors to gates.
+class Excitation {
+ public:
+  // Turned, the second layer is summed by vectors of channels; for few tiles turning takes longer than it saves.
+  Excitation(const Job &job, const Layers &w, const Kept &kept)
+      : job_(job), w_(w), kept_(kept), turned_(job.tiles() > job.reduced / 3 ? job.channels * job.reduced : 0) {
+    if (!turned_.empty()) transpose(w.w2, turned_.data(), job.channels, job.reduced);
+  }
+  // z, g: tiles x C, of the tiles from the first on; hidden: room for 2 x tiles x R.
+  void gates(const float *z, float *hidden, float *g, Int first, Int tiles) const {
+    const Int channels = job_.channels, reduced = job_.reduced;
+    float *const a = hidden, *const h = hidden + tiles * reduced;
+    rows_by_rows(z, w_.w1, w_.b1, a, tiles, reduced, channels);
+    activate(job_.act, a, h, tiles * reduced);
+    if (turned_.empty())
+      rows_by_rows(h, w_.w2, w_.b2, g, tiles, channels, reduced);
+    else
+      rows_by_columns(h, turned_.data(), w_.b2, g, tiles, reduced, channels);
+    open_gates(job_.gate, g, tiles * channels);
+    if (!kept_.gates) return;
+    std::copy(z, z + tiles * channels, kept_.descriptors + first * channels);
+    std::copy(a, h, kept_.hidden + first * reduced);
+    std::copy(g, g + tiles * channels, kept_.gates + first * channels);
+  }
+
+ private:
+  const Job &job_;
+  const Layers w_;
+  const Kept kept_;
+  std::vector<float> turned_;
+};
+
+// The same as ``forward`` for fewer images in NCHW than threads, which share the channels: each is one run of memory.
+template <class T>
+void forward_by_channels(const Job &job, const T *x, T *y, const Excitation &excitation) {
+  const Int channels = job.channels, reduced = job.reduced, cols = job.cols(), of_image = job.bands() * cols;
+  std::vector<float> z(job.tiles() * channels), g(z.size());
+  const auto by_channels = [&](auto work) {
+    shared(channels, job.threads, [&](Int from, Int to) {
+      Job some = job;
+      some.images = 1, some.channels = to - from;
+      for (Int n = 0; n < job.images; ++n)
+        work(some, n * job.image() + from * job.height * job.width, n * of_image * channels + from);
+    });
+  };
+  const Unit whole{0, 1, 0, job.bands()};
+  by_channels([&](const Job &some, Int at, Int first) {
+    std::vector<double> sums(of_image * some.channels);
+    Sums<false, T> adder(some, x + at);
+    sum_unit<false>(some, whole, adder, x + at, static_cast<const T *>(nullptr), sums.data());
+    for (Int t = 0; t < of_image; ++t)
+      for (Int c = 0; c < some.channels; ++c)
+        z[first + t * channels + c] = sums[t * some.channels + c] / job.squeezed(t / cols, t % cols);
+  });
+  shared(job.tiles(), job.threads, [&](Int from, Int to) {
+    std::vector<float> hidden(2 * (to - from) * reduced);
+    excitation.gates(z.data() + from * channels, hidden.data(), g.data() + from * channels, from, to - from);
+  });
+  by_channels([&](const Job &some, Int at, Int first) {
+    std::vector<float> gates(of_image * some.channels);
+    for (Int t = 0; t < of_image; ++t)
+      std::copy_n(g.data() + first + t * channels, some.channels, gates.data() + t * some.channels);
+    Scaling<false, T>(some, x + at, y + at).unit(whole, gates.data(), nullptr);
+    fence();
+  });
+}
+
 // y = x by its gates.
 template <class T>
 void forward(const Job &job, const T *x, T *y, const Layers &w, const Kept &kept, const Int *bounds) {
   const Int channels = job.channels, reduced = job.reduced, cols = job.cols();
+  const Excitation excitation(job, w, kept);
+  const bool few = !job.last && !job.grain && job.images < job.threads;
+  if (few && job.image() * Int(sizeof(T)) <= last_cache()) return forward_by_channels(job, x, y, excitation);
   const Units units(job, 1, sizeof(T), job.part());
-  // Turned, the second layer is summed by vectors of channels; for few tiles turning takes longer than it saves.
-  std::vector<float> turned(job.tiles() > reduced / 3 ? channels * reduced : 0);
-  if (!turned.empty()) transpose(w.w2, turned.data(), channels, reduced);
   // Rows that slide are summed as they come, by one thread an image; for fewer images than threads, all before.
   const bool first = job.grain && job.images < job.threads && units.an_image > 1;
   Above<T> above_all(job, first ? job.images : 0);
@@ -91,7 +158,7 @@ void forward(const Job &job, const T *x, T *y, const Layers &w, const Kept &kept
   const Int step = job.grain && !first ? units.an_image : 1;
   shared(units.number / step, job.threads, [&](Int begin, Int end) {
     const Int room = units.images * units.bands * cols;
-    std::vector<float> z(room * channels), a(room * reduced), h(room * reduced), g(room * channels);
+    std::vector<float> z(room * channels), hidden(2 * room * reduced), g(room * channels);
     std::vector<double> sums(job.grain ? 0 : room * channels);
     Sums<false, T> adder(job, x);
     Scaling<false, T> scaling(job, x, y);
@@ -99,7 +166,7 @@ void forward(const Job &job, const T *x, T *y, const Layers &w, const Kept &kept
     Int done = 0;  // grains of this image
     for (Int u = begin * step; u < end * step; ++u) {
       const Unit unit = units.at(u);
-      const Int tiles = unit.tiles(job), first_tile = unit.first_tile(job);
+      const Int tiles = unit.tiles(job);
       if (!job.grain) sum_unit<false>(job, unit, adder, x, static_cast<const T *>(nullptr), sums.data());
       for (Int t = 0; t < tiles; ++t) {
         const Int band = unit.band + t / cols % unit.bands, image = unit.image + t / cols / unit.bands;
@@ -121,18 +188,7 @@ void forward(const Job &job, const T *x, T *y, const Layers &w, const Kept &kept
         const double *low = above.at(at, of[0]), *high = above.at(at, of[1]), n = seen(job, bounds, band);
         for (Int c = 0; c < channels; ++c) to[c] = (high[c] - low[c]) / n;
       }
-      rows_by_rows(z.data(), w.w1, w.b1, a.data(), tiles, reduced, channels);
-      activate(job.act, a.data(), h.data(), tiles * reduced);
-      if (turned.empty())
-        rows_by_rows(h.data(), w.w2, w.b2, g.data(), tiles, channels, reduced);
-      else
-        rows_by_columns(h.data(), turned.data(), w.b2, g.data(), tiles, reduced, channels);
-      open_gates(job.gate, g.data(), tiles * channels);
-      if (kept.gates) {
-        std::copy(z.begin(), z.begin() + tiles * channels, kept.descriptors + first_tile * channels);
-        std::copy(a.begin(), a.begin() + tiles * reduced, kept.hidden + first_tile * reduced);
-        std::copy(g.begin(), g.begin() + tiles * channels, kept.gates + first_tile * channels);
-      }
+      excitation.gates(z.data(), hidden.data(), g.data(), unit.first_tile(job), tiles);
       scaling.writer.ahead[0] = u + 1 < end * step ? Ahead<T>(job, x, units.at(u + 1)) : Ahead<T>();
       scaling.unit(unit, g.data(), nullptr);
     }

@@ -53,9 +53,13 @@ class StepStream:
         """None: what is not local in rows cannot run in steps."""
         return {}
 
-    def held(self) -> list[Held]:
-        """What each layer holds where rows come one by one, counted by streaming without computing."""
-        return count_held(self.graph)
+    def held(self, height: int | None = None) -> list[Held]:
+        """What each layer holds where rows come one by one, counted by streaming without computing.
+
+        Args:
+            height: Rows of an image, for a stream that is not told them; left out, those of the plan.
+        """
+        return count_held(self.graph, height if self.height is None else None)
 
     def push(self, rows: Tensor, start: int | None = None) -> Any:
         """See ``Stream.push``."""
