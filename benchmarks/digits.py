@@ -35,9 +35,9 @@ from examples.contextnet import BANDS, ContextNet, no_gate, tiled
 
 RATE, HOP, WINDOW, FFT = 8000, 80, 200, 256
 FRAMES, BATCH, EPOCHS, STEPS, RATE_OF_LEARNING = 256, 32, 12, 30, 6e-3
-TRAINED = ("HxW", "8xW", "1xW:running", "1xW:running+7", "none")
+TRAINED = ("T", "8xT", "1xT:running", "1xT:running+7", "none")
 # Tiles that networks trained with whole-utterance SE are judged with, weights as they are.
-AS_IS = ("8xW", "16xW", "8xW:running", "1xW:running", "1xW:running+7", "1xW:window-24+7")
+AS_IS = ("8xT", "16xT", "8xT:running", "1xT:running", "1xT:running+7", "1xT:window-24+7")
 SEEDS = (0, 1, 2)
 COLUMNS = ("trained", "judged", "seed", "alone", "windows", "minute", "parameters")
 
@@ -89,11 +89,11 @@ def noise(length: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def features(sounds: Tensor) -> Tensor:
-    """(N, samples) to (N, 40, frames, 1): log mel energies, a frame of 25 ms each 10 ms; no frame looks ahead."""
+    """(N, samples) to (N, 40, frames): log mel energies, a frame of 25 ms each 10 ms; no frame looks ahead."""
     padded = nn.functional.pad(sounds, (WINDOW - HOP, 0))
     frames = padded.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW)
     power = torch.fft.rfft(frames, FFT).abs().square() @ mel_bands().t()
-    return ((power + 1e-5).log() / 3 + 1).transpose(1, 2)[..., None]
+    return ((power + 1e-5).log() / 3 + 1).transpose(1, 2)
 
 
 def mel_bands() -> Tensor:
@@ -107,8 +107,8 @@ def mel_bands() -> Tensor:
 
 
 def decoded(logits: Tensor) -> list[int]:
-    """The digits that CTC says, the likeliest class of each frame: (11, T, 1) to a list."""
-    best = logits[:, :, 0].argmax(0).tolist()
+    """The digits that CTC says, the likeliest class of each frame: (11, T) to a list."""
+    best = logits.argmax(0).tolist()
     return [b - 1 for before, b in zip([0, *best], best) if b and b != before]
 
 
@@ -122,12 +122,12 @@ def edits(said: list[int], got: list[int]) -> int:
     return row[-1]
 
 
-def network(gate: str) -> ContextNet:
+def network(gate: str) -> nn.Module:
     """A network by the tile of its SE, or ``none``."""
-    return ContextNet(no_gate if gate == "none" else tiled(gate))
+    return ContextNet(no_gate) if gate == "none" else tiled(gate)
 
 
-def trained(gate: str, seed: int, pool: list[Recording], work: Path) -> ContextNet:
+def trained(gate: str, seed: int, pool: list[Recording], work: Path) -> nn.Module:
     """A network that was trained, now or in an earlier run."""
     file = work / f"{gate.replace(':', '_')}-{seed}.pt"
     torch.manual_seed(seed)
@@ -136,7 +136,6 @@ def trained(gate: str, seed: int, pool: list[Recording], work: Path) -> ContextN
         model.load_state_dict(torch.load(file, weights_only=True))
         return model.eval()
     generator = np.random.default_rng(seed)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), RATE_OF_LEARNING, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, RATE_OF_LEARNING, EPOCHS * STEPS, pct_start=0.15
@@ -147,9 +146,7 @@ def trained(gate: str, seed: int, pool: list[Recording], work: Path) -> ContextN
         for _ in range(STEPS):
             pairs = [joined(pool, FRAMES * HOP, generator) for _ in range(BATCH)]
             x = features(torch.tensor(np.stack([sound for sound, _ in pairs])))
-            scores = (
-                model(x.contiguous(memory_format=torch.channels_last))[..., 0].log_softmax(1).permute(2, 0, 1)
-            )
+            scores = model(x).log_softmax(1).permute(2, 0, 1)
             loss = nn.functional.ctc_loss(
                 scores,
                 torch.tensor([d + 1 for _, digits in pairs for d in digits]),
@@ -191,7 +188,7 @@ def judged(model: nn.Module, pool: list[Recording]) -> dict[str, float]:
     return rates
 
 
-def with_tile(model: ContextNet, gate: str) -> ContextNet:
+def with_tile(model: nn.Module, gate: str) -> nn.Module:
     """The same weights with another tile."""
     other = network(gate)
     other.load_state_dict(model.state_dict())
@@ -208,7 +205,7 @@ def train(args: argparse.Namespace) -> None:
     done = {(row["trained"], row["judged"], str(row["seed"])) for row in rows}
     for seed in SEEDS:
         for gate in TRAINED:
-            wanted = [gate, *(AS_IS if gate == "HxW" else ())]
+            wanted = [gate, *(AS_IS if gate == "T" else ())]
             if all((gate, tile, str(seed)) in done for tile in wanted):
                 continue
             model = trained(gate, seed, pool, args.work)
@@ -232,7 +229,7 @@ def stream(args: argparse.Namespace) -> None:
         model = network(gate)
         model.load_state_dict(torch.load(args.work / f"{gate.replace(':', '_')}-0.pt", weights_only=True))
         model.eval()
-        plan = ts.find(model, (BANDS, FRAMES, 1))
+        plan = ts.find(model, (BANDS, FRAMES))
         generator = np.random.default_rng(200)
         for seconds in (10, 60):
             sound, digits = joined(test, seconds * RATE, generator)
@@ -268,7 +265,7 @@ def table(args: argparse.Namespace) -> None:
     for row in rows:
         figures = {key: float(row[key]) for key in ("alone", "windows", "minute")}
         forms.setdefault((row["trained"], row["judged"]), {})[row["seed"]] = figures
-    base = forms[("HxW", "HxW")]
+    base = forms[("T", "T")]
     print("| trained with | judged with | alone | windows | a minute | more than SE in windows |")
     print("|---|---|---|---|---|---|")
     for (own, tile), seeds in forms.items():

@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tiledse as ts
+from tests.networks.over_time import PoolSE
 from tiledse.networks.converter import convert_shared
 from tiledse.networks.counting import MacCounter
 from tiledse.report.text import cost_table
@@ -283,3 +284,36 @@ def test_the_table_says_units_and_what_is_not_counted() -> None:
     window = str(ts.cost(plan.with_tile("1xW:window-6+6")))
     assert "25,088" in window  # seven rows wait
     assert re.search(r"sums of rows +0 +832$", window, re.M)  # and 13 sums a channel
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1)])
+def test_dense_layers_on_frames_are_counted_with_their_biases(axes: tuple[int, ...]) -> None:
+    """Torch's counter leaves the biases out where channels do not lie last in memory."""
+    layer = torch.nn.Linear(8, 5)
+    x = torch.zeros(2, 7, 8) if axes == (0, 1, 2) else torch.zeros(2, 8, 7).permute(axes)
+    by_hand = 0
+    for _ in range(2 * 7):  # frames
+        for _ in range(5):  # outputs
+            by_hand += 8 + 1
+    with MacCounter() as counter:
+        layer(x)
+    assert counter.macs == by_hand
+
+
+def test_totals_of_sound_are_plain_counts() -> None:
+    """A convolution of 3 frames, a dense excitation of one descriptor, a dense layer on each frame."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = torch.nn.Conv1d(4, 8, 3, padding=1), torch.nn.Linear(8, 5)
+            self.se = PoolSE(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.se(self.conv(x)).transpose(1, 2))
+
+    plan = ts.find(Net().eval(), (4, 21))
+    excite = 8 * 4 + 4 + 4 * 8 + 8
+    assert plan.blocks[0].excite_macs == excite
+    assert ts.cost(plan).se.macs == 21 * (8 * 4 * 3 + 8) + excite + 21 * (5 * 8 + 5)
+    assert ts.cost(plan.with_tile("7xT")).tse.macs == ts.cost(plan).se.macs + 2 * excite

@@ -135,7 +135,9 @@ def test_a_factory_of_ones_own(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert tiledse("find", "mynet:build", *SIZE).code == 0
-    assert_refused(tiledse("find", "mynet:build"), "does not say which image it takes", "--input")
+    assert_refused(
+        tiledse("find", "mynet:build"), "does not say what it takes", "--input", "of sound 80x1000"
+    )
     assert_refused(tiledse("find", "mynet:wrong", *SIZE), "gave a int", "expected a torch.nn.Module")
     assert_refused(tiledse("find", "mynet:fails", *SIZE), "mynet:fails() failed: OSError: no camera")
     assert_refused(tiledse("find", "mynet:absent", *SIZE), "cannot import 'mynet:absent'")

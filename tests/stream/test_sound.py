@@ -13,12 +13,11 @@ spec.loader.exec_module(contextnet)
 
 
 def test_a_stream_of_unknown_length_is_the_whole():
-    tile = "1xW:running"
     torch.manual_seed(0)
-    model = contextnet.ContextNet(contextnet.tiled(tile)).eval()
-    plan = ts.find(model, (40, 64, 1))
-    assert [str(t) for t in plan.tiles] == [tile] * 4
-    x = torch.randn(1, 40, 85, 1)
+    model = contextnet.tiled("1xT:running").eval()
+    plan = ts.find(model, (40, 64))
+    assert [str(t) for t in plan.tiles] == ["1xT:running"] * 4
+    x = torch.randn(1, 40, 85)
     streamed = ts.stream(model, plan, height=None, rows=4)
     with torch.no_grad():
         outputs = [y for at in range(0, 85, 4) if (y := streamed.push(x[:, :, at : at + 4])) is not None]
@@ -29,8 +28,8 @@ def test_a_stream_of_unknown_length_is_the_whole():
 
 def test_what_came_is_not_changed_by_what_comes():
     torch.manual_seed(0)
-    model = contextnet.ContextNet(contextnet.tiled("1xW:running")).eval()
-    x = torch.randn(1, 40, 200, 1)
+    model = contextnet.tiled("1xT:running").eval()
+    x = torch.randn(1, 40, 200)
     with torch.no_grad():
         whole, part = model(x), model(x[:, :, :120])
     # The convolutions see 11 frames of four ahead; the gates see none.
@@ -39,6 +38,6 @@ def test_what_came_is_not_changed_by_what_comes():
 
 
 def test_the_network_of_the_command_line_has_plain_se():
-    plan = ts.find(contextnet.small(), (40, 256, 1))
+    plan = ts.find(contextnet.small(), (40, 256))
     assert [(b.channels, b.height) for b in plan.blocks] == [(48, 128), (64, 128), (64, 64), (80, 64)]
     assert all(t.whole for t in plan.tiles)

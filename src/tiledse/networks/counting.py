@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
@@ -58,6 +59,34 @@ class _NoModules:
         pass
 
 
+class _Linear(TorchFunctionMode):
+    """Adds what torch's counter misses of dense layers: on maps of three axes and more whose channels do not lie last
+    in memory they are a matrix product and a sum, and the biases are not counted.
+
+    Args:
+        flops: Torch's counter.
+
+    Attributes:
+        missed: Multiply-adds that it has not counted.
+    """
+
+    def __init__(self, flops: FlopCounterMode) -> None:
+        super().__init__()
+        self.flops, self.missed = flops, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        if func is not torch.nn.functional.linear or bias is None:
+            return func(*args, **kwargs)
+        before = self.flops.get_total_flops()
+        out = func(*args, **kwargs)
+        x = kwargs.get("input", args[0] if args else None)
+        expected = out.numel() * (x.shape[-1] + 1)
+        self.missed += max(0, expected - (self.flops.get_total_flops() - before) // 2)
+        return out
+
+
 class MacCounter(TorchDispatchMode):
     """Counts the multiply-adds of what runs inside it.
 
@@ -76,12 +105,13 @@ class MacCounter(TorchDispatchMode):
             display=False, custom_mapping={_aten.convolution: _conv, _aten.addmm: _addmm}
         )
         self._flops.mod_tracker = _NoModules()  # type: ignore[assignment]
+        self._linear = _Linear(self._flops)
         self._uncounted: dict[str, None] = {}
 
     @property
     def macs(self) -> int:
         """Multiply-adds so far."""
-        return self._flops.get_total_flops() // 2
+        return self._flops.get_total_flops() // 2 + self._linear.missed
 
     @property
     def uncounted(self) -> tuple[str, ...]:
@@ -90,10 +120,12 @@ class MacCounter(TorchDispatchMode):
 
     def __enter__(self) -> MacCounter:
         self._flops.__enter__()
+        self._linear.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._linear.__exit__(*error)
         self._flops.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

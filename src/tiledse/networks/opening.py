@@ -30,7 +30,8 @@ def open_named(name: str, given: Given) -> TorchNetwork:
     )
     if loaded.input_size is None and given.example_inputs is None:
         raise TiledSEError(
-            f"{name} does not say which image it takes; give it with --input, such as 3x224x224"
+            f"{name} does not say what it takes; give it with --input, such as 3x224x224 (of sound 80x1000, of clips "
+            "3x16x224x224)"
         )
     if given.device is not None:
         loaded.model.to(given.device)

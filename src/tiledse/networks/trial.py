@@ -111,8 +111,28 @@ def _try(
                 return True, None
             differs = differs or NoBlock("read as SE it gives other numbers than its own forward")
     if differs is not None:
+        if _remembers(block, dialect, channels, small, weights):
+            raise NoBlock(
+                "it keeps a state from call to call: on the same map twice it gives two results. So it streams by "
+                "itself"
+            )
         raise differs
     return False, failure
+
+
+def _remembers(
+    block: nn.Module, dialect: Dialect, channels: int, size: tuple[int, ...], weights: Weights
+) -> bool:  # fmt: skip
+    """Whether a block gives another result for a map that it is given once more, as causal MoViNet's does."""
+    twin = _copy(block, weights, torch.float64)
+    x = torch.randn((2, channels, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            # It has seen something else in between.
+            first, _, again = (_run(twin, y, dialect) for y in (x, x + 1, x))
+    except Exception:  # whatever a stranger's forward raises
+        return False
+    return isinstance(first, Tensor) and isinstance(again, Tensor) and not torch.equal(first, again)
 
 
 class _Measured(NamedTuple):

@@ -176,6 +176,12 @@ class Builder:
         if not any(name in str(fx.target) for name in ("conv", "linear", "mm", "dot", "matmul", "einsum")):
             return 0
 
+        if fx.target is torch.ops.aten.linear.default:
+            # Torch's counter leaves the biases out where channels do not lie last in memory.
+            weight: Any = fx.args[1]
+            inputs = weight.meta["val"].shape[1] + (len(fx.args) > 2 and fx.args[2] is not None)
+            return int(fx.meta["val"].numel() * inputs // self.values[0].shape[0])
+
         def empty(a: Any) -> Any:
             return (
                 torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
@@ -241,6 +247,17 @@ class Slot:
 def whole_numbers(fx: torch.fx.Node) -> tuple[int, ...]:
     """The whole numbers among an operator's arguments; sizes of a map are some of them."""
     return tuple(leaf for leaf in tree_leaves((fx.args, fx.kwargs)) if type(leaf) is int)
+
+
+def numbers_in(arguments: Any) -> tuple[str, ...]:
+    """The numbers among an operator's arguments, constants by their sum: some may have come from the size of a map."""
+    found = []
+    for leaf in tree_leaves(arguments):
+        if isinstance(leaf, Tensor) and not leaf.is_meta:
+            found.append(repr(float(leaf.detach().double().sum())))
+        elif isinstance(leaf, (int, float)):
+            found.append(repr(leaf))
+    return tuple(found)
 
 
 def functional(target: Any) -> Any:

@@ -17,7 +17,7 @@ from .engine import Engine
 from .flow import Held, count_held
 from .frames import as_rows, expected, row_shape, row_size, words
 from .graph import RowGraph
-from .heights import check_free, check_joins, check_unknown, sized_plan
+from .heights import another, check_free, check_joins, check_unknown, sized_plan
 from .state import load_state, save_state
 
 if TYPE_CHECKING:
@@ -310,5 +310,5 @@ def stream(
     graph = build_graph(model, plan, batch, (tall, wide), height is not None)
     if height is None:
         check_free(graph)
-        check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
+        check_unknown(graph, build_graph(model, plan, batch, (tall + another(graph), wide), False))
     return Stream(graph, sized_plan(plan, graph), tall if height is not None else None, rows)

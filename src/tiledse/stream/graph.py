@@ -69,7 +69,8 @@ class Node:
         stateful: ``run(parts, a, b, state)`` gives (rows, state).
         needs_height: Why the height of the image must be known, if it must.
         fresh: The rows made share memory with nothing else.
-        sizes: Whole numbers among the arguments of an operator that gets its operands in one piece.
+        sizes: Numbers among the arguments of an operator, which must be the same at each height: of one that works
+            elementwise all, of one that gets its operands in one piece the whole numbers.
         outside: What rows outside of the map count as, where it reads some: a number, or None for the nearest row.
         counted: Of a mean over windows: whether rows outside of the map are counted.
         squeeze: The tile of a squeeze, and by what name of ``marks.REDUCES`` it squeezes.
@@ -91,7 +92,7 @@ class Node:
     stateful: bool = False
     needs_height: str | None = None
     fresh: bool = False
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Any, ...] = ()
     outside: float | None = 0.0
     counted: bool = True
     squeeze: tuple[Tile, str] | None = None

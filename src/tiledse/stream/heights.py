@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import lcm
 from typing import Any
 
 from ..errors import TiledSEError
@@ -40,8 +41,18 @@ def check_free(graph: RowGraph) -> None:
             raise TiledSEError(f"the height must be known: {node.needs_height}; give height=ROWS")
 
 
+def another(graph: RowGraph) -> int:
+    """Rows more than the graph was traced at, at which padding falls otherwise and no map has as many rows."""
+    strides = {0: 1}
+    for node in graph.nodes:
+        how = node.maps[0]
+        own = strides[node.inputs[0]] * how.stride if isinstance(how, Window) else strides[node.inputs[0]]
+        strides[node.output] = own
+    return 1 + lcm(*strides.values())
+
+
 def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
-    """Two traces of heights one apart must read rows in the same way; else the height must be known."""
+    """Two traces, of heights ``another`` apart, must read rows in the same way; else the height must be known."""
     if len(graph.nodes) != len(taller.nodes):
         raise TiledSEError(
             "the height must be known: the network has other layers at another height; give height=ROWS"
@@ -54,8 +65,8 @@ def check_unknown(graph: RowGraph, taller: RowGraph) -> None:
         )
         if node.sizes != other.sizes:
             raise TiledSEError(
-                f"the height must be known: layer '{node.name}' takes the whole map and has the size of it among its "
-                "arguments; give height=ROWS"
+                f"the height must be known: layer '{node.name}' has a number in it that depends on the height; give "
+                "height=ROWS"
             )
         if not same:
             raise TiledSEError(

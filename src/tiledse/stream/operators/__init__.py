@@ -16,6 +16,7 @@ from ..maps import First
 from . import axes, blocks, frames, layout, statistics, windows  # noqa: F401
 from .blocks import EXCITE
 from .elementwise import elementwise
+from .layout import over_its_map
 from .statistics import followed
 from .table import TABLE, Fx
 
@@ -30,6 +31,10 @@ def _built(b: Builder, fx: Fx, pick: Any) -> Ref:
     refs, _ = b.call(fx)
     namespace = str(fx.target).split(".")
     name = namespace[1].rstrip("_") if namespace[0] == "aten" else ".".join(namespace[:2])
+    if name in ("expand", "repeat"):
+        repeated = over_its_map(b, fx)
+        if repeated is not None:
+            return repeated
     if all(b.values[r.index].row_dim is None for r in refs) and name != EXCITE:
         return _once(b, fx, pick)
     treatment = TABLE.get(name)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..builder import Builder, Ref, Slot
+from ..builder import Builder, Ref, Slot, numbers_in
 from ..maps import SAME, First
 from .table import Fx, by_row, on, shape_of
 
@@ -58,7 +58,7 @@ def elementwise(b: Builder, fx: Fx, pick: Any) -> Ref:
     kind = "row" if maps.count(SAME) == 1 else "join"
     return b.add(
         fx, kind, [refs[i] for i in order], [maps[i] for i in order], run, row_dim, pick,
-        fresh=not str(fx.target).startswith(("aten.alias", "aten.detach")),
+        fresh=not str(fx.target).startswith(("aten.alias", "aten.detach")), sizes=numbers_in((args, kwargs)),
     )  # fmt: skip
 
 

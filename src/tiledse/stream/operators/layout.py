@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..builder import Builder, Ref
-from ..maps import SAME, Table, Window
+from ..maps import SAME, First, Table, Window
 from .table import Fx, argument, by_row, on, shape_of
 
 
@@ -123,6 +123,37 @@ def turned(b: Builder, fx: Fx, pick: Any) -> Ref:
     else:
         return b.whole(fx, pick)
     return by_row(b, fx, pick, order.index(value.row_dim))
+
+
+def over_its_map(b: Builder, fx: Fx) -> Ref | None:
+    """A statistic of all rows of a map, repeated for each of them; None where it is something else.
+
+    The map says how many rows there are, so their number need not be known.
+    """
+    refs, _ = b.call(fx)
+    if len(refs) != 1:
+        return None
+    value, out = b.values[refs[0].index], shape_of(fx, None)
+    maker = value.maker
+    while maker >= 0 and not b.nodes[maker].absorbs:
+        maker = b.values[b.nodes[maker].inputs[0]].maker
+    if maker < 0 or len(value.shape) != len(out):
+        return None
+    whole = b.nodes[maker].inputs[0]
+    row_dim, height = b.values[whole].row_dim, b.values[whole].height
+    sides = list(value.shape)
+    if row_dim is None or len(b.values[whole].shape) != len(out) or sides[row_dim] != 1 or height < 2:
+        return None
+    sides[row_dim] = height
+    if tuple(sides) != out:
+        return None
+    own = row_dim
+
+    def run(parts: list[Tensor], lo: int, hi: int) -> Tensor:
+        rows, row = parts[0].shape[own], parts[1]
+        return row.expand(*out[:own], rows, *out[own + 1 :])
+
+    return b.add(fx, "join", [Ref(whole), refs[0]], [SAME, First()], run, row_dim)
 
 
 @on("expand")

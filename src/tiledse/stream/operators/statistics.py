@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..builder import Builder, Ref
+from ..builder import Builder, Ref, numbers_in
 from ..maps import SAME, First, Total
 from .late import Inverse, Late, Term, combined, is_rows, put_off, row_dim_of, shape_of
 from .table import Fx, argument, by_row, on
@@ -121,7 +121,8 @@ def _finished(
         made: Tensor = total.to(fx.meta["val"].dtype)
         return made
 
-    numbers = tuple(end for term in terms for end in term if isinstance(end, (int, float)))
+    known = [end.of if isinstance(end, Inverse) else end for term in terms for end in term]
+    numbers = numbers_in(known)
     return b.add(fx, "row", refs, [First()] * len(refs), run, None, sizes=numbers, fresh=True)
 
 

@@ -17,7 +17,7 @@ from ...plan import Plan
 from ..building import build_graph, source_of
 from ..frames import row_shape, row_size
 from ..graph import RowGraph
-from ..heights import check_free, check_joins, check_unknown
+from ..heights import another, check_free, check_joins, check_unknown
 from .header import Head, Header
 from .module import Step
 from .schedule import Schedule, schedule
@@ -86,7 +86,7 @@ def _any_height(model: Any, plan: Plan, graph: RowGraph, made: Schedule) -> tupl
     batch, _, tall, wide = graph.shape
     try:
         check_free(graph)
-        check_unknown(graph, build_graph(model, plan, batch, (tall + 1, wide), False))
+        check_unknown(graph, build_graph(model, plan, batch, (tall + another(graph), wide), False))
         for more in range(_strides(graph, made)):  # what fits a row more may not fit eight
             check_joins(graph, tall + more)
         return graph, made, 1
