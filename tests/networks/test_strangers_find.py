@@ -278,6 +278,30 @@ def test_one_pool_for_several_blocks():
     assert not plan.near_misses
 
 
+def test_another_pool_in_the_module_around_hides_no_block():
+    class Routed(nn.Module):
+        """CondConv (Yang et al., 2019): the pool of a block's input weighs its kernels; its SE comes after."""
+
+        def __init__(self, other):
+            super().__init__()
+            self.other, self.route, self.se = other, nn.Linear(C, 2), Gate()
+            self.kernels = nn.Parameter(torch.randn(2, C, C, 1, 1))
+
+        def forward(self, x):
+            weights = self.route(x.mean((2, 3))).sigmoid()
+            kernel = (weights[0, :, None, None, None, None] * self.kernels).sum(0)
+            y = F.conv2d(x, kernel)
+            if self.other:
+                y = y * F.adaptive_max_pool2d(y, 1).sigmoid()
+            return self.se(y)
+
+    plan = ts.find(net(Routed(False), Routed(True)), SIZE)
+    assert [block.name for block in plan.blocks] == ["1.se", "2.se"]
+    reasons = {miss.name: miss.reason for miss in plan.near_misses}
+    assert "not multiplied back" in reasons["1"]
+    assert "maximum" in reasons["2"] or "larger forward" in reasons["2"]
+
+
 def test_a_block_called_twice_counts_twice():
     class Twice(nn.Module):
         def __init__(self):

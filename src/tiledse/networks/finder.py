@@ -167,7 +167,7 @@ class _Reading:
         for pool in reading.run.pools:
             reading.pool(pool)
         for stack in reading.run.gates:
-            if not any(call.name in reading.found or call.name in reading.misses for call in stack):
+            if not any(call.name in reading.found or reading._told(call.name) for call in stack):
                 reading.misses[reading._around(stack) or _NETWORK] = NO_MEAN
         return reading
 
@@ -189,15 +189,16 @@ class _Reading:
 
     def pool(self, pool: Pool) -> None:
         """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
-        if any(call.name in self.found or call.name in self.misses for call in pool.stack):
-            return
-        if pool.product is None and pool.quiet:
+        if any(call.name in self.found for call in pool.stack):
             return
         if pool.product is None:
-            self._miss(self._around(pool.stack), NOT_MULTIPLIED)
+            if not pool.quiet and not any(self._told(call.name) for call in pool.stack):
+                self._miss(self._around(pool.stack), NOT_MULTIPLIED)
             return
         around = [a for a, b in zip(pool.stack, pool.product) if a is b]
         takes = [call for call in around if call.maps & {pool.content, *pool.masked}]
+        if self._told((takes or around)[-1].name):
+            return  # not where a module around it has another pool that is none: CondConv's, say
         kinds = frozenset().union(*(p.kinds for p in self.run.pools if p.content == pool.content))
         for call in reversed(takes):
             if self._block(call.name, call, kinds):
@@ -250,9 +251,12 @@ class _Reading:
         return _Found(block, tile, seen.dialect, correction)
 
     def _miss(self, name: str, reason: str) -> None:
-        name = name or _NETWORK
-        if self.misses.get(name, NOT_MULTIPLIED) == NOT_MULTIPLIED:
-            self.misses[name] = reason
+        if not self._told(name):
+            self.misses[name or _NETWORK] = reason
+
+    def _told(self, name: str) -> bool:
+        """Whether it is a near miss for more than a pool that ends in no product."""
+        return self.misses.get(name or _NETWORK, NOT_MULTIPLIED) != NOT_MULTIPLIED
 
     def _around(self, stack: tuple[Call, ...]) -> str:
         """The innermost module that is more than a layer."""
