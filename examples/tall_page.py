@@ -105,8 +105,8 @@ def main(folder: Path, rows: int) -> None:
     plan = network.plan.with_tile(TILE)
     print(f"{network.name}, tile {TILE}, a page of {rows} x {SIDE}")
     ts.export_step(network, plan, folder / "step.onnx", rows=128, force=True)
-    ts.write(network, plan, folder / "tiles.onnx")
-    ts.write(network, network.plan, folder / "whole.onnx")
+    ts.write(network, plan, folder / "tiles.onnx", ts.Form(force=True))
+    ts.write(network, network.plan, folder / "whole.onnx", ts.Form(force=True))
     drawn, boxes = boxes_of(mask > 0), {}
     print(f"{'':22}{'seconds':>8}{'MB':>8}{'boxes':>8}{'lines found':>13}{'boxes right':>13}")
     for how, name in (
