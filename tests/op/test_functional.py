@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiledse as ts
+from tests.reference import by_crops, two_layers
 from tests.reference import tiled_squeeze_excite as by_loops
-from tests.reference import two_layers
 from tiledse.op import formula, scale, squeeze, tiled_squeeze_excite
 from tiledse.op.formula import mean
 
@@ -221,6 +221,18 @@ def test_a_frozen_block_s_output_is_no_view(tile, act, width):
         y = block(x)
     y += torch.nn.Parameter(torch.ones(5, 1, 1))  # refused for a view that was made under no_grad
     assert y.requires_grad
+
+
+@pytest.mark.parametrize("tile", ["1x1", "3x1", "64x1", "70x1", "3xW", "3x9"])
+def test_wide_maps_in_torch(tile):
+    """Rows of 64 columns, which PyTorch's way takes in its own way; 64 rows of one column are as many as columns."""
+    torch.manual_seed(0)
+    block = ts.TiledSqueezeExcite(3, 2, tile, act=torch.nn.GELU).double()
+    x = torch.randn(2, 3, 70, 64, dtype=torch.float64)
+    whole = ts.TiledSqueezeExcite(3, 2, "HxW", act=torch.nn.GELU).double()
+    whole.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), by_crops(whole, x, tile))
 
 
 @pytest.mark.parametrize("tile", TILES)

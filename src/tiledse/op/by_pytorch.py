@@ -152,7 +152,7 @@ def _along_rows(grid: Tensor, tile: Tile, x: Tensor) -> Iterator[tuple[Span, Ten
         else:
             grid = grid.unsqueeze(4).expand(-1, -1, -1, -1, wide).reshape(n, channels, down, across * wide)
         grid = grid.narrow(3, 0, width)
-    elif not last and width >= _WIDE_ROW and grid.shape[2] > 1:
+    elif not last and width >= _WIDE_ROW and wide >= width and grid.shape[2] > 1:
         # One value for each row, all in one call.
         grid = grid.expand(-1, -1, -1, tall).flatten(2).narrow(2, 0, height).unsqueeze(3)
         tall = 1
