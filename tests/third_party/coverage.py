@@ -88,7 +88,7 @@ def section(rows: list[dict[str, str]], total: int) -> str:
         *([] if len(rows) == total else ["each family first; the others were not tried yet."]),
         f"{len(with_se)} of those that were run have SE on maps of 4 axes, {len(failed)} fail by themselves.",
         "",
-        f"**{sums['found']} of {sums['expected']} SE blocks are converted ({share:.1f} %);",
+        f"**{sums['found']} of {sums['expected']} SE blocks are converted ({share:.2f} %);",
         f"{sums['silent']} are passed over in silence, {sums['wrong']} are wrong.**",
         "",
         "- *expected* is counted while the network runs, by `tests/third_party/products.py`, which uses nothing of",
