@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ..blame import blamed
 from ..errors import TiledSEError, first_line
 from ..plan import Plan
 from .comparing import HALF, distance, feeds_of, relative, rounding
@@ -101,7 +102,10 @@ def prove(
     own = batched(found.shapes.image, found.shapes.image.batch)
     proof.sizes += [own] if own == whole.shape else [own, whole.shape]
     alone.try_all([t for t in single if t.block.name not in proof.refused], maps)
-    _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
+    left = [t.block.name for t in trials if t.block.name not in proof.refused]
+    difference, refused = blamed(left, lambda names: whole.compare(one_tile(names)))
+    proof.refused.update(refused)
+    proof.difference, proof.relative = difference or (0.0, 0.0)
     return proof
 
 
@@ -125,27 +129,6 @@ def check_upgrade(older: OnnxModel, newer: OnnxModel, image: Image) -> None:
             f"{older.name} uses ONNX opset {older.opset}, and what onnx's version converter makes of it is {far:.1e} "
             f"off; export it again with opset {newer.opset} or newer"
         )
-
-
-def _try_whole(
-    whole: _Whole, trials: Sequence[Trial], one_tile: Callable[[Sequence[str]], OnnxModel], proof: Proof
-) -> None:
-    """Run the network with one tile in all blocks that passed; where it differs, find out whose fault that is."""
-    if not trials:
-        return
-    names = [t.block.name for t in trials]
-    fault = whole.compare(one_tile(names), proof)
-    if fault is None:
-        return
-    for name in names:
-        alone = whole.compare(one_tile([name]), Proof())
-        if alone is not None:
-            proof.refused[name] = alone
-    left = [name for name in names if name not in proof.refused]
-    if len(left) == len(names):
-        proof.refused.update(dict.fromkeys(names, fault))
-    elif left and (fault := whole.compare(one_tile(left), proof)) is not None:
-        proof.refused.update(dict.fromkeys(left, fault))
 
 
 class _Whole:
@@ -187,26 +170,28 @@ class _Whole:
                     "verify=False (--no-verify)"
                 )
 
-    def compare(self, other: OnnxModel, proof: Proof) -> str | None:
-        """Run another network on the same; the reason why it is not the same, or None."""
+    def compare(self, other: OnnxModel) -> tuple[tuple[float, float], str]:
+        """Run another network on the same: the largest difference of any output, its relative twin, what is wrong."""
+        difference = relatively = 0.0
         try:
             got = tapped(other, self.taps)(self.feeds)
         except Exception as error:
-            return f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
+            failed = f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
+            return (difference, relatively), failed
         for name, expected in self.values.items():
             output = name in self.outputs
             if output and (self.jumps or expected.dtype.kind != "f"):
                 continue
             far = relative(expected, got[name])
             if output:
-                proof.relative = max(proof.relative, far)
-                proof.difference = max(proof.difference, distance(expected, got[name]))
+                relatively = max(relatively, far)
+                difference = max(difference, distance(expected, got[name]))
             if not far <= max(self.limit, 30 * self._magnified(name)):
-                return (
+                return (difference, relatively), (
                     f"with one tile over its map the network as it was is {far:.1e} off at '{name}', relative to the "
                     f"largest number, where {self.limit:.0e} is allowed"
                 )
-        return None
+        return (difference, relatively), ""
 
     def _magnified(self, name: str) -> float:
         """What becomes of a relative change of the image by a millionth, or by what moves quantised numbers."""
