@@ -7,20 +7,17 @@ maps that have the means wanted. Streams of a batch are tried side by side, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import first_line
 from .comparing import distance, feeds_of, rounding
 from .cutting import CutOut, tapped
+from .finder import Finding
 from .frames import states_of
+from .model import OnnxModel
 from .shapes import batched
-
-if TYPE_CHECKING:
-    from .finder import Finding
-    from .model import OnnxModel
-    from .proof import Trial
+from .trial import Trial
 
 _FRAMES = 4
 
