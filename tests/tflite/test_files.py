@@ -117,6 +117,31 @@ def test_near_misses_and_their_reasons(tmp_path):
         ts.find(path).with_tile("4xW")
 
 
+@pytest.mark.parametrize("name", ["pooled", "hidden", "logits", "gate", "scaled"])
+def test_a_tensor_of_whole_numbers_without_a_scale(tmp_path, name):
+    """LiteRT runs some of them, with numbers that stand for nothing."""
+    built = quantised(mean_scale=0.03)
+    (tensor,) = [t for t in built.graph.tensors if t.name == name.encode()]
+    tensor.quantization = None
+    path = tmp_path / "net.tflite"
+    path.write_bytes(built.bytes())
+    assert reasons(path) == {
+        "pooled": f"'{name}' is of type INT8 and has no scale; quantise the network again"
+    }
+    assert ts.find(path).near_misses[0].gates
+    with pytest.raises(
+        TiledSEError, match=f"takes tiles: 'pooled': '{name}' is of type INT8 and has no scale"
+    ):
+        ts.find(path).with_tile("4xW")
+
+
+def test_exact_se_in_two_steps_is_no_form_of_these_files(tmp_path):
+    network = ts.open(Net().write(tmp_path / "net.tflite"))
+    with pytest.raises(TiledSEError, match="'pooled': HxW:two-step is a form of ONNX files"):
+        ts.write(network, network.se.with_tile("HxW:two-step"), tmp_path / "tse.tflite")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.tflite"]
+
+
 def test_a_custom_operator_in_the_way_of_running(tmp_path):
     """A file with blocks that another operator keeps from running: found, and refused where it has to run."""
     net = Net()

@@ -202,6 +202,7 @@ class _Finder:
         excitation = self.excitations.read(descriptors, channels, 1, x)
         product, slot = excitation.user, self.slot(excitation.user, excitation.gate)
         self.check_gate(excitation.gate, channels)
+        self.check_scales(excitation, product)
         said = self.stated.get(name)
         tile = Tile(None, None)
         if said is not None and said.tile.effect(height, width) == tile.effect(height, width):
@@ -302,6 +303,22 @@ class _Finder:
             raise Miss(f"its map is of type {kind} and has no scale; quantise the network again")
         if quantised is not None and len(quantised.scale) != 1:
             raise Miss("its map has a scale for each channel, and a pool takes one")
+
+    def check_scales(self, excitation: Excitation, product: Any) -> None:
+        """Refuse whole numbers that stand for no known real ones.
+
+        Raises:
+            Miss: a tensor of the block has no scale.
+        """
+        graph = self.graph
+        first = [int(t) for op in excitation.operators[:1] for t in op.inputs[:1]]
+        made = [int(t) for op in (*excitation.operators, product) for t in op.outputs]
+        for tensor in (*first, *made):
+            kind = graph.type(tensor)
+            if kind in _TYPES and kind != "FLOAT32" and graph.quantised(tensor) is None:
+                raise Miss(
+                    f"'{graph.name(tensor)}' is of type {kind} and has no scale; quantise the network again"
+                )
 
     def check_gate(self, gate: int, channels: int) -> None:
         """Check that gates meet the channels of a map.

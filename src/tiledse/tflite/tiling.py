@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
 from .finder import Finding, locate
@@ -26,6 +27,12 @@ def with_tiles(found: Finding, plan: Plan, forced: frozenset[str] = frozenset())
     plan.check_single_images(
         "a TensorFlow Lite file gets no states here; convert the ONNX file or the PyTorch network that it was made from"
     )
+    for block, tile in plan:
+        if tile.squeeze == "two-step":
+            raise TiledSEError(
+                f"block '{block.name}': {tile} is a form of ONNX files (convert --target); a TensorFlow Lite file "
+                "keeps its mean in one operator, so give it HxW, or tiles"
+            )
     clone = found.model.clone()
     own = locate(clone, found.plan.input_size)
     graph, clone = own.graph, own.model
