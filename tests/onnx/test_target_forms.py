@@ -126,6 +126,28 @@ def assert_taken(model, target, tile):
     assert all(len(d) <= (target.axes or 99) for d in dims.values())
 
 
+@pytest.mark.parametrize(
+    ("size", "tile", "windows"),
+    [
+        ((28, 112), "14xW", [(7, 1), (2, 1), (1, 8), (1, 7), (1, 2)]),
+        ((22, 12), "11xW", [(11, 1), (1, 6), (1, 2)]),  # 11 has no factors, and is within the window
+        ((14, 121), "7xW", [(7, 1), (1, 11), (1, 11)]),
+    ],
+)
+def test_sides_in_short_factors_where_a_target_runs_them_best(size, tile, windows):
+    proto = se_net(size=size)
+    model = from_proto(proto)
+    target = Target("npu", window=15, factor=8, sides="rows", mean="AveragePool", static=True, batch=1)
+    found = tse_onnx.find(model, (3, *size))
+    made = tse_onnx.convert_verified(model, found.with_tile(tile), target=target, verify=False)
+    assert made.fit.blocks[0].windows == tuple(windows)
+    source, product = ends(model, size)
+    x = np.random.default_rng(3).standard_normal((1, 3, *size)).astype(np.float32)
+    source_map, got = run(made.model, (source, product), x)
+    expected = reference.tiled_squeeze_excite(source_map.astype(np.float64), tile, excitation_of(proto))
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 SLIDING = (
     "1xW:running", "1xW:running+6", "1xW:running+17", "1xW:running-1", "7xW:running", "7xW:running+3", "4xW:running-4",
     "1xW:window-3+3", "1xW:window-20+2", "1xW:window-2-1", "2xW:window-2+1", "3xW:window-30+18",

@@ -52,6 +52,12 @@ def factors(side: int, target: Target) -> tuple[int, ...] | None:
         ((14, 8), None)
     """
     most = _most(side, target)
+    if target.factor is not None and target.factor < most:
+        return _factors(side, target.factor) or _factors(side, most)
+    return _factors(side, most)
+
+
+def _factors(side: int, most: int) -> tuple[int, ...] | None:
     found = []
     while side > most:
         part = next((d for d in range(most, 1, -1) if side % d == 0), None)

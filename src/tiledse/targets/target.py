@@ -15,7 +15,7 @@ Mean = Literal["AveragePool", "ReduceMean"]
 Spread = Literal["Resize", "ConvTranspose", "Concat", "slices"]
 Weighted = Literal["MatMul", "Conv", "AveragePool", "DepthwiseConv"]
 
-_COUNTS = ("window", "window_product", "stride", "strip", "axes", "opset", "ir_version", "batch")
+_COUNTS = ("window", "factor", "window_product", "stride", "strip", "axes", "opset", "ir_version", "batch")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Target:
         name: What ``--target`` calls it.
         about: Which tool this was taken from, in one line.
         window: Largest side of a pooling window; None: any. A longer side is averaged in factors.
+        factor: Side of a pooling window that runs best: a longer side is averaged in factors up to this, where it has
+            such; None: ``window``.
         window_product: Largest number of elements in a pooling window; None: any.
         stride: Largest stride of a pool; None: any.
         sides: What is averaged first: both sides by one window, rows or columns.
@@ -65,6 +67,7 @@ class Target:
     name: str
     about: str = ""
     window: int | None = None
+    factor: int | None = None
     window_product: int | None = None
     stride: int | None = None
     sides: Sides = "both"
@@ -106,8 +109,9 @@ class Target:
                     )
         if not self.spread or not self.weighted:
             raise TiledSEError(f"target {self.name}: spread and weighted need at least one way each")
-        if self.window == 1:
-            raise TiledSEError(f"target {self.name}: a window of 1 averages nothing; expected 2 or more")
+        for name in ("window", "factor"):
+            if getattr(self, name) == 1:
+                raise TiledSEError(f"target {self.name}: a {name} of 1 averages nothing; expected 2 or more")
         if not self.plain and not self.static:
             raise TiledSEError(
                 f"target {self.name}: its forms are written for one size; say static = true, or leave out what "
@@ -120,6 +124,7 @@ class Target:
         own = Target.__dataclass_fields__
         form = (
             "window",
+            "factor",
             "window_product",
             "stride",
             "sides",
