@@ -91,15 +91,15 @@ def prove(
     whole = _Whole(before, found, [t.ends for t in trials])
     generator = np.random.default_rng(0)
     videos = [t for t in trials if t.tile.previous]
-    if videos:
-        figures, refused = prove_frames(before, converted, found, videos)
-        proof.figures.update(figures)
+    own = batched(found.shapes.image, found.shapes.image.batch)
+    for sides in dict.fromkeys([own[1:], whole.shape[1:]]) if videos else ():
+        figures, refused = prove_frames(before, converted, found, videos, sides)
+        proof.figures.update({n: max(far, proof.figures.get(n, 0.0)) for n, far in figures.items()})
         proof.refused.update(refused)
     single = [t for t in trials if not t.tile.previous]
     alone = _Alone(before, converted, found, proof)
     alone.try_all(single, {t.ends.source: random_map(t, found, generator) for t in single})
     maps = {t.ends.source: whole.values[t.ends.source] for t in trials}
-    own = batched(found.shapes.image, found.shapes.image.batch)
     proof.sizes += [own] if own == whole.shape else [own, whole.shape]
     alone.try_all([t for t in single if t.block.name not in proof.refused], maps)
     left = [t.block.name for t in trials if t.block.name not in proof.refused]

@@ -91,6 +91,7 @@ class OnnxModule(nn.Module):
         self.session = session(model, threads=threads)
         self.states = states_of(model.ir)
         self._kept: dict[str, np.ndarray] = {}
+        self._frame_shape: tuple[int, ...] = ()
         kept = {state.input for state in self.states}
         self.takes = [value for value in self.session.get_inputs() if value.name not in kept]
         self._gives = [value.name for value in self.session.get_outputs()]
@@ -142,6 +143,11 @@ class OnnxModule(nn.Module):
                 f"{self.name} got a frame of {len(x)} streams after one of {known}; a stream keeps its batch; call "
                 "reset_frames() where other streams begin"
             )
+        if self._kept and tuple(x.shape) != self._frame_shape:
+            raise TiledSEError(
+                f"{self.name} got a frame of {tuple(x.shape)} after one of {self._frame_shape}; a stream keeps its "
+                "size; call reset_frames() where other streams begin"
+            )
         check_memory(8 * len(x) * sum(prod(s.shape) for s in self.states), f"the states of {self.name}")
         new = {s.input: np.full((len(x), *s.shape), np.nan, self.dtype) for s in self.states}
         feeds = {self.takes[0].name: x.cpu().numpy().astype(self.dtype)} | new | self._kept
@@ -152,6 +158,7 @@ class OnnxModule(nn.Module):
                 f"{self.name} fails on a frame of {tuple(x.shape)}: {first_line(error, 140)}"
             ) from error
         self._kept = {state.input: given.pop(state.output) for state in self.states}
+        self._frame_shape = tuple(x.shape)
         outputs = tuple(from_numpy(array) for array in given.values())
         return outputs[0] if len(outputs) == 1 else outputs
 

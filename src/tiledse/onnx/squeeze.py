@@ -135,7 +135,7 @@ class SqueezeReader:
         axes = tuple(view.axes[a] for a in ((3, 1, 2) if axis == 2 else (1, 2, 3)))
         if view.axes[0] != 0 or axes not in ((1, 2, 3), (3, 1, 2)):
             return None
-        seen = self.frames.read(node, rows)
+        seen = self.frames.read(node, rows, lambda cast: self.slides.sums(cast, view.root, axes[1]))
         if seen is not None:
             return Squeeze(node, view.root, axes, seen[0], seen[1], False, state=seen[2])
         read = self.slides.read(rows, view.root, axes[1])

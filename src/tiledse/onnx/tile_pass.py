@@ -135,7 +135,9 @@ class TilePass(ir.passes.InPlacePass):
             x = writer.node("Cast", [x], to=int(dtype))
         if tile.previous:
             size = self.sides(place, 0)
-            descriptors, named, state = frames.write(writer, x, squeeze.axes, tile, size, self.batch(model))
+            descriptors, named, state = frames.write(
+                writer, x, squeeze.axes, tile, size, self.batch(model), fixed[0] is None
+            )
             self.states.append(state)
             tile = tile.first  # what the gates of its grid are repeated over
         else:
