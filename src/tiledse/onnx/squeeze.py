@@ -279,7 +279,10 @@ class SqueezeReader:
                 node, view.root, axes, sides, descriptors, numbers.running is not None, numbers
             )
         running = None
-        if sides[0] is not None and sides[1] is None:
+        if sides[0] is not None and sides[1] == 1 and self.shapes.fixed(view.root, axes[2]) == 1:
+            narrow = self.descriptors.running(only_user(step.result), sides[0], height)
+            running, sides[1] = narrow, None if narrow is not None else 1
+        elif sides[0] is not None and sides[1] is None:
             running = self.descriptors.running(only_user(step.result), sides[0], height)
         return self._tiled(node, view.root, axes, sides, running or step.result, running is not None)
 
