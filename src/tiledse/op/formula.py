@@ -2,8 +2,8 @@
 
 Compilers get views of six axes, which they fuse. Exporters get what other people's runtimes take (``is_exported``):
 pools, means and nearest interpolation on four axes at the most, and products in place of sums from row to row. OpenVINO
-takes 2.3 times SE's time for the views at 4096 x 1024, and 0.9 times for pools; Vela refuses the views. Where an exporter
-leaves a side free, it gets the form of ``free_sides.py``.
+takes 2.3 times SE's time for the views at 4096 x 1024, and 0.9 times for pools; Vela refuses the views. Where an
+exporter leaves a side free, it gets the form of ``free_sides.py``.
 
 Every faster way (functional.py lists them) gives the same numbers, and those that have no gradient of their own take
 torch's gradient of this.
