@@ -15,8 +15,8 @@ from torch import Tensor, from_numpy, nn
 
 from ..errors import TiledSEError, first_line
 from ..extras import missing
-from .frames import states_of
 from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
+from .states import states_of
 
 if TYPE_CHECKING:
     import onnxruntime
