@@ -2,7 +2,8 @@
 
 No form takes over 2 % more than SE on the target that it is written for. On Ethos-U at 512 x 1024 each takes at least
 5 % fewer cycles, and puts no operator on the CPU. On Sophgo at 448 x 448 strips take at least 20 % fewer than SE in
-factors. Rows are read from results/judges; nothing is measured here.
+factors. rknn-toolkit2 counts no cycles for pools and products, so what it moves counts there as well. Rows are read
+from results/judges; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .table import Table
 JUDGED = ("vela", "tpu_mlir", "rknn", "openvino", "ncnn")
 FORMS = ("HxW:two-step", "7xW", "8xW", "1xW:running+6")
 STRIPS = ("7xW", "8xW")
+# What is compared where a row has it: a column, and what it is called.
+FIGURES = {"rknn": (("cycles", "cycles"), ("moved_kib", "KiB moved"))}
 MOST, LEAST, LEAST_OF_FACTORS = 2.0, -5.0, -20.0
 _LARGE, _FACTORS = ("vela", "3x512x1024"), ("tpu_mlir", "3x448x448")
 
@@ -24,7 +27,7 @@ Row = Mapping[str, str]
 Rows = dict[tuple[str, ...], dict[str, str]]
 
 
-def difference(form: Row, se: Row | None) -> float | None:
+def difference(form: Row, se: Row | None, column: str = "cycles") -> float | None:
     """Per cent more than SE, below 0 less; None where one of them has no figure.
 
     Example:
@@ -35,12 +38,12 @@ def difference(form: Row, se: Row | None) -> float | None:
     """
     if form.get("of_se"):
         return round(100 * (float(form["of_se"]) - 1), 1)
-    if se is None or not form.get("cycles") or not se.get("cycles"):
+    if se is None or not form.get(column) or not se.get(column):
         return None
-    return round(100 * (int(form["cycles"]) / int(se["cycles"]) - 1), 1)
+    return round(100 * (float(form[column]) / float(se[column]) - 1), 1)
 
 
-def verdict(judge: str, size: str, rows: Mapping[str, Row], se: Row | None) -> str:
+def verdict(judge: str, size: str, rows: Mapping[str, Row], se: Row | None, column: str = "cycles") -> str:
     """``met``, or each form that misses with its number.
 
     Args:
@@ -48,10 +51,11 @@ def verdict(judge: str, size: str, rows: Mapping[str, Row], se: Row | None) -> s
         size: CxHxW.
         rows: The row of each form.
         se: The row of SE.
+        column: What is compared.
     """
     large, missed = (judge, size) == _LARGE, []
     for form, row in rows.items():
-        found = difference(row, se)
+        found = difference(row, se, column)
         if found is None:
             missed.append(f"{form} fails")
         elif found > (LEAST if large else MOST):
@@ -76,13 +80,17 @@ def lines(judge: str, table: Rows) -> Iterable[str]:
         rows = {f: table[key] for f in FORMS if (key := (network, size, f, configuration)) in table}
         if not rows:
             continue
-        found = {form: difference(row, se) for form, row in rows.items()}
-        cells = [
-            "" if f not in found else "fails" if (d := found[f]) is None else f"{d:+.1f} %" for f in FORMS
-        ]
         what = f"{network.removesuffix('.tflite')} {size.removeprefix('3x')}"
-        asked = configuration if judge != "vela" else configuration.removeprefix("ethos-")
-        yield f"| {judge} | {what} | {asked} | {' | '.join(cells)} | {verdict(judge, size, rows, se)} |"
+        for column, name in FIGURES.get(judge, (("cycles", ""),)):
+            found = {form: difference(row, se, column) for form, row in rows.items()}
+            cells = ["" if f not in found else _cell(found[f]) for f in FORMS]
+            asked = " ".join(filter(None, (configuration.removeprefix("ethos-"), name)))
+            said = verdict(judge, size, rows, se, column)
+            yield f"| {judge} | {what} | {asked} | {' | '.join(cells)} | {said} |"
+
+
+def _cell(found: float | None) -> str:
+    return "fails" if found is None else f"{found:+.1f} %"
 
 
 def table(results: Path = RESULTS) -> str:
