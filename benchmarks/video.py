@@ -2,17 +2,21 @@
 
     python benchmarks/video.py camvid --shared ../shared -o results/accuracy/video_camvid.csv
     python benchmarks/video.py stills --shared ../shared -o results/accuracy/video_stills.csv
+    python benchmarks/video.py centernet --shared ../shared -o results/accuracy/video_centernet.csv
 
 ``camvid``: street scenes a second apart, the zoo's networks, mIoU of the 233 frames of two test videos. ``stills``:
 each of 325 ImageNet images is a video of eleven frames that moves, grows and brightens from frame to frame and back,
 and the last one, the image at rest, is judged. ``cut``: all frames before are of another image, and no stream begins.
-A run that was cut off goes on with the next tile.
+``centernet``: the same of 128 COCO images, the AP of the last frame's boxes. At rest a frame is the picture itself, so
+that SE has the AP of its plain evaluation; tiles without a state see that frame alone, motion ``any``.
+A run that was cut off goes on with the next tile, or motion.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,11 +29,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tiledse as ts
+from tiledse.evaluate.detection import CocoImages, Detection
 from tiledse.evaluate.evaluation import Evaluation, ImageResult
 from tiledse.evaluate.opening import TaskImages
+from tiledse.evaluate.tasks import run
 from tiledse.files import write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from examples.centernet import adapter
 
 TILES = (
     "HxW:previous", "1xW:previous+6", "1xW:previous", "1xW:previous-1", "7xW", "1xW:running+6", "1xW:running",
@@ -145,46 +152,113 @@ def listed(folder: Path) -> tuple[list[str], list[int]]:
 
 def batches(folder: Path, names: list[str], motion: str) -> Iterator[list[Tensor]]:
     """The frames of some videos, the last one the image at rest; motion turns back after SWING frames."""
-    generator = np.random.default_rng(0)
-    how = MOTIONS[motion]
-    for start in range(0, len(names), STREAMS):
-        here = range(start, min(start + STREAMS, len(names)))
+    videos = paths(len(names), motion)
+    for _ in range(0, len(names), STREAMS):
         frames: list[list[np.ndarray]] = [[] for _ in range(FRAMES)]
-        for number in here:
-            angle, sign = generator.uniform(0, 2 * np.pi), generator.choice([-1.0, 1.0])
-            other = (number + len(names) // 2) % len(names)
-            for place, back in enumerate(reversed(range(FRAMES))):
-                away = SWING - abs(back % (2 * SWING) - SWING)
-                source = other if motion == "cut" and back else number
+        for path in itertools.islice(videos, STREAMS):
+            for place, (source, steps, angle) in enumerate(path):
                 with Image.open(folder / names[source]) as image:
-                    frames[place].append(moved(image.convert("RGB"), how, away * sign, angle))
+                    still = image.convert("RGB")
+                frames[place].append(moved(still, MOTIONS[motion], steps, angle, (224, 224), 0.92))
         yield [torch.tensor(np.stack(f)).permute(0, 3, 1, 2) / 127.5 - 1 for f in frames]
 
 
-def moved(image: Image.Image, how: Motion, steps: float, angle: float) -> np.ndarray:
-    """The middle of an image, so many frames away, grown to 224 x 224: (224, 224, 3) float32, 0 to 255.
+def paths(count: int, motion: str) -> Iterator[list[tuple[int, float, float]]]:
+    """For each image its video's frames: which image each is of, how many steps it is from rest, and the direction."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        angle, sign = generator.uniform(0, 2 * np.pi), generator.choice([-1.0, 1.0])
+        other = (number + count // 2) % count
+        yield [
+            (other if motion == "cut" and back else number, sign * (SWING - abs(back % (2 * SWING) - SWING)), angle)
+            for back in reversed(range(FRAMES))
+        ]  # fmt: skip
 
-    Every frame is drawn anew from about 206 pixels, so that all are equally sharp, as a camera's are.
+
+def moved(
+    image: Image.Image, how: Motion, steps: float, angle: float, size: tuple[int, int], part: float
+) -> np.ndarray:
+    """The middle of an image, so many frames away, drawn at a size: (H, W, 3) float32, 0 to 255.
+
+    Every frame is drawn anew from a ``part`` of its pixels, so that below 1 all are equally sharp, as a camera's are.
     """
-    scale = 0.92 * (1 + how.growth) ** steps
-    big = Image.fromarray(np.pad(np.asarray(image), ((64, 64), (64, 64), (0, 0)), mode="reflect"))
+    scale, border = part * (1 + how.growth) ** steps, [2 * side // 7 for side in size]
+    sides = ((border[1], border[1]), (border[0], border[0]), (0, 0))
+    big = Image.fromarray(np.pad(np.asarray(image), sides, mode="reflect"))
+    # The middle of the image, moved by so many of the width's 224th parts.
     left, top = (
-        65 + 112 * (1 - scale) + how.pixels * steps * part for part in (np.cos(angle), np.sin(angle))
+        edge + (own - side) // 2 + side / 2 * (1 - scale) + how.pixels * size[0] / 224 * steps * direction
+        for edge, own, side, direction in zip(border, image.size, size, (np.cos(angle), np.sin(angle)))
     )
     drawn = big.transform(
-        (224, 224), Image.Transform.AFFINE, (scale, 0, left, 0, scale, top), Image.Resampling.BICUBIC
+        size, Image.Transform.AFFINE, (scale, 0, left, 0, scale, top), Image.Resampling.BICUBIC
     )
     return np.clip(np.asarray(drawn, np.float32) * np.float32((1 + how.light) ** steps), 0, 255)
+
+
+def centernet(args: argparse.Namespace) -> None:
+    """AP of the last frame's boxes."""
+    rows = rows_of(args.output)
+    network = ts.open(str(args.shared / "models/centernet_mobilenetv3_075.onnx"), (3, 512, 512))
+    detector = adapter((3, 512, 512))
+    images = CocoImages(args.shared / "data/coco128/instances_val.json", detector)
+    task = Detection(images, detector)
+    plans = {tile: network.se.with_tile(tile) for tile in TILES}
+    for motion in ("any", *MOTIONS):
+        names = [
+            tile for tile, plan in plans.items()
+            if plan.previous != (motion == "any") and not any((r["motion"], r["tile"]) == (motion, tile) for r in rows)
+        ]  # fmt: skip
+        if not names:
+            continue
+        whole, tiled = network.tiled(network.se), [network.tiled(plans[name]) for name in names]
+        before = itertools.repeat([]) if motion == "any" else films(images, motion)
+
+        def shown(last: Tensor, whole=whole, tiled=tiled, motion=motion, before=before) -> Iterator[Any]:
+            frames = next(before)
+            yield whole(last)
+            for form in tiled:
+                if motion != "any":
+                    network.begin(form)
+                for frame in frames:
+                    form(frame)
+                yield form(last)
+
+        se, *found = run(task, shown, ["SE", *names], batch_size=1).networks
+        for name, boxes in zip(names, found, strict=True):
+            paired, cost = task.compare(se, boxes), ts.cost(plans[name]).tse
+            rows.append(
+                {
+                    "motion": motion, "tile": name, "images": len(boxes), "se": f"{task.score(se)['AP']:.3f}",
+                    "tiled": f"{task.score(boxes)['AP']:.3f}", "drop": f"{paired.drop:.3f}",
+                    "low": f"{paired.drop_ci95[0]:.3f}", "high": f"{paired.drop_ci95[1]:.3f}", "lost": paired.lost,
+                    "gained": paired.gained, "agree": paired.agree, "buffer": cost.buffer, "state": cost.state,
+                }
+            )  # fmt: skip
+        write_csv(args.output, rows)
+        print(motion, "done", flush=True)
+
+
+def films(images: CocoImages, motion: str) -> Iterator[list[Tensor]]:
+    """For each image the frames before the last, (1, 3, 512, 512), prepared as the detector's images are."""
+    for path in paths(len(images.files), motion):
+        frames = []
+        for source, steps, angle in path[:-1]:
+            with Image.open(images.folder / images.files[source][0]) as image:
+                still = image.convert("RGB")
+            frame = moved(still, MOTIONS[motion], steps, angle, still.size, 1).round().astype(np.uint8)
+            frames.append(images.preprocess(Image.fromarray(frame))[None])
+        yield frames
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=("camvid", "stills"))
+    parser.add_argument("verb", choices=("camvid", "stills", "centernet"))
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ts.TiledSEWarning)
-    {"camvid": camvid, "stills": stills}[given.verb](given)
+    {"camvid": camvid, "stills": stills, "centernet": centernet}[given.verb](given)

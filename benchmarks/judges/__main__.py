@@ -14,7 +14,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch import nn
 
 import tiledse as ts
 from tiledse.errors import TiledSEError
@@ -28,6 +32,8 @@ from .table import Table
 RESULTS = ROOT / "results" / "judges"
 # Forms of a .tflite file, which is written for no target.
 _TFLITE = ("HxW", "7xW", "8xW", "7xW:running", "1xW:running+6")
+# SE as it is; tiles of about 7 rows that divide their maps.
+_NO_TILES = ("SE", "divisors")
 
 
 def judged(judge: Judge, name: str, network: ts.Network, forms: tuple[str, ...], again: bool) -> int:
@@ -68,7 +74,7 @@ def written(network: ts.Network, form: str, path: Path, target: str | None) -> N
     if path.exists():
         return
     onnx, plan = path.suffix == ".onnx", network.se
-    if form not in ("SE", "divisors"):
+    if form not in _NO_TILES:
         plan = plan.with_tile(form)
     if form == "divisors":
         plan = plan.with_tile("7xW")
@@ -95,9 +101,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="judge rows once more that say why they failed")
     given = parser.parse_args()
     judge, failed = JUDGES[given.judge], 0
-    try:
+    with one_line():
         size = None if given.input is None else sized(given.input)
-        environment(judge.name, judge.python)
+        asked_for = []
         for network in given.network:
             name, net = opened(network, size, given.weights)
             ending = net.file_ending if net.file_ending == ".tflite" else ".onnx"
@@ -105,12 +111,55 @@ def main() -> None:
                 raise TiledSEError(
                     f"{judge.name} takes files that end in {', '.join(judge.endings)}, got {network}"
                 )
-            forms = given.forms or (_TFLITE if ending == ".tflite" else judge.forms)
-            failed += judged(judge, name, net, tuple(forms), given.again)
-    except TiledSEError as error:
-        raise SystemExit(f"judges: {error}") from None
+            forms = tuple(given.forms or (_TFLITE if ending == ".tflite" else judge.forms))
+            check_forms(net, forms)
+            asked_for.append((name, net, forms))
+        environment(judge.name, judge.python)
+        for name, net, forms in asked_for:
+            failed += judged(judge, name, net, forms, given.again)
     if failed:
         print(f"judges: {failed} forms failed; their rows say why", file=sys.stderr)
+
+
+def check_forms(network: ts.Network, forms: tuple[str, ...]) -> None:
+    """Check that each form is a tile that the blocks of a network take, or one of the two that are none.
+
+    Raises:
+        TiledSEError: one is not.
+    """
+    for form in forms:
+        if form == "divisors" and network.file_ending == ".tflite":
+            raise TiledSEError("'divisors' is a form of .onnx files; expected SE or tiles for a .tflite file")
+        if form in _NO_TILES:
+            continue
+        try:
+            network.se.with_tile(form)
+        except TiledSEError as error:
+            raise TiledSEError(
+                f"expected each of --forms to be {', '.join(_NO_TILES)} or a tile, got '{form}': {error}"
+            ) from None
+
+
+def module_of(model: str, size: str, weights: str | None = None) -> ts.Network:
+    """A network of PyTorch, for scripts that export modules.
+
+    Raises:
+        TiledSEError: no such network, or one that is a file, or an input of another form.
+    """
+    network = ts.open(model, sized(size), weights=weights)
+    if not isinstance(network.given, nn.Module):
+        raise TiledSEError(f"expected a MODEL of PyTorch to export, such as timm:NAME, got {model}")
+    return network
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What is within fails with one line and exit code 2, as the commands do."""
+    try:
+        yield
+    except TiledSEError as error:
+        print(f"judges: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def sized(text: str) -> tuple[int, int, int]:

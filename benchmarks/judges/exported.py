@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 import tiledse as ts
-from tiledse.errors import TiledSEError
 
-from .__main__ import RESULTS, sized
+from .__main__ import RESULTS, module_of, one_line
 from .environments import environment, version
 from .table import Table
 
@@ -107,12 +106,11 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="CxHxW")
     given = parser.parse_args()
     torch.manual_seed(0)
-    try:
+    with one_line():
+        net = module_of(given.network, given.input)
         own = environment("openvino", f"{sys.version_info[0]}.{sys.version_info[1]}")
         sys.path += [str(path) for path in own.parents[1].glob("lib/python*/site-packages")]
-        measured(given.network, ts.open(given.network, sized(given.input)))
-    except TiledSEError as error:
-        raise SystemExit(f"judges: {error}") from None
+        measured(given.network, net)
 
 
 if __name__ == "__main__":

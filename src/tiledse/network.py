@@ -270,6 +270,11 @@ class Written:
         """Blocks that have tiles."""
         return sum(not tile.whole for tile in self.plan.tiles)
 
+    @property
+    def stays(self) -> tuple[NearMiss, ...]:
+        """What gates the map that it pools, is no block that takes tiles, and so stays as it was."""
+        return tuple(miss for miss in self.plan.near_misses if miss.gates)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the keys of ``convert``."""
         return {
@@ -284,6 +289,7 @@ class Written:
         return [
             f"{self.converted} of {len(self.plan)} SE blocks have tiles now: {self.path}",
             *(f"block '{miss.name}' was left as it was: {miss.reason}" for miss in self.refused),
+            *(f"'{miss.name}' takes no tiles and stays as it was: {miss.reason}" for miss in self.stays),
         ]
 
 

@@ -15,7 +15,7 @@ from .errors import TiledSEError, first_line
 from .files import near_files, written_whole
 from .notation import shape
 from .numerals import quoted, text_of, whole
-from .se_block import NearMiss, SEBlock, Totals
+from .se_block import NearMiss, SEBlock, Totals, no_block
 from .tile import Tile
 
 __all__ = ["FORMAT", "METADATA_KEY", "NearMiss", "Plan", "SEBlock", "Totals"]
@@ -136,6 +136,7 @@ class Plan:
             TiledSEError: no tile, or no block matches (the error lists names that are there).
         """
         tile = Tile.parse(tile)
+        self.check_blocks()
         chosen = [fnmatchcase(block.name, blocks) for block in self.blocks]
         if not any(chosen):
             names = ", ".join(block.name for block in self.blocks[:4]) or "none"
@@ -175,10 +176,7 @@ class Plan:
             TiledSEError: the network has no SE block.
         """
         if not len(self):
-            near = len(self.near_misses)
-            raise TiledSEError(
-                f"the network has no squeeze-and-excite block ({near} near misses; `tiledse find` gives the reasons)"
-            )
+            raise TiledSEError(no_block(self.near_misses))
 
     @property
     def previous(self) -> bool:
@@ -271,7 +269,7 @@ class Plan:
                 }
                 for (block, tile), correction in zip(self, self.corrections, strict=True)
             ],
-            "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
+            "near_misses": [miss.to_dict() for miss in self.near_misses],
             "network": None
             if self.network is None
             else {
@@ -315,7 +313,7 @@ class Plan:
             if not 2 <= len(input_size) <= 4:
                 raise ValueError(f"expected input_size of 2 to 4 numbers, got {len(input_size)}")
             misses = tuple(
-                NearMiss(text_of(m["name"], "name"), text_of(m["reason"], "reason"))
+                NearMiss(text_of(m["name"], "name"), text_of(m["reason"], "reason"), bool(m.get("gates")))
                 for m in data.get("near_misses", ())
             )
             totals = data.get("network")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from .errors import TiledSEError
 from .notation import AXES, shape
@@ -101,10 +102,31 @@ class SEBlock:
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A place that pools the whole map and yet is no SE block, with the reason."""
+    """A place that pools the whole map and yet is no SE block, with the reason.
+
+    Args:
+        name: What pools.
+        reason: Why it is none.
+        gates: Whether it gates the map that it pools, so that it stays as it is where others are given tiles.
+    """
 
     name: str
     reason: str
+    gates: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"name": self.name, "reason": self.reason, **({"gates": True} if self.gates else {})}
+
+
+def no_block(misses: Sequence[NearMiss]) -> str:
+    """What to say of a network without SE blocks: the first that is one and takes no tiles, with its reason."""
+    first = next((miss for miss in misses if miss.gates), None)
+    why = "" if first is None else f" that takes tiles: '{first.name}': {first.reason}"
+    return (
+        f"the network has no squeeze-and-excite block{why} ({len(misses)} near misses; `tiledse find` gives the "
+        "reasons)"
+    )
 
 
 @dataclass(frozen=True)

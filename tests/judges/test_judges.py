@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.tflite.graphs import quantised
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.judges import __main__ as harness
-from benchmarks.judges import environments, judge
+from benchmarks.judges import environments, exported, exported_mobile, judge
 from benchmarks.judges.networks import NETWORKS, opened
 from benchmarks.judges.table import Table
 
@@ -117,17 +119,77 @@ def test_a_judge_that_fails_is_a_row(body: str, error: str, tmp_path: Path, monk
         (["openvino", "--network", "net.onnx", "--input", "3x8xb"], "expected --input CxHxW"),
         (["openvino", "--network", "net.onnx", "--input", "3x0x8"], "expected --input CxHxW"),
         (["openvino", "--network", "no-such.onnx"], "no-such.onnx"),
+        (["openvino", "--network", "timm:nobody", "--input", "3x64x64"], "nobody"),
+        (["openvino", "--network", "mobilenetv3-small-225"], "mobilenetv3-small-225"),
         (["openvino", "--network", "regnety-800mf-224", "--input", "3x8x8"], "has its size and weights"),
     ],
 )
-def test_wrong_use_is_one_line(given: list[str], line: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "environment", lambda *a: Path(sys.executable))
+def test_wrong_use_is_one_line(
+    given: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stopped(harness, given, line, monkeypatch, capsys)
+
+
+def stopped(
+    script: ModuleType, given: list[str], line: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Run a script that is to end in one line and code 2, before it makes an environment."""
+
+    def made(*_: object) -> Path:
+        raise AssertionError("an environment was made")
+
+    monkeypatch.setattr(script, "environment", made)
     monkeypatch.setattr(sys, "argv", ["judges", *given])
     with pytest.raises(SystemExit) as caught:
-        harness.main()
-    assert str(caught.value).startswith("judges: ")
-    assert line in str(caught.value)
-    assert "\n" not in str(caught.value)
+        script.main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("judges: ")
+    assert line in said
+    assert said.count("\n") == 1
+
+
+SMALL = ["--network", "benchmarks.judges.sern:network", "--input", "3x56x56"]
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("7xQ", "expected each of --forms to be SE, divisors or a tile, got '7xQ'"),
+        ("se", "expected each of --forms to be SE, divisors or a tile, got 'se'"),
+        ("8xT", "got '8xT'"),
+    ],
+)
+def test_unknown_forms_are_refused_first(
+    form: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stopped(harness, ["stream", *SMALL, "--forms", "SE", form], line, monkeypatch, capsys)
+
+
+def test_no_judge_is_given_a_file_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "net.tflite").write_bytes(quantised().bytes())
+    given = ["--network", str(tmp_path / "net.tflite")]
+    stopped(harness, ["rknn", *given], "rknn takes files that end in .onnx, got", monkeypatch, capsys)
+    line = "'divisors' is a form of .onnx files"
+    stopped(harness, ["vela", *given, "--forms", "divisors"], line, monkeypatch, capsys)
+    line = "expected a MODEL of PyTorch to export, such as timm:NAME, got"
+    file = [*given, "--input", "6x12x5"]
+    stopped(exported, file, line, monkeypatch, capsys)
+    stopped(exported_mobile, ["litert_torch", *file], line, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("script", [exported, exported_mobile])
+def test_wrong_use_of_the_scripts_for_modules(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    way = ["litert_torch"] if script is exported_mobile else []
+    given = [*way, "--network", "timm:nobody", "--input", "3x64x64"]
+    stopped(script, given, "nobody", monkeypatch, capsys)
+    given = [*way, "--network", "benchmarks.judges.sern:network", "--input", "3x64"]
+    stopped(script, given, "expected --input CxHxW, such as 3x224x224, got '3x64'", monkeypatch, capsys)
 
 
 def test_the_list_names_sizes():

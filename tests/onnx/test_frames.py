@@ -13,6 +13,7 @@ from tests.networks.test_frames import SIZE, TILES, Net, excitation
 from tests.onnx.graphs import nhwc_net, se_net
 from tests.reference import frames_gated_by_the_last
 from tiledse.onnx import frames as frames_module
+from tiledse.onnx import states as states_module
 from tiledse.onnx.model import OnnxModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -120,6 +121,116 @@ def test_the_module_keeps_states_and_begins_again(net, model, plan):
         ts.onnx.module(model).reset_frames()
 
 
+def free_file(net, folder):
+    """The network as a file that leaves batch, height and width free."""
+    path = folder / "free.onnx"
+    free = {"x": {0: "N", 2: "H", 3: "W"}}
+    torch.onnx.export(net, (torch.zeros(2, *SIZE),), path, input_names=["x"], dynamic_axes=free, dynamo=False)
+    return ts.onnx.load(path)
+
+
+def test_one_file_takes_frames_of_any_size(net, tmp_path):
+    """Each size is a stream of its own; a state has no rows, and a first frame counts them."""
+    model = free_file(net, tmp_path)
+    wanted = ts.onnx.find(model, SIZE).with_tile("HxW:previous")
+    made = ts.onnx.convert_verified(model, wanted)
+    assert 0 < made.proof.worst_block < 1e-5
+    assert [s[2:] for s in made.proof.sizes] == [(10, 6), (42, 38)]
+    path = tmp_path / "video.onnx"
+    ts.onnx.save(made.model, path)
+    found = ts.onnx.find(ts.onnx.load(path), SIZE)
+    assert (found, found.near_misses) == (wanted, ())
+    file = ort.InferenceSession(path)
+    assert [list(value.shape) for value in file.get_inputs()] == [["N", 3, "H", "W"], ["N", 12], ["N", 8]]
+    video, same = ts.onnx.module(path), ts.convert(net, ts.find(net, SIZE).with_tile("HxW:previous"))
+    generator = torch.Generator().manual_seed(0)
+    for streams, height, width in ((2, 10, 6), (3, 1, 4), (1, 7, 5), (2, 61, 16)):
+        video.reset_frames()
+        ts.reset_frames(same)
+        for number in range(4):
+            frame = torch.randn(streams, 3, height, width, generator=generator)
+            if number == 2:
+                video.reset_frames([streams - 1])
+                ts.reset_frames(same, [streams - 1])
+            with torch.no_grad():
+                torch.testing.assert_close(video(frame), same(frame), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ts.TiledSEError, match=r"a frame of \(2, 3, 9, 16\) after one of \(2, 3, 61, 16\)"):
+        video(torch.zeros(2, 3, 9, 16))
+    back = ts.onnx.convert(ts.onnx.load(path), ts.onnx.find(model, SIZE))
+    assert [v.name for v in back.ir.graph.inputs] == ["x"]
+    x = torch.randn(1, 3, 13, 9, generator=generator)
+    torch.testing.assert_close(ts.onnx.module(back)(x), ts.onnx.module(model)(x))
+
+
+@pytest.mark.parametrize("height", ["fixed", "free"])
+def test_a_graph_that_computes_something_else_is_no_block(net, tmp_path, height):
+    model = free_file(net, tmp_path) if height == "free" else ts.onnx.export(net, ts.find(net, SIZE))
+    plan = ts.onnx.find(model, SIZE)
+    made = ts.onnx.convert(model, plan.with_tile("HxW:previous"))
+    assert len(ts.onnx.find(made, SIZE)) == 2
+
+    def reasons(change):
+        other = made.clone()
+        change(other.ir)
+        found = ts.onnx.find(other, SIZE)
+        assert not len(found)
+        return {miss.reason for miss in found.near_misses}
+
+    def this_frame(graph):  # the new mean in place of the last frame's
+        for name, value in graph.graph.initializers.items():
+            if "last_frame" in name:
+                value.const_value = ir.tensor(np.array([1]), name=name)
+
+    def says(tile):
+        def change(graph):
+            tiles = json.loads(graph.metadata_props["tiledse.tiles"])
+            lies = {name: [tile, pool] for name, (_, pool) in tiles.items()}
+            graph.metadata_props["tiledse.tiles"] = json.dumps(lies)
+
+        return change
+
+    assert "it says that its tile is HxW:previous, and computes something else" in reasons(this_frame)
+    for tile in ("2xW:previous", "1xW:previous"):
+        assert f"it says that its tile is {tile}, and computes something else" in reasons(says(tile))
+
+
+def test_strips_fix_the_size(net, tmp_path):
+    model = free_file(net, tmp_path)
+    plan = ts.onnx.find(model, SIZE)
+    mixed = plan.with_tile("HxW:previous").with_tile("1xW:previous-1", plan.blocks[1].name)
+    made = ts.onnx.convert(model, mixed)
+    assert list(made.ir.graph.inputs[0].shape)[1:] == [3, 10, 6]
+    assert ts.onnx.find(made) == mixed
+
+
+@pytest.mark.parametrize("tile", ["HxW:previous", "2xW:previous+1"])
+@pytest.mark.parametrize(("streams", "states"), [(2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("value", [np.nan, 0.5])
+def test_states_of_another_batch_are_no_states_of_these_streams(model, plan, tile, streams, states, value):
+    """One state would be repeated for all streams, in silence."""
+    made = ts.onnx.convert(model, plan.with_tile(tile))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(made.to_proto().SerializeToString(), options)
+    kept = {s["input"]: np.full((states, *s["shape"]), value, np.float32) for s in states_of(made)}
+    with pytest.raises(Exception, match="Concat|concat"):
+        session.run(None, {session.get_inputs()[0].name: np.zeros((streams, *SIZE), np.float32), **kept})
+
+
+def test_a_stream_that_begins_with_zeros_is_another_than_one_that_begins_with_nan(model, plan):
+    """Zeros are a state as any other: the mean of a black frame. What begins a stream is said in the file."""
+    made = ts.onnx.convert(model, plan.with_tile("HxW:previous"))
+    session = ort.InferenceSession(made.to_proto().SerializeToString())
+    image = np.random.default_rng(0).standard_normal((1, *SIZE)).astype(np.float32)
+    outputs = []
+    for start in (np.nan, 0.0):
+        kept = {s["input"]: np.full((1, *s["shape"]), start, np.float32) for s in states_of(made)}
+        outputs.append(session.run(None, {session.get_inputs()[0].name: image, **kept})[0])
+    assert np.isfinite(outputs[0]).all()
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+    assert {s["start"] for s in states_of(made)} == {"nan"}
+
+
 @pytest.mark.parametrize("make", [nhwc_net, lambda: se_net("mean", "gemm", "silu", "hardsigmoid")])
 @pytest.mark.parametrize("tile", ["HxW:previous", "2xW:previous+1"])
 def test_other_spellings_are_proved(make, tile):
@@ -134,8 +245,8 @@ def test_other_spellings_are_proved(make, tile):
 def test_what_is_wrong_is_not_handed_out(model, plan, monkeypatch):
     right = frames_module.write
 
-    def wrong(writer, x, axes, tile, size, batch):
-        return right(writer, x, axes, ts.Tile.parse("1xW:previous+1"), size, batch)
+    def wrong(writer, x, axes, tile, *rest):
+        return right(writer, x, axes, ts.Tile.parse("1xW:previous+1"), *rest)
 
     monkeypatch.setattr(frames_module, "write", wrong)
     with pytest.raises(
@@ -164,12 +275,12 @@ def test_states_that_the_graph_has_not_are_none(model, plan):
     said = json.loads(made.ir.metadata_props["tiledse.states"])
     said["states"][0]["shape"] = [10**12]
     made.ir.metadata_props["tiledse.states"] = json.dumps(said)
-    assert len(frames_module.states_of(made.ir)) == 1
+    assert len(states_module.states_of(made.ir)) == 1
     with pytest.raises(ts.TiledSEError, match="takes 2 inputs"):
         ts.onnx.module(made)
     for damage in ("[]", "no JSON", '{"states": [1]}', '{"states": 5}'):
         made.ir.metadata_props["tiledse.states"] = damage
-        assert frames_module.states_of(made.ir) == ()
+        assert states_module.states_of(made.ir) == ()
 
 
 def test_wrong_use_is_one_line(model, plan):

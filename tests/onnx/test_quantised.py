@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import subprocess
+import sys
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,7 @@ import pytest
 
 import onnx
 import tiledse as ts
-from tests.onnx.graphs import se_net
-from tiledse import TiledSEError
+from tests.onnx.graphs import Net, se_net
 from tiledse import onnx as tse_onnx
 from tiledse.onnx import finder
 from tiledse.onnx.model import from_proto
@@ -134,8 +134,8 @@ def test_eval_runs_what_convert_writes(networks):
     assert network.refuses(0) is not None
 
 
-def test_a_scale_that_is_not_constant_is_refused(networks):
-    model = networks[1]["int8"].clone()
+def scaled_by_the_image(model):
+    """The map's scale computed from the image."""
     (place,) = finder.locate(model, (3, *SIZE)).places
     maker = place.squeeze.source.producer()
     doubled = ir.Value(name="doubled", shape=ir.Shape([]))
@@ -143,19 +143,75 @@ def test_a_scale_that_is_not_constant_is_refused(networks):
     mean = ir.node("ReduceMax", [model.ir.graph.inputs[0]], {"keepdims": 0}, outputs=[doubled])
     model.ir.graph.insert_before(next(iter(model.ir.graph)), mean)
     maker.replace_input_with(1, doubled)
-    with pytest.raises(TiledSEError, match=re.escape("a scale of its quantisation is not constant")):
-        tse_onnx.convert(model, tse_onnx.find(model, (3, *SIZE)).with_tile("7xW"))
 
 
-def test_descriptors_whose_map_is_not_quantised_are_a_near_miss(networks):
-    model = networks[1]["int8"].clone()
+def bare(model):
+    """The map without its pair of QuantizeLinear and DequantizeLinear."""
     (place,) = finder.locate(model, (3, *SIZE)).places
     back = place.squeeze.source.producer()
-    real = back.inputs[0].producer().inputs[0]
-    back.outputs[0].replace_all_uses_with(real)
-    (miss,) = tse_onnx.find(model, (3, *SIZE)).near_misses
-    assert "its descriptors are quantised" in miss.reason
-    assert "its map is not, so its own range is not known" in miss.reason
+    back.outputs[0].replace_all_uses_with(back.inputs[0].producer().inputs[0])
+
+
+def a_scale_a_channel(model):
+    (place,) = finder.locate(model, (3, *SIZE)).places
+    maker = place.squeeze.source.producer()
+    scale = maker.inputs[1].const_value.numpy()
+    many = ir.Value(name="many", const_value=ir.tensor(np.full(6, scale, np.float32), name="many"))
+    model.ir.graph.register_initializer(many)
+    maker.replace_input_with(1, many)
+
+
+WITHOUT_SCALE = [
+    (bare, "and its map is not, so its own range is not known"),
+    (scaled_by_the_image, "the scale or zero point of its quantised map is computed, not constant"),
+    (a_scale_a_channel, "its quantised map has a scale for each channel; expected one for all"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), WITHOUT_SCALE)
+def test_without_a_scale_no_block_is_converted_and_the_line_says_why(networks, change, reason, tmp_path):
+    model = networks[1]["int8"].clone()
+    change(model)
+    plan = tse_onnx.find(model, (3, *SIZE))
+    (miss,) = plan.near_misses
+    assert reason in miss.reason
+    assert miss.gates
+    assert ts.Plan.from_dict(plan.to_dict()).near_misses == (miss,)
+    onnx.save(model.to_proto(), tmp_path / "net.onnx")
+    given = ["convert", "net.onnx", "--input", "3x14x9", "--tile", "7xW", "-o", "tse.onnx"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tiledse", *given], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no squeeze-and-excite block that takes tiles: 'pool': " in done.stderr
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_where_some_blocks_stay_se_the_output_says_which_and_why(networks, tmp_path):
+    """Two networks side by side in one file, one of them without a scale."""
+    good, bad = networks[1]["int8"].to_proto(), networks[1]["int8"].clone()
+    bare(bad)
+    bad = onnx.compose.add_prefix(bad.to_proto(), "bare/", rename_inputs=False)
+    both = onnx.ModelProto()
+    both.CopyFrom(good)
+    for name in ("node", "initializer", "output"):
+        getattr(both.graph, name).extend(getattr(bad.graph, name))
+    onnx.checker.check_model(both)
+    network = ts.open(from_proto(both), (3, *SIZE))
+    assert [block.name for block in network.plan.blocks] == ["pool"]
+    written = ts.write(network, network.plan.with_tile("7xW"), tmp_path / "tse.onnx")
+    said = written.to_dict()
+    assert (said["converted"], said["total"]) == (1, 1)
+    (stays,) = [miss for miss in said["near_misses"] if miss.get("gates")]
+    assert stays["name"] == "bare/pool"
+    assert f"'bare/pool' takes no tiles and stays as it was: {stays['reason']}" in written.lines()
+    # A pool that gates nothing, such as that of a classifier, is no such place.
+    net = Net()
+    plain = net.model(net("GlobalAveragePool", "x", name="head"), (1, 3, *SIZE))
+    (head,) = tse_onnx.find(from_proto(plain)).near_misses
+    assert not head.gates
 
 
 def test_the_operators_of_onnx_runtime_itself_are_a_near_miss_with_the_reason(tmp_path, networks):

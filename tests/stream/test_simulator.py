@@ -12,13 +12,8 @@ from tests.stream.networks import build
 from tiledse.stream.building import build_graph
 from tiledse.stream.flow import Flow
 from tiledse.stream.hardware import Hardware
-from tiledse.stream.simulator import (
-    Deadlock,
-    fifo_rows,
-    row_times,
-    run_pipeline,
-    simulate_graph,
-)
+from tiledse.stream.row_times import Deadlock, row_times
+from tiledse.stream.simulator import fifo_rows, run_pipeline, simulate_graph
 from tiledse.stream.sizes import free_running, minimum_rows
 from tiledse.stream.stages import build_pipeline
 

@@ -108,6 +108,13 @@ def test_near_misses_and_their_reasons(tmp_path):
     assert miss.reason == "what it pools goes to the output 'head', not into a product with the map"
     path.write_bytes(quantised(scale=None).bytes())
     assert reasons(path) == {"pooled": "its map is of type INT8 and has no scale; quantise the network again"}
+    assert not miss.gates
+    (miss,) = ts.find(path).near_misses
+    assert miss.gates
+    with pytest.raises(
+        TiledSEError, match="no squeeze-and-excite block that takes tiles: 'pooled': its map is of"
+    ):
+        ts.find(path).with_tile("4xW")
 
 
 def test_a_custom_operator_in_the_way_of_running(tmp_path):

@@ -62,7 +62,7 @@ def calibrate(
             f"expected --prior above 0, --images and --batch-size of at least 1, got {prior}, {images} and "
             f"{data.batch_size}"
         )
-    opened = _open(model, data, labels=False)
+    opened = _open(model.at(tiles), data, labels=False)
     network = opened.network
     if output.suffix.lower() not in (".json", network.file_ending):
         raise TiledSEError(

@@ -72,7 +72,7 @@ def correlate(
     def measure(opened: Opened, each: list[list[Tile]], **how: Any) -> Correlation:
         return measure_correlation(opened.network, opened.task.images, each, **how)
 
-    done = measured(model, data, check, choose, measure)
+    done = measured(model.at(tiles), data, check, choose, measure)
     if done is None:
         return
     name, _, found = done

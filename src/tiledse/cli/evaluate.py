@@ -73,7 +73,7 @@ def evaluate(
         kind = None if amp is None else getattr(torch, amp)
         return measure_both(opened.network, plan, opened.task, amp=kind, frames=frames, **how)
 
-    done = measured(model, data, check, tiles.of, measure, labels=True, admit=admit)
+    done = measured(model.at(tiles), data, check, tiles.of, measure, labels=True, admit=admit)
     if done is None:
         return
     _, plan, evaluation = done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -61,6 +61,13 @@ class Tiles:
 
         return choose_plan(found, self.tile, self.plan)
 
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        """The size of the input that the plan was made for; None without one."""
+        from ..plan import Plan
+
+        return None if self.plan is None or self.tile is not None else Plan.load(self.plan).input_size
+
 
 @dataclass(frozen=True)
 class Model:
@@ -76,6 +83,7 @@ class Model:
     ] = None
     pretrained: Pretrained = False
     image: str | None = None
+    sized_by: Path | None = None  # a plan
 
     @property
     def files(self) -> tuple[str | Path | None, ...]:
@@ -96,6 +104,15 @@ class Model:
 
         return parse_size(self.input)
 
+    def at(self, tiles: Tiles) -> Model:
+        """The same, at the size of the plan where --input is left out.
+
+        Raises:
+            TiledSEError: the plan cannot be read.
+        """
+        size = None if self.input is not None else tiles.size
+        return self if size is None else replace(self, input="x".join(map(str, size)), sized_by=tiles.plan)
+
     def open(self, where: torch.device | None = None, runs: bool = True) -> Network:
         """The network.
 
@@ -105,10 +122,15 @@ class Model:
         """
         from ..opening import open as open_network
 
-        return open_network(
-            self.model, self.size, weights=self.weights, pretrained=self.pretrained, image=self.image,
-            device=None if where is None else str(where), runs=runs,
-        )  # fmt: skip
+        try:
+            return open_network(
+                self.model, self.size, weights=self.weights, pretrained=self.pretrained, image=self.image,
+                device=None if where is None else str(where), runs=runs,
+            )  # fmt: skip
+        except TiledSEError as error:
+            if self.sized_by is None:
+                raise
+            raise TiledSEError(f"{error} (the input of {self.sized_by} is {self.input})") from error
 
 
 @dataclass(frozen=True)

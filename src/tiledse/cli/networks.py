@@ -83,7 +83,7 @@ def cost(model: ModelWithImage, tiles: Tiles, result: Result) -> None:
     from ..cost import cost as count_cost
     from ..report.text import cost_table
 
-    counted = count_cost(tiles.of(model.open(runs=False).plan))
+    counted = count_cost(tiles.of(model.at(tiles).open(runs=False).plan))
     result.show(counted.to_dict, lambda: [cost_table(counted)])
 
 
@@ -153,7 +153,7 @@ def convert(
     result.check(outputs, [*model.files, tiles.plan])
     how = form.form(verify, result.force)
     how.check_ending(output)
-    network = model.open()
+    network = model.at(tiles).open()
     # What lies beside a file is read too, and what is written may have a file beside it.
     beside = Output("-o", output.with_name(f"{output.name}.data"))
     check_outputs(True, [Output("-o", output), Output("--alls", form.alls), beside], network.files)

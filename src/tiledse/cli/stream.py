@@ -142,7 +142,7 @@ def stream(
             raise TiledSEError(f"{option} is for the file of a step; make one with --export STEP.onnx")
     read = [*model.files, tiles.plan, image]
     result.check([Output("-o", output), Output("--export", export, (".onnx",))], read)
-    network = model.open()
+    network = model.at(tiles).open()
     plan = tiles.of(network.plan)
     if export is not None:
         _export(network, plan, export, rows, None if any_height else plan.input_size[1], model, result)
@@ -308,7 +308,7 @@ def simulate(
 
     result.check([Output("--trace", trace)], [*model.files, tiles.plan, hardware])
     chip = Hardware() if hardware is None else Hardware.load(hardware)
-    network = model.open(runs=False)
+    network = model.at(tiles).open(runs=False)
     plan = tiles.of(network.plan)
     se, tse, sized = compare(network, plan, hardware=chip, fifos=fifos)
     title = f"{model.model} at {'x'.join(map(str, plan.image_size))}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..blame import blamed
 from ..errors import TiledSEError, first_line
 from ..plan import SEBlock
 from ..tile import Tile
@@ -94,27 +95,17 @@ def verify(
         except Unproven as reason:
             found.refused[b.name] = str(reason)
     if run is not None:
-        _try_whole(run, candidates, found)
+        dialects = {c.block.name: c.dialect for c in candidates}
+
+        def one_tile(chosen: Sequence[str]) -> tuple[float, str]:
+            return run.with_one_tile({name: found.ways[name] for name in chosen}, dialects)
+
+        difference, refused = blamed(list(found.ways), one_tile)
+        found.refused.update(refused)
+        for name in refused:
+            del found.ways[name]
+        found.difference, found.largest = difference or 0.0, run.largest
     return found
-
-
-def _try_whole(run: _Run, candidates: Sequence[Candidate], found: Verified) -> None:
-    """Run the network with one tile for each block that passed; where it differs, find out whose fault that is."""
-    dialects = {c.block.name: c.dialect for c in candidates}
-    difference, fault = run.with_one_tile(found.ways, dialects)
-    if fault:
-        for name in list(found.ways):
-            _, alone = run.with_one_tile({name: found.ways[name]}, dialects)
-            if alone:
-                found.refused[name] = alone
-        for name in found.refused:
-            found.ways.pop(name, None)
-        difference, fault = run.with_one_tile(found.ways, dialects)
-        if fault:  # no block by itself, only all together
-            found.refused.update(dict.fromkeys(found.ways, fault))
-            found.ways.clear()
-            difference = 0.0
-    found.difference, found.largest = difference, run.largest
 
 
 class _Run:

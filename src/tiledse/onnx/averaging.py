@@ -177,11 +177,16 @@ def product(writer: Writer, x: ir.Value, axis: int, shares: np.ndarray, target: 
     Raises:
         TiledSEError: the target takes neither MatMul nor Conv.
     """
-    way = next((way for way in target.weighted if way != "AveragePool"), None)
+    way = next((way for way in target.weighted if way in ("MatMul", "Conv")), None)
     if way is None:
+        takes = (
+            "a depthwise convolution, so only gates that all see the rows about them alike, such as 1xW:running+6"
+            if "DepthwiseConv" in target.weighted
+            else "AveragePool with stride 1, so only windows of rows such as 1xW:window-3+3"
+        )
         raise TiledSEError(
-            f"target {target.name} takes weighted means only as AveragePool with stride 1, so only windows of rows "
-            "such as 1xW:window-3+3, and strips that divide their maps"
+            f"target {target.name} takes weighted means only as {takes}, and strips that divide their maps; add "
+            "MatMul or Conv to its weighted, or give another tile"
         )
     if way == "MatMul":
         swapped = x if axis == 3 else writer.node("Transpose", [x], perm=list(SWAPPED))
@@ -191,28 +196,3 @@ def product(writer: Writer, x: ir.Value, axis: int, shares: np.ndarray, target: 
     swapped = writer.node("Transpose", [x], perm=perm)
     weight = writer.numbers("shares", shares[:, :, None, None])
     return writer.node("Transpose", [writer.node("Conv", [swapped, weight], kernel_shape=[1, 1])], perm=perm)
-
-
-def slide(writer: Writer, x: ir.Value, bounds: np.ndarray, target: Target) -> ir.Value | None:
-    """Means of windows of rows, one a row, by AveragePool with stride 1; None where the target does not want it.
-
-    Zeros stand for the rows outside of the map, and what they take from a mean is given back by a factor a row.
-    """
-    height = len(bounds)
-    rows = np.arange(height)
-    above, below = int((rows - bounds[:, 0]).max()), int((bounds[:, 1] - 1 - rows).max())
-    size = above + 1 + below
-    first, last = np.maximum(rows - above, 0), np.minimum(rows + below + 1, height)
-    if (
-        target.weighted[0] != "AveragePool" and any(way != "AveragePool" for way in target.weighted)
-    ) or "AveragePool" not in target.weighted:
-        return None
-    if not (np.array_equal(first, bounds[:, 0]) and np.array_equal(last, bounds[:, 1])):
-        return None
-    if target.window is not None and size > target.window:
-        return None
-    pads = writer.ints("pads", 0, 0, above, 0, 0, 0, below, 0)
-    out = writer.node("Pad", [x, pads])
-    out = writer.node("AveragePool", [out], kernel_shape=[size, 1], strides=[1, 1])
-    back = (size / (bounds[:, 1] - bounds[:, 0]))[None, None, :, None]
-    return writer.node("Mul", [out, writer.numbers("rows_seen", back)])

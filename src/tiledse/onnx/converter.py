@@ -47,8 +47,7 @@ def convert(
             AveragePool, Conv, their activations, Resize (nearest, integer scale) and Mul; Transpose and MatMul with
             ``running``.
         fix_size: Fix height and width of the input at those of the plan. A plan with corrections holds for one size,
-            so it does that of itself; so does one with ``previous``, whose
-            states become inputs and outputs.
+            so it does that of itself; so does one with ``1xW:previous``, whose states have the rows of the maps.
         batch: Fix the batch, and with it height and width: no size within is left symbolic.
         ir_version: The version of the file format to write, for tools that take no newer one.
         verify: Whether to try what was made.
@@ -142,7 +141,7 @@ def convert_verified(
                 f"block '{block.name}' is quantised, and {tile} keeps a mean in float from frame to frame; tile the "
                 "float network and quantise that, or give it another tile"
             )
-    if divisor_tiles or fix_size or batch is not None or plan.calibrated or plan.previous:
+    if divisor_tiles or fix_size or batch is not None or plan.calibrated or _rows_are_states(plan):
         model = model.clone()
         _fix(model, found.shapes.image, batch)
         found = locate(model, plan.input_size)
@@ -185,6 +184,11 @@ def convert_verified(
         result.ir.ir_version = _checked_version(ir_version, result)
     checked(result, model)
     return Converted(result, plan, refused, proof, seconds, fit)
+
+
+def _rows_are_states(plan: Plan) -> bool:
+    """Whether a block keeps a state a row of its map, so that the map has one height."""
+    return any(tile.previous and tile.height is not None for tile in plan.tiles)
 
 
 def _plain(target: Target | None) -> bool:

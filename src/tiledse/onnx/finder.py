@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..correction import Correction
 from ..plan import NearMiss, Plan, SEBlock
 from ..tile import Tile
+from .coming_back import gates_its_map
 from .constants import Constants
 from .counting import count
 from .excitation import Excitation, ExcitationReader
@@ -22,7 +23,7 @@ from .metadata import TARGET_KEY, WEIGHTS_KEY, stated_tiles
 from .model import OnnxModel
 from .nodes import Miss, ints
 from .product import ProductReader
-from .scales import quantised, scale_of_map
+from .scales import check_scales, quantised
 from .shapes import Shapes, shapes_of
 from .squeeze import Squeeze, SqueezeReader
 
@@ -149,14 +150,15 @@ class _Finder:
                     f"it is pooled by {node.op_type} of {node.domain}, which is no operator of ONNX; quantise in pairs "
                     "of QuantizeLinear and DequantizeLinear (QDQ), or take the file from before"
                 )
-                self.misses.append(NearMiss(name, reason))
+                self.misses.append(NearMiss(name, reason, self.gates(node, None)))
                 continue
+            squeeze = None
             try:
                 squeeze = self.squeezes.read(node)
                 if squeeze is not None:
                     self.note(name, squeeze)
             except Miss as miss:
-                self.misses.append(NearMiss(name, str(miss)))
+                self.misses.append(NearMiss(name, str(miss), self.gates(node, squeeze)))
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     self.note_inner(node, attribute.as_graph())
@@ -184,7 +186,7 @@ class _Finder:
                     f"its tile {tile} is written in the form of target '{target}', which is not read back; give the "
                     "file that it was made from"
                 )
-                self.misses.append(NearMiss(name, reason))
+                self.misses.append(NearMiss(name, reason, gates=True))
 
     def note_unread(self, product: ir.Node) -> None:
         """Note a product of a map and one number a channel that comes of this map in a way that nobody read."""
@@ -214,7 +216,7 @@ class _Finder:
                 f"its map is pooled by {ops}, which is not read as a mean over rows and columns; expected "
                 "GlobalAveragePool, ReduceMean, or AveragePool as large as the map"
             )
-            self.misses.append(NearMiss(self.name(pool), reason))
+            self.misses.append(NearMiss(self.name(pool), reason, gates=True))
 
     def _path(self, value: ir.Value, root: ir.Value) -> list[ir.Node]:
         """The nodes between a map and what comes of it, the last first; empty where it does not come of it."""
@@ -254,6 +256,12 @@ class _Finder:
         if TARGET_KEY in self.model.ir.metadata_props and name not in self.stated:
             return next((block for block in self.stated if name.startswith(f"{block}/")), name)
         return name
+
+    def gates(self, pool: ir.Node, squeeze: Squeeze | None) -> bool:
+        """Whether what a node pools gates the map that it pools, as far as the squeeze was read."""
+        if squeeze is not None:
+            return gates_its_map(squeeze.descriptors, squeeze.source)
+        return pool.inputs[0] is not None and gates_its_map(pool.outputs[0], pool.inputs[0])
 
     def note_inner(self, owner: ir.Node, graph: ir.Graph) -> None:
         for node in graph.all_nodes():
@@ -329,11 +337,8 @@ class _Finder:
         if product is excitation.user:
             self.products.check_gate(excitation.gate, layout, shape[squeeze.axes[0]])
         place = Place(squeeze, excitation, product, slot, layout)  # type: ignore[arg-type]
-        if quantised(place) and scale_of_map(place) is None:
-            raise Miss(
-                "its descriptors are quantised to the range of means over the whole map, which means over tiles leave, "
-                "and its map is not, so its own range is not known; tile the float network and quantise that"
-            )
+        if quantised(place):
+            check_scales(place, self.constants)
         return place
 
 

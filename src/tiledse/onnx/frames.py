@@ -8,75 +8,29 @@ the gates of all rows are computed in every frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from ..documents import read_json, write_json
 from ..tile import Tile
+from . import sliding
 from .constants import Constants
 from .factors import SWAPPED
 from .metadata import Stated
-from .nodes import Miss, ints, only_user
+from .nodes import Miss, integer, ints, only_user
+from .states import State, states_of
 
 if TYPE_CHECKING:
     from .emit import Writer
 
-STATES_KEY = "tiledse.states"
-FORMAT = "tiledse.states/1"
-MEANING = (
-    "means of the block's map in the last frame of each stream: of the whole map, (N, C), or of each row, (N, C, H); "
-    "NaN: a stream without a frame yet"
-)
 _TOLERANCE = 2e-3
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a block.
-
-    Attributes:
-        block: The block's name.
-        input: The input that takes it.
-        output: The output that gives it for the next frame.
-        shape: Of one stream: (C,), or (C, H).
-    """
-
-    block: str
-    input: str
-    output: str
-    shape: tuple[int, ...]
-
-
-def write_states(model: ir.Model, states: list[State]) -> None:
-    """Say in the metadata of a file which inputs and outputs are states, and how a stream begins."""
-    model.metadata_props.pop(STATES_KEY, None)
-    if states:
-        listed = [{**vars(state), "shape": list(state.shape), "start": "nan"} for state in states]
-        model.metadata_props[STATES_KEY] = write_json(
-            {"format": FORMAT, "meaning": MEANING, "states": listed}
-        )
-
-
-def states_of(model: ir.Model) -> tuple[State, ...]:
-    """The states that a file says it has, as far as they are inputs and outputs of it."""
-    try:
-        given = read_json(model.metadata_props.get(STATES_KEY, "{}"))
-        listed = given.get("states", [])
-        states = [State(s["block"], s["input"], s["output"], tuple(map(int, s["shape"]))) for s in listed]
-    except (ValueError, TypeError, KeyError, AttributeError):  # not ours
-        return ()
-    shapes = {v.name: tuple(v.shape or ())[1:] for v in model.graph.inputs}
-    outputs = {v.name for v in model.graph.outputs}
-    return tuple(s for s in states if shapes.get(s.input) == s.shape and s.output in outputs)
 
 
 def write(
     writer: Writer, x: ir.Value, axes: tuple[int, int, int], tile: Tile, size: tuple[int, int],
-    batch: int | ir.SymbolicDim,
+    batch: int | ir.SymbolicDim, free: bool = False,
 ) -> tuple[ir.Value, ir.Node, State]:  # fmt: skip
     """Write the descriptors of a tile with ``previous``.
 
@@ -87,33 +41,42 @@ def write(
         tile: The tile.
         size: Channels and rows of the map.
         batch: The first side of the image input.
+        free: Whether the file leaves the rows free; for tiles of the whole map.
 
     Returns:
         Descriptors (N, C, rows of the grid of ``Tile.first``, 1), the node that the block is named after, its state.
     """
     channels, height = size
-    means = writer.mean(x, axes[2])
-    swapped = writer.node("Transpose", [writer.nchw(means, axes)], perm=list(SWAPPED))
-
-    def product(what: str, shares: np.ndarray, of: ir.Value = swapped) -> ir.Value:
-        made = writer.node("MatMul", [of, writer.numbers(what, shares.T)])
-        return writer.node("Transpose", [made], perm=list(SWAPPED))
-
     whole = tile.height is None
+    means = writer.mean(x, axes[2])
+    rows = writer.nchw(means, axes)
     shape = (channels,) if whole else (channels, height)
     state = State(writer.prefix, writer.fresh("previous"), writer.fresh("current"), shape)
     given = ir.Value(name=state.input, shape=ir.Shape([batch, *shape]), type=ir.TensorType(writer.dtype))
     writer.graph.inputs.append(given)
-    if whole:
-        known = any_ = writer.node("Reshape", [given, writer.ints("one_pixel", 0, 0, 1, 1)])
-        left = product("all_rows", np.full((1, height), 1 / height))
+    # A frame and a state of different batches fail where they are joined; Add and Where would repeat one of them.
+    if free:
+        assert whole
+        first = sliding.write(writer, rows, tile.first, None, writer.length(x, axes[1]))
+        left = writer.node("Gather", [first, writer.ints("last_row", -1)], axis=2)  # it sees all rows
     else:
-        rows = writer.node("Reshape", [given, writer.ints("row_by_row", 0, 0, 1, height)])
-        this, last = tile.shares_of_frames(height)
-        known = writer.node("Add", [product("share_of_this", this), product("share_of_last", last, rows)])
-        any_ = writer.node("Gather", [rows, writer.ints("first_row", 0)], axis=3)
-        left = swapped
-    first = product("rows_come", tile.first.weights(height))
+        swapped = writer.node("Transpose", [rows], perm=list(SWAPPED))
+
+        def product(what: str, shares: np.ndarray, of: ir.Value = swapped) -> ir.Value:
+            made = writer.node("MatMul", [of, writer.numbers(what, shares.T)])
+            return writer.node("Transpose", [made], perm=list(SWAPPED))
+
+        left = product("all_rows", np.full((1, height), 1 / height)) if whole else swapped
+        first = product("rows_come", tile.first.weights(height))
+    if whole:
+        any_ = writer.node("Reshape", [given, writer.ints("one_pixel", 0, 0, 1, 1)])
+        both = writer.node("Concat", [any_, left], axis=3)
+        known = writer.node("Gather", [both, writer.ints("last_frame", 0)], axis=3)
+    else:
+        before = writer.node("Reshape", [given, writer.ints("row_by_row", 0, 0, 1, height)])
+        both = writer.node("Concat", [swapped, before], axis=3)
+        known = product("shares", np.concatenate(tile.shares_of_frames(height), 1), both)
+        any_ = writer.node("Gather", [before, writer.ints("first_row", 0)], axis=3)
     begins = writer.node("IsNaN", [any_], dtype=ir.DataType.BOOL)
     descriptors = writer.node("Where", [begins, first, known])
     flat = writer.node("Reshape", [left, writer.ints("as_state", 0, 0, *shape[1:])])
@@ -157,8 +120,15 @@ class FrameReader:
         self.constants, self.stated = constants, stated
         self.states = {state.input: state for state in states_of(model)}
 
-    def read(self, node: ir.Node, rows: ir.Value) -> tuple[Tile, ir.Value, State] | None:
+    def read(
+        self, node: ir.Node, rows: ir.Value, sums: Callable[[ir.Node], sliding.Read | None]
+    ) -> tuple[Tile, ir.Value, State] | None:
         """Read means of rows (N, C, H, 1) as the first step of a block that sees the previous frame.
+
+        Args:
+            node: The mean that the block is named after.
+            rows: The means.
+            sums: Reads what follows a cast of them as running means of rows that are not counted in the file.
 
         Returns:
             The tile, the descriptors and the state; None where it is something else.
@@ -166,18 +136,21 @@ class FrameReader:
         Raises:
             Miss: it is, but the file does not say how, or the numbers are other ones.
         """
-        swap = only_user(rows)
-        if swap is None or swap.op_type != "Transpose" or ints(swap, "perm", ()) != SWAPPED:
-            return None
-        means = swap.outputs[0]
-        products = {value for use in means.uses() if (value := self._after(use.node)) is not None}
-        choices = {user for v in products if (user := only_user(v)) is not None and user.op_type == "Where"}
+        step = only_user(rows)
+        if step is not None and step.op_type == "Transpose" and ints(step, "perm", ()) == SWAPPED:
+            means, free = step.outputs[0], None
+            firsts = {value for use in means.uses() if (value := self._after(use.node)) is not None}
+        else:
+            free = sums(step) if step is not None and step.op_type == "Cast" else None
+            if free is None:
+                return None
+            means, firsts = rows, {free[1]}
+        choices = {use.node for v in firsts for use in v.uses() if use.node.op_type == "Where"}
         if len(choices) != 1:
             return None
         (choice,) = choices
-        known = choice.inputs[2]
         given = self._given(choice)
-        if given is None or known is None:
+        if given is None or choice.inputs[2] is None:
             return None
         state, stated = self.states.get(given.name or ""), self.stated.get(node.name or "")
         if state is None or stated is None or not stated.tile.previous:
@@ -185,8 +158,10 @@ class FrameReader:
                 "it is gated by the previous frame, and the file no longer says with which tile; convert the file "
                 "of the SE network again"
             )
-        height = self._height(choice.inputs[1])
-        if height is None or not self._fits(stated.tile, choice, means, given, state, height):
+        fits = self._fits_free if free is not None else self._fits
+        if (free is not None and free[0] != stated.tile.first) or not fits(
+            stated.tile, choice, means, given, state
+        ):
             raise Miss(f"it says that its tile is {stated.tile}, and computes something else")
         return stated.tile, choice.outputs[0], state
 
@@ -207,11 +182,6 @@ class FrameReader:
         given = None if shaped is None else shaped.inputs[0]
         return given if given is not None and given.is_graph_input() else None
 
-    def _height(self, value: ir.Value | None) -> int | None:
-        """Rows of the map that a product takes means of."""
-        shares = self._shares(value)
-        return None if shares is None else shares[1].shape[1]
-
     def _shares(self, value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
         """The rows, and the share of each, that a value is the mean of."""
         back = _maker(value, "Transpose")
@@ -222,9 +192,9 @@ class FrameReader:
         return product.inputs[0], array.T.astype(np.float64)
 
     def _fits(
-        self, tile: Tile, choice: ir.Node, means: ir.Value, given: ir.Value, state: State, height: int
+        self, tile: Tile, choice: ir.Node, means: ir.Value, given: ir.Value, state: State
     ) -> bool:  # fmt: skip
-        """Whether a graph computes what a tile says."""
+        """Whether a graph computes what a tile says, of maps of a fixed height; ``means`` is (N, C, 1, H)."""
 
         def same(value: ir.Value | None, rows: ir.Value, expected: np.ndarray) -> bool:
             found = self._shares(value)
@@ -235,28 +205,47 @@ class FrameReader:
                 and np.allclose(found[1], expected, rtol=_TOLERANCE)
             )
 
-        known = choice.inputs[2]
-        if known is None or not same(choice.inputs[1], means, tile.first.weights(height)):
+        known, first = choice.inputs[2], self._shares(choice.inputs[1])
+        height = 0 if first is None else first[1].shape[1]
+        if known is None or not height or not same(choice.inputs[1], means, tile.first.weights(height)):
             return False
-        ends = (
-            [_maker(v, "Reshape") for v in given.graph.outputs if v.name == state.output]
-            if given.graph
-            else []
-        )
-        left = ends[0].inputs[0] if len(ends) == 1 and ends[0] is not None else None
+        left = self._left(given, state)
         if tile.height is None:
-            shaped = _maker(known, "Reshape")
-            held = same(left, means, np.full((1, height), 1 / height))
-            return held and shaped is not None and shaped.inputs[0] is given
-        joined = _maker(known, "Add")
-        if joined is None or left is not means:
+            return same(left, means, np.full((1, height), 1 / height)) and self._is_last(known, given, left)
+        shared = self._shares(known)
+        both = None if shared is None else _maker(shared[0], "Concat")
+        if both is None or left is not means or len(both.inputs) != 2 or both.inputs[0] is not means:
             return False
-        this, last = tile.shares_of_frames(height)
-        before = self._shares(joined.inputs[1])
-        shaped = None if before is None else _maker(before[0], "Reshape")
-        if before is None or shaped is None or shaped.inputs[0] is not given:
+        before = _maker(both.inputs[1], "Reshape")
+        shares = np.concatenate(tile.shares_of_frames(height), 1)
+        return before is not None and before.inputs[0] is given and same(known, both.outputs[0], shares)
+
+    def _fits_free(
+        self, tile: Tile, choice: ir.Node, means: ir.Value, given: ir.Value, state: State
+    ) -> bool:  # fmt: skip
+        """The same of maps of any height, where the first frame's means are known to be those of the tile."""
+        left, known = self._left(given, state), choice.inputs[2]
+        last = _maker(left, "Gather")
+        if tile.height is not None or last is None or last.inputs[0] is not choice.inputs[1] or known is None:
             return False
-        return same(joined.inputs[0], means, this) and same(joined.inputs[1], before[0], last)
+        picks = self.constants.ints(last.inputs[1]) == (-1,) and integer(last, "axis", 0) == 2
+        return picks and self._is_last(known, given, left)
+
+    def _left(self, given: ir.Value, state: State) -> ir.Value | None:
+        """What a frame leaves, before it has the shape of the state."""
+        outputs = [] if given.graph is None else [v for v in given.graph.outputs if v.name == state.output]
+        shaped = _maker(outputs[0], "Reshape") if len(outputs) == 1 else None
+        return None if shaped is None else shaped.inputs[0]
+
+    def _is_last(self, known: ir.Value, given: ir.Value, left: ir.Value | None) -> bool:
+        """Whether a value is the state that was given, picked from what is joined with the new one."""
+        pick = _maker(known, "Gather")
+        both = None if pick is None else _maker(pick.inputs[0], "Concat")
+        if pick is None or both is None or len(both.inputs) != 2 or both.inputs[1] is not left:
+            return False
+        shaped = _maker(both.inputs[0], "Reshape")
+        picks = self.constants.ints(pick.inputs[1]) == (0,) and integer(pick, "axis", 0) == 3
+        return picks and integer(both, "axis", 0) == 3 and shaped is not None and shaped.inputs[0] is given
 
 
 def _maker(value: ir.Value | None, op: str) -> ir.Node | None:

@@ -10,30 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 
 import numpy as np
 import onnx_ir as ir
 
-from ..correction import Correction
+from ..blame import blamed
 from ..errors import TiledSEError, first_line
-from ..plan import Plan, SEBlock
-from ..tile import Tile
+from ..plan import Plan
 from .comparing import HALF, distance, feeds_of, relative, rounding
 from .cutting import Arrays, CutOut, Ends, tapped
-from .finder import Finding, Place
+from .finder import Finding
 from .model import OnnxModel
 from .proof_frames import prove_frames
 from .scales import quantised, scale_of_map
 from .shapes import Image, batched
+from .trial import Tiles, Trial, random_map
 
 # A network's layers magnify the rounding of its blocks.
 _NETWORK = 10.0
 # Of a block whose descriptors are quantised a mean between two steps is rounded up here and down there: what it makes
 # is less than what a step up or down in every channel does, by this.
 _STEPS = 2.0
-# Tiles of a block that are tried: the first, the last and one between.
-_TILES = 3
 # A second size is larger by this: strides of most networks. Its sides are no longer than needed.
 _STEP, _LONG = 32, 256
 # Their results jump where a number moves by its rounding.
@@ -62,28 +59,6 @@ class Proof:
     def worst_block(self) -> float:
         """The largest of ``figures``, of the blocks that are converted."""
         return max((far for name, far in self.figures.items() if name not in self.refused), default=0.0)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A block to try.
-
-    Attributes:
-        block: It.
-        tile: What it was given.
-        learnt: The correction of its descriptors.
-        place: Where it stands in the network as it was.
-    """
-
-    block: SEBlock
-    tile: Tile
-    learnt: Correction | None
-    place: Place
-
-    @property
-    def ends(self) -> Ends:
-        """Its map and its product."""
-        return Ends(self.place.squeeze.source.name or "", self.place.product.outputs[0].name or "")
 
 
 def prove(
@@ -116,18 +91,21 @@ def prove(
     whole = _Whole(before, found, [t.ends for t in trials])
     generator = np.random.default_rng(0)
     videos = [t for t in trials if t.tile.previous]
-    if videos:
-        figures, refused = prove_frames(before, converted, found, videos)
-        proof.figures.update(figures)
+    own = batched(found.shapes.image, found.shapes.image.batch)
+    for sides in dict.fromkeys([own[1:], whole.shape[1:]]) if videos else ():
+        figures, refused = prove_frames(before, converted, found, videos, sides)
+        proof.figures.update({n: max(far, proof.figures.get(n, 0.0)) for n, far in figures.items()})
         proof.refused.update(refused)
     single = [t for t in trials if not t.tile.previous]
     alone = _Alone(before, converted, found, proof)
-    alone.try_all(single, {t.ends.source: _random_map(t, found, generator) for t in single})
+    alone.try_all(single, {t.ends.source: random_map(t, found, generator) for t in single})
     maps = {t.ends.source: whole.values[t.ends.source] for t in trials}
-    own = batched(found.shapes.image, found.shapes.image.batch)
     proof.sizes += [own] if own == whole.shape else [own, whole.shape]
     alone.try_all([t for t in single if t.block.name not in proof.refused], maps)
-    _try_whole(whole, [t for t in trials if t.block.name not in proof.refused], one_tile, proof)
+    left = [t.block.name for t in trials if t.block.name not in proof.refused]
+    difference, refused = blamed(left, lambda names: whole.compare(one_tile(names)))
+    proof.refused.update(refused)
+    proof.difference, proof.relative = difference or (0.0, 0.0)
     return proof
 
 
@@ -151,27 +129,6 @@ def check_upgrade(older: OnnxModel, newer: OnnxModel, image: Image) -> None:
             f"{older.name} uses ONNX opset {older.opset}, and what onnx's version converter makes of it is {far:.1e} "
             f"off; export it again with opset {newer.opset} or newer"
         )
-
-
-def _try_whole(
-    whole: _Whole, trials: Sequence[Trial], one_tile: Callable[[Sequence[str]], OnnxModel], proof: Proof
-) -> None:
-    """Run the network with one tile in all blocks that passed; where it differs, find out whose fault that is."""
-    if not trials:
-        return
-    names = [t.block.name for t in trials]
-    fault = whole.compare(one_tile(names), proof)
-    if fault is None:
-        return
-    for name in names:
-        alone = whole.compare(one_tile([name]), Proof())
-        if alone is not None:
-            proof.refused[name] = alone
-    left = [name for name in names if name not in proof.refused]
-    if len(left) == len(names):
-        proof.refused.update(dict.fromkeys(names, fault))
-    elif left and (fault := whole.compare(one_tile(left), proof)) is not None:
-        proof.refused.update(dict.fromkeys(left, fault))
 
 
 class _Whole:
@@ -213,26 +170,28 @@ class _Whole:
                     "verify=False (--no-verify)"
                 )
 
-    def compare(self, other: OnnxModel, proof: Proof) -> str | None:
-        """Run another network on the same; the reason why it is not the same, or None."""
+    def compare(self, other: OnnxModel) -> tuple[tuple[float, float], str]:
+        """Run another network on the same: the largest difference of any output, its relative twin, what is wrong."""
+        difference = relatively = 0.0
         try:
             got = tapped(other, self.taps)(self.feeds)
         except Exception as error:
-            return f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
+            failed = f"with one tile over its map ONNX Runtime fails: {first_line(error, 120)}"
+            return (difference, relatively), failed
         for name, expected in self.values.items():
             output = name in self.outputs
             if output and (self.jumps or expected.dtype.kind != "f"):
                 continue
             far = relative(expected, got[name])
             if output:
-                proof.relative = max(proof.relative, far)
-                proof.difference = max(proof.difference, distance(expected, got[name]))
+                relatively = max(relatively, far)
+                difference = max(difference, distance(expected, got[name]))
             if not far <= max(self.limit, 30 * self._magnified(name)):
-                return (
+                return (difference, relatively), (
                     f"with one tile over its map the network as it was is {far:.1e} off at '{name}', relative to the "
                     f"largest number, where {self.limit:.0e} is allowed"
                 )
-        return None
+        return (difference, relatively), ""
 
     def _magnified(self, name: str) -> float:
         """What becomes of a relative change of the image by a millionth, or by what moves quantised numbers."""
@@ -275,7 +234,7 @@ class _Alone:
         old, new = self._cuts[ends]
         given = {end.source: maps[end.source] for end in ends}
         got = new.run(given)
-        tried = [_Tiles(t, given[t.ends.source]) for t in trials]
+        tried = [Tiles(t, given[t.ends.source]) for t in trials]
         gates: list[list[np.ndarray]] = [[] for _ in tried]
         off = [0.0] * len(tried)
         for round_ in range(max(t.rounds for t in tried)):
@@ -301,7 +260,7 @@ class _Alone:
                     f"largest number, where {limit:.0e} is allowed"
                 )
 
-    def _stepped(self, tried: _Tiles) -> float:
+    def _stepped(self, tried: Tiles) -> float:
         """How far gates move where the mean of each channel moves by a step of its scale, up or down."""
         place, maps = tried.trial.place, tried.maps(0)
         scale = scale_of_map(place)
@@ -316,103 +275,6 @@ class _Alone:
         cut = CutOut(self.before, [tried.trial.ends], self.found.shapes)
         gates = [tried.gates(each, cut.run({source: each})[product])[0] for each in (maps, moved)]
         return float(np.abs(gates[1] - gates[0]).max())
-
-
-class _Tiles:
-    """Some tiles of one block on one map: the maps that are like each of them, and what comes of them."""
-
-    def __init__(self, trial: Trial, x: np.ndarray) -> None:
-        self.trial, self.raw = trial, x
-        axes = (0, *trial.place.squeeze.axes)
-        self.back = tuple(np.argsort(axes))
-        self.x = x.transpose(axes).astype(np.float64)
-        n, _, h, w = self.x.shape
-        rows, cols = trial.tile.grid(h, w)
-        count = rows * cols
-        self.tiles = [divmod(i, cols) for i in sorted({0, count // 2, count - 1})][:_TILES]
-        self.rounds = -(-len(self.tiles) // n)
-
-    def _spans(self, row: int, col: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Rows that a gate is computed from, its columns, and the rows that it meets."""
-        _, _, h, w = self.x.shape
-        tile = self.trial.tile
-        tall, wide = (h, w) if tile.single else tile.scaled(h, w)
-        seen = tile.bounds(h)[row]
-        cols = (col * wide, min((col + 1) * wide, w))
-        return (int(seen[0]), int(seen[1])), cols, (row * tall, min((row + 1) * tall, h))
-
-    def _picked(self, round_: int) -> list[tuple[int, int]]:
-        n = self.x.shape[0]
-        return list(islice(cycle(self.tiles), round_ * n, (round_ + 1) * n))
-
-    def maps(self, round_: int) -> np.ndarray:
-        """For each of n tiles a map as large as the block's that holds the tile over and over, and nothing else."""
-        n, c, h, w = self.x.shape
-        made = np.empty(self.x.shape)
-        for i, (row, col) in enumerate(self._picked(round_)):
-            (top, bottom), (left, right), _ = self._spans(row, col)
-            tile = self.x[i % n][:, top:bottom, left:right]
-            mean = self._descriptor(i % n, row, tile)
-            made[i] = mean[:, None, None]
-            times = h // (bottom - top), w // (right - left)
-            many = np.tile(tile, (1, *times))
-            # What no whole tile fits into holds the mean; a correction moves the mean of it all.
-            made[i][:, : many.shape[1], : many.shape[2]] = (
-                many + (mean - many.reshape(c, -1).mean(1))[:, None, None]
-            )
-            # A channel that is zero there (after a ReLU) would show no gate: two numbers that cancel show it.
-            dead = ~made[i].reshape(c, -1).any(1)
-            flat = made[i].reshape(c, -1)
-            if flat.shape[1] > 1:
-                flat[dead, 0], flat[dead, -1] = 1, -1
-        return made.transpose(self.back).astype(self.raw.dtype)
-
-    def _descriptor(self, image: int, row: int, tile: np.ndarray) -> np.ndarray:
-        """What the gates of a tile are computed from, (C,)."""
-        learnt, height = self.trial.learnt, self.x.shape[2]
-        if learnt is None:
-            return tile.reshape(len(tile), -1).mean(1)
-        rows = self.x[image].mean(2)
-        total = learnt.own[:, row] * (rows @ self.trial.tile.own_weights(height)[row]) + learnt.offset[:, row]
-        if learnt.running is not None:
-            total = total + learnt.running[:, row] * (rows @ self.trial.tile.weights(height)[row])
-        return total
-
-    def gates(self, maps: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, float]:
-        """The gates (n, C) that made products of maps, and how far these are from being such products."""
-        axes = (0, *self.trial.place.squeeze.axes)
-        x = maps.transpose(axes).astype(np.float64)
-        y = products.transpose(np.argsort(self.trial.place.layout)).astype(np.float64)
-        square = (x * x).sum((2, 3))
-        gates = (x * y).sum((2, 3)) / np.where(square > 0, square, 1)
-        return gates, relative(y, gates[:, :, None, None] * x)
-
-    def difference(self, gates: np.ndarray, product: np.ndarray) -> float:
-        """The relative difference of a product, where the tiles are, from the map times gates."""
-        y = product.transpose(np.argsort(self.trial.place.layout))
-        n, far = len(self.x), 0.0
-        largest = float(np.abs(y[np.isfinite(y)]).max(initial=0.0)) or 1.0
-        for i, (row, col) in enumerate(self._each(len(gates))):
-            _, (left, right), (top, bottom) = self._spans(row, col)
-            there = (i % n, slice(None), slice(top, bottom), slice(left, right))
-            far = max(far, distance(self.x[there] * gates[i][:, None, None], y[there]) / largest)
-        return far
-
-    def _each(self, count: int) -> Iterator[tuple[int, int]]:
-        return islice(cycle(self.tiles), count)
-
-
-def _random_map(trial: Trial, found: Finding, generator: np.random.Generator) -> np.ndarray:
-    """Random numbers in the shape of a block's map, whose rows and columns have means of their own."""
-    source = trial.place.squeeze.source
-    shape = found.shapes.of(source)
-    assert shape is not None
-    if found.shapes.fixed(source, 0) is None and shape[0] == 1:
-        shape = (_TILES, *shape[1:])
-    x = generator.standard_normal(shape)
-    for axis in range(1, 4):
-        x = x + generator.standard_normal([d if i == axis else 1 for i, d in enumerate(shape)])
-    return x.astype(found.shapes.type(source).numpy())
 
 
 def _shapes(model: OnnxModel, found: Finding) -> Iterator[tuple[int, ...]]:

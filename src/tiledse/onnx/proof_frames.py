@@ -7,26 +7,22 @@ maps that have the means wanted. Streams of a batch are tried side by side, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import first_line
 from .comparing import distance, feeds_of, rounding
 from .cutting import CutOut, tapped
-from .frames import states_of
-from .shapes import batched
-
-if TYPE_CHECKING:
-    from .finder import Finding
-    from .model import OnnxModel
-    from .proof import Trial
+from .finder import Finding
+from .model import OnnxModel
+from .states import states_of
+from .trial import Trial
 
 _FRAMES = 4
 
 
 def prove_frames(
-    before: OnnxModel, converted: OnnxModel, found: Finding, trials: Sequence[Trial]
+    before: OnnxModel, converted: OnnxModel, found: Finding, trials: Sequence[Trial], sides: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Try blocks.
 
@@ -35,6 +31,7 @@ def prove_frames(
         converted: The network with their tiles.
         found: Where blocks stand in ``before``.
         trials: The blocks.
+        sides: Of a frame, without its batch.
 
     Returns:
         By name, the largest relative difference, and why a block is not to be converted.
@@ -42,7 +39,7 @@ def prove_frames(
     figures: dict[str, float] = {}
     refused: dict[str, str] = {}
     try:
-        frames = _run(converted, found, trials)
+        frames = _run(converted, found, trials, sides)
     except Exception as error:  # whatever ONNX Runtime says
         reason = f"on a stream of frames ONNX Runtime fails: {first_line(error, 120)}"
         return figures, {t.block.name: reason for t in trials}
@@ -62,7 +59,9 @@ def prove_frames(
     return figures, refused
 
 
-def _run(converted: OnnxModel, found: Finding, trials: Sequence[Trial]) -> list[dict[str, np.ndarray]]:
+def _run(
+    converted: OnnxModel, found: Finding, trials: Sequence[Trial], sides: Sequence[int]
+) -> list[dict[str, np.ndarray]]:
     """Maps and products of some frames; before the last one, the first stream begins again."""
     states = states_of(converted.ir)
     names = list(dict.fromkeys(name for t in trials for name in t.ends))
@@ -70,7 +69,7 @@ def _run(converted: OnnxModel, found: Finding, trials: Sequence[Trial]) -> list[
     image = found.shapes.image
     value = next(v for v in converted.ir.graph.inputs if v.name == image.name)
     free = value.shape is not None and not isinstance(value.shape[0], int)
-    shape = batched(image, 2 if free else image.batch)
+    shape = (2 if free else image.batch, *sides)
     types = {v.name: v.dtype.numpy() for v in converted.ir.graph.inputs if v.dtype is not None}
     kept = {s.input: np.full((shape[0], *s.shape), np.nan, types[s.input]) for s in states}
     frames = []

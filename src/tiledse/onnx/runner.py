@@ -15,8 +15,8 @@ from torch import Tensor, from_numpy, nn
 
 from ..errors import TiledSEError, first_line
 from ..extras import missing
-from .frames import states_of
 from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
+from .states import states_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -91,6 +91,7 @@ class OnnxModule(nn.Module):
         self.session = session(model, threads=threads)
         self.states = states_of(model.ir)
         self._kept: dict[str, np.ndarray] = {}
+        self._frame_shape: tuple[int, ...] = ()
         kept = {state.input for state in self.states}
         self.takes = [value for value in self.session.get_inputs() if value.name not in kept]
         self._gives = [value.name for value in self.session.get_outputs()]
@@ -102,17 +103,24 @@ class OnnxModule(nn.Module):
             self.takes[0].type, np.float32
         )
 
-    def check_size(self, size: tuple[int, int, int]) -> None:
-        """Check that the network takes images (C, H, W) of a size.
+    def takes_size(self, size: Sequence[int]) -> bool:
+        """Whether the network takes images (C, H, W), sounds (C, T) or clips (C, D, H, W) of a size."""
+        return all(
+            not isinstance(own, int) or own == side for own, side in zip(self.takes[0].shape[1:], size)
+        )
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Check that the network takes images (C, H, W), sounds (C, T) or clips (C, D, H, W) of a size.
 
         Raises:
             TiledSEError: the file fixes another one.
         """
-        fixed = self.takes[0].shape[1:]
-        if any(isinstance(own, int) and own != given for own, given in zip(fixed, size)):
+        if not self.takes_size(size):
+            fixed = self.takes[0].shape[1:]
             takes = "x".join("?" if not isinstance(own, int) else str(own) for own in fixed)
+            what = {2: "sounds", 4: "clips"}.get(len(fixed), "images")
             raise TiledSEError(
-                f"{self.name} takes images of {takes}, and this one is {'x'.join(map(str, size))}: as a whole it does "
+                f"{self.name} takes {what} of {takes}, and this one is {'x'.join(map(str, size))}: as a whole it does "
                 "not run in ONNX Runtime; --alone streams without comparing"
             )
 
@@ -142,6 +150,11 @@ class OnnxModule(nn.Module):
                 f"{self.name} got a frame of {len(x)} streams after one of {known}; a stream keeps its batch; call "
                 "reset_frames() where other streams begin"
             )
+        if self._kept and tuple(x.shape) != self._frame_shape:
+            raise TiledSEError(
+                f"{self.name} got a frame of {tuple(x.shape)} after one of {self._frame_shape}; a stream keeps its "
+                "size; call reset_frames() where other streams begin"
+            )
         check_memory(8 * len(x) * sum(prod(s.shape) for s in self.states), f"the states of {self.name}")
         new = {s.input: np.full((len(x), *s.shape), np.nan, self.dtype) for s in self.states}
         feeds = {self.takes[0].name: x.cpu().numpy().astype(self.dtype)} | new | self._kept
@@ -152,6 +165,7 @@ class OnnxModule(nn.Module):
                 f"{self.name} fails on a frame of {tuple(x.shape)}: {first_line(error, 140)}"
             ) from error
         self._kept = {state.input: given.pop(state.output) for state in self.states}
+        self._frame_shape = tuple(x.shape)
         outputs = tuple(from_numpy(array) for array in given.values())
         return outputs[0] if len(outputs) == 1 else outputs
 

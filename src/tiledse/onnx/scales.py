@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from .nodes import Miss
+
 if TYPE_CHECKING:
+    from .constants import Constants
     from .finder import Place
 
 Scale = tuple["ir.Value | None", ...]
@@ -30,6 +33,28 @@ def scale_of_map(place: Place) -> Scale | None:
         if maker is not None and maker.op_type == "DequantizeLinear":
             return tuple(maker.inputs[1:])
     return None
+
+
+def check_scales(place: Place, constants: Constants) -> None:
+    """Check that tiles of a quantised block can take the scale of its map.
+
+    Raises:
+        Miss: the map has none, one that is computed, or one a channel.
+    """
+    scale = scale_of_map(place)
+    if scale is None:
+        raise Miss(
+            "its descriptors are quantised to the range of means over the whole map, which means over tiles leave, "
+            "and its map is not, so its own range is not known; tile the float network and quantise that"
+        )
+    arrays = [constants.array(value) for value in scale if value is not None]
+    if any(array is None for array in arrays):
+        raise Miss(
+            "the scale or zero point of its quantised map is computed, not constant, so the steps of means over tiles "
+            "are not known; quantise the network statically"
+        )
+    if arrays[0] is not None and arrays[0].size != 1:
+        raise Miss("its quantised map has a scale for each channel; expected one for all")
 
 
 def scale_of_gates(place: Place) -> Scale | None:

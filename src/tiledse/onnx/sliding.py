@@ -139,7 +139,7 @@ class SlidingReader:
         if step is not None and step.op_type == "Transpose":
             return self._products(step)
         if step is not None and step.op_type == "Cast":
-            return self._sums(step, source, axis)
+            return self.sums(step, source, axis)
         return None
 
     def _products(self, swap: ir.Node) -> Read | None:
@@ -198,7 +198,8 @@ class SlidingReader:
     def _tile(self, bounds: np.ndarray, height: int, descriptors: ir.Value) -> Tile | None:
         return tile_of({height: bounds}, self._tall(descriptors, len(bounds), height))
 
-    def _sums(self, cast: ir.Node, source: ir.Value, axis: int) -> Read | None:
+    def sums(self, cast: ir.Node, source: ir.Value, axis: int) -> Read | None:
+        """Read sums of all rows above, at any height; ``cast`` makes the means of rows (N, C, H, 1) wide."""
         total, pad = only_user(cast.outputs[0]), None
         if total is not None and total.op_type == "CumSum" and not total.attributes:
             pad = only_user(total.outputs[0]) if self.constants.ints(total.inputs[1]) == (2,) else None

@@ -14,10 +14,11 @@ import onnx_ir as ir
 from ..tile import Tile
 from .constants import Constants
 from .descriptors import DescriptorReader, Learnt
-from .frames import FrameReader, State
+from .frames import FrameReader
 from .nodes import Miss, integer, ints, only_user
 from .shapes import Shapes
 from .sliding import SlidingReader
+from .states import State
 from .steps import Step, StepReader
 from .views import ViewReader
 
@@ -135,7 +136,7 @@ class SqueezeReader:
         axes = tuple(view.axes[a] for a in ((3, 1, 2) if axis == 2 else (1, 2, 3)))
         if view.axes[0] != 0 or axes not in ((1, 2, 3), (3, 1, 2)):
             return None
-        seen = self.frames.read(node, rows)
+        seen = self.frames.read(node, rows, lambda cast: self.slides.sums(cast, view.root, axes[1]))
         if seen is not None:
             return Squeeze(node, view.root, axes, seen[0], seen[1], False, state=seen[2])
         read = self.slides.read(rows, view.root, axes[1])
@@ -279,7 +280,10 @@ class SqueezeReader:
                 node, view.root, axes, sides, descriptors, numbers.running is not None, numbers
             )
         running = None
-        if sides[0] is not None and sides[1] is None:
+        if sides[0] is not None and sides[1] == 1 and self.shapes.fixed(view.root, axes[2]) == 1:
+            narrow = self.descriptors.running(only_user(step.result), sides[0], height)
+            running, sides[1] = narrow, None if narrow is not None else 1
+        elif sides[0] is not None and sides[1] is None:
             running = self.descriptors.running(only_user(step.result), sides[0], height)
         return self._tiled(node, view.root, axes, sides, running or step.result, running is not None)
 

@@ -12,9 +12,10 @@ from ..correction import Correction
 from ..errors import TiledSEError
 from ..targets import Target
 from ..tile import Tile
-from .averaging import Side, average, factors, product, side_of, slide
+from .averaging import Side, average, factors, product, side_of
 from .emit import Sides, Writer, covers
 from .factors import running_means
+from .sliding_sums import slid
 from .squeeze import WHOLE
 
 
@@ -103,16 +104,26 @@ class TargetWriter(Writer):
         assert tile.height is not None
         if not tile.ahead and tile.above is None:
             own, named = self._tiles(x, axes, (tile.height, width), (height, width))
-            seen = product(self, own, 2, running_means(tile.height, height).T, self.target)
+            even = self._running_sums(own, tile.height, height)
+            shares = running_means(tile.height, height).T
+            seen = product(self, own, 2, shares, self.target) if even is None else even
         else:
             rows, named = self._tiles(x, axes, (1, width), (height, width))
             own = rows
             if learnt is not None:
                 own = product(self, rows, 2, tile.own_weights(height), self.target)
-            window = tile.height == 1 and tile.above is not None
-            even = slide(self, rows, tile.bounds(height), self.target) if window else None
+            pools = tile.height == 1 and tile.above is not None
+            bounds = tile.bounds(height)
+            even = slid(self, rows, bounds, tile.height, self.target, (self.channels, height), pools=pools)
             seen = product(self, rows, 2, tile.weights(height), self.target) if even is None else even
         return seen if learnt is None else self._learnt(own, seen, learnt), named
+
+    def _running_sums(self, own: ir.Value, tall: int, height: int) -> ir.Value | None:
+        """Means down to the end of each strip, from those of the strips, where the target slides over them."""
+        strips = np.arange(-(-height // tall))
+        above = np.stack([np.zeros_like(strips), strips + 1], 1)
+        rows = np.minimum(height - strips * tall, tall) if height % tall else None
+        return slid(self, own, above, 1, self.target, (self.channels, len(strips)), rows)
 
     def repeat(
         self, gates: ir.Value, x: ir.Value, axes: tuple[int, int, int], tile: Tile, fixed: Sides,

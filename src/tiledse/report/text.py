@@ -6,9 +6,11 @@ from rich import box
 from rich.table import Table
 
 from ..cost import Cost
+from ..notation import AXES
 
 BUFFER_UNIT = "buffer: elements held by the gates until their tile is complete, in tile order"
-MACS_UNIT = "MACs: multiply-adds of convolutions and linear layers, and one per bias; one image"
+MACS_UNIT = "MACs: multiply-adds of convolutions and linear layers, and one per bias; one "
+_INPUT = {2: "sound", 3: "image", 4: "clip"}
 
 
 def cost_table(cost: Cost) -> Table:
@@ -28,7 +30,10 @@ def cost_table(cost: Cost) -> Table:
     table.caption = "\n".join(_footer(cost))
     table.caption_justify = "left"
     table.add_column("block", no_wrap=True)
-    table.add_column("map CxHxW", justify="right", no_wrap=True)
+    kinds = {len(block.sides) for block in cost.blocks}
+    table.add_column(
+        f"map Cx{'x'.join(AXES[kinds.pop()])}" if len(kinds) == 1 else "map", justify="right", no_wrap=True
+    )
     table.add_column("tile", no_wrap=True)
     for name in ("tiles", "SE buffer", "buffer", "row order", "SE MACs", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -71,7 +76,10 @@ def _footer(cost: Cost) -> list[str]:
             f"{digits(cost.se.params)} parameters with SE and with TSE; "
             f"buffer {100 * (1 - cost.tse.buffer / cost.se.buffer):.1f} % less than SE"
         )
-    lines += [f"{BUFFER_UNIT}; row order: where maps arrive row by row", MACS_UNIT]
+    lines += [
+        f"{BUFFER_UNIT}; row order: where maps arrive row by row",
+        MACS_UNIT + _INPUT[len(cost.input_size)],
+    ]
     if cost.tse.state:
         kept = f"{digits(cost.tse.state)} elements ({digits(4 * cost.tse.state)} bytes in float32)"
         lines.append(

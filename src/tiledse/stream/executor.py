@@ -100,13 +100,14 @@ class Stream:
             TiledSEError: there were fewer rows than the image has. The state is then as it was.
         """
         self._alive()
+        what, rows = words(self._sides)
         if self.height is not None and self.seen != self.height:
             raise TiledSEError(
-                f"the image ended after {self.seen} rows, expected {self.height}; push the missing rows, or stream "
-                "with height=None if heights are not known"
+                f"the {what} ended after {self.seen} {rows}, expected {self.height}; push the missing {rows}, or "
+                f"stream with height=None if {'heights' if rows == 'rows' else 'lengths'} are not known"
             )
         if self.seen == 0:
-            raise TiledSEError("the image ended before its first row; push rows first")
+            raise TiledSEError(f"the {what} ended before its first {rows[:-1]}; push {rows} first")
         if self.height is None:
             self._check_height()
         self._broken = True
@@ -201,6 +202,7 @@ class Stream:
     def _check(self, rows: Tensor, start: int | None) -> None:
         self._alive()
         n, c, _, w = self.graph.shape
+        whole, some = words(self._sides)
         if (
             not isinstance(rows, Tensor)
             or rows.dim() != 4
@@ -210,40 +212,42 @@ class Stream:
             if len(self._sides) != 1 and isinstance(got, tuple) and got[3:] == (w,):
                 got = (*got[:3], *self._sides)
             raise TiledSEError(
-                f"{words(self._sides)[1]} {self.seen} and on: expected {expected(n, c, self._sides)}, got {got}; all "
+                f"{some} {self.seen} and on: expected {expected(n, c, self._sides)}, got {got}; all "
                 "have the size and the channels that the stream was made for"
             )
         if start is not None and start != self.seen:
             what = "dropped" if start > self.seen else "sent twice"
             raise TiledSEError(
-                f"expected row {self.seen} next, got row {start}: {abs(start - self.seen)} {what}"
+                f"expected {some[:-1]} {self.seen} next, got {some[:-1]} {start}: {abs(start - self.seen)} {what}"
             )
         if self.height is not None and self.seen + rows.shape[2] > self.height:
             raise TiledSEError(
-                f"{self.seen + rows.shape[2]} rows came, the image has {self.height}; finish() ends an image"
+                f"{self.seen + rows.shape[2]} {some} came, the {whole} has {self.height}; finish() ends it"
             )
         if (rows.dtype, rows.device) != (self.graph.dtype, self.graph.device):
             raise TiledSEError(
-                f"expected rows of {self.graph.dtype} on {self.graph.device}, as the weights are, got {rows.dtype} on "
-                f"{rows.device}; scale and normalise integers as the network wants them"
+                f"expected {some} of {self.graph.dtype} on {self.graph.device}, as the weights are, got {rows.dtype} "
+                f"on {rows.device}; scale and normalise integers as the network wants them"
             )
         # A sum is one pass without memory; only where it is not finite is each value looked at.
         if not torch.isfinite(rows.sum()) and not bool(torch.isfinite(rows).all()):
             bad = (~torch.isfinite(rows)).nonzero()[0].tolist()
             raise TiledSEError(
-                f"row {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
+                f"{some[:-1]} {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
             )
 
     def _check_height(self) -> None:
         """Whether an image of the height that it turned out to have goes through this network at all."""
         heights: dict[int, int] = {0: self.seen}
+        what, rows = words(self._sides)
         for node in self.graph.nodes:
             fixed = self._engine.heights[node.output]
             if fixed is None:
                 fixed = node.maps[0].height(heights[node.inputs[0]])  # type: ignore[union-attr]
                 if fixed < 1:
                     raise TiledSEError(
-                        f"an image of {self.seen} rows is too small: layer '{node.name}' would get less than its window"
+                        f"{self.seen} {rows} are too few for the {what}: layer '{node.name}' would get less than its "
+                        "window"
                     )
             heights[node.output] = fixed
         check_joins(self.graph, self.seen)

@@ -12,7 +12,7 @@ from .building import build_graph
 from .graph import Node, RowGraph
 from .hardware import Hardware
 from .maps import Repeat, Strips
-from .simulator import jointly_minimum_rows
+from .row_times import jointly_minimum_rows
 from .stages import build_pipeline
 
 

@@ -13,7 +13,7 @@ from .measured import Measured
 Sides = Literal["both", "rows", "columns"]
 Mean = Literal["AveragePool", "ReduceMean"]
 Spread = Literal["Resize", "ConvTranspose", "Concat", "slices"]
-Weighted = Literal["MatMul", "Conv", "AveragePool"]
+Weighted = Literal["MatMul", "Conv", "AveragePool", "DepthwiseConv"]
 
 _COUNTS = ("window", "window_product", "stride", "strip", "axes", "opset", "ir_version", "batch")
 
@@ -39,7 +39,8 @@ class Target:
             always broadcast.
         resize: Factors that Resize takes, and products of them; None: any.
         weighted: What takes weighted means over rows (sliding tiles, a shorter last strip), the best first:
-            ``MatMul``, ``Conv`` (1x1, rows as channels), ``AveragePool`` with stride 1 (windows only).
+            ``MatMul``, ``Conv`` (1x1, rows as channels), ``AveragePool`` with stride 1 (windows only),
+            ``DepthwiseConv`` (its kernel as long as what a gate sees; sliding tiles only).
         axes: Most axes of a tensor; None: any.
         static: Whether height and width are to be fixed.
         batch: The batch that is to be fixed; None: any.

@@ -19,6 +19,8 @@ from .model import TfliteModel
 from .nodes import REPEATS, Miss
 
 _TYPES = {"FLOAT32", "INT8", "UINT8", "INT16"}
+# Tensors to look at between a pool and a product.
+_FARTHEST = 200
 _LAYERS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
 
 
@@ -131,12 +133,25 @@ class _Finder:
                 for tensor in self.whole(op):
                     self.note(name, tensor, op)
             except Miss as miss:
-                self.misses.append(NearMiss(name, str(miss)))
+                self.misses.append(NearMiss(name, str(miss), self.gates(op)))
         # What is stated last may be read before: a tile of several pools is named after the tensor that joins them.
         known = {b.name for b in self.blocks}
         self.misses = [m for m in self.misses if m.name not in known]
         for inner in graph.tree.subgraphs[1:]:
             self.note_inner(inner)
+
+    def gates(self, pool: Any) -> bool:
+        """Whether a product takes the map that an operator pools, and what is computed from its means."""
+        graph, source = self.graph, int(pool.inputs[0])
+        waiting, seen = [int(pool.outputs[0])], {int(pool.outputs[0])}
+        while waiting and len(seen) < _FARTHEST:
+            for user in graph.users.get(waiting.pop(0), []):
+                if graph.kind(user) == "MUL" and source in [int(t) for t in user.inputs]:
+                    return True
+                new = [int(t) for t in user.outputs if int(t) not in seen]
+                seen.update(new)
+                waiting += new
+        return False
 
     def note_inner(self, inner: Any) -> None:
         """Near misses of graphs under control flow."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..blame import blamed
 from ..errors import TiledSEError
 from ..plan import Plan
 from ..tile import Tile
@@ -84,30 +85,14 @@ def prove(found: Finding, plan: Plan, converted: TfliteModel, changed: Sequence[
         proof.figures[block.name] = far
         if block.name not in proof.refused:
             names.append(block.name)
-    _try_whole(whole, before, names, proof)
+
+    def one_strip(chosen: Sequence[str]) -> tuple[tuple[float, float], str]:
+        return whole.compare(with_tiles(before, before.plan, frozenset(chosen)))
+
+    difference, refused = blamed(names, one_strip)
+    proof.refused.update(refused)
+    proof.difference, proof.relative = difference or (0.0, 0.0)
     return proof
-
-
-def _try_whole(whole: _Whole, before: Finding, names: Sequence[str], proof: Proof) -> None:
-    """Run the network with one strip in all blocks that passed; where it differs, find out whose fault that is."""
-
-    def one_strip(chosen: Sequence[str]) -> TfliteModel:
-        return with_tiles(before, before.plan, frozenset(chosen))
-
-    if not names:
-        return
-    fault = whole.compare(one_strip(names), proof)
-    if fault is None:
-        return
-    for name in names:
-        alone = whole.compare(one_strip([name]), Proof())
-        if alone is not None:
-            proof.refused[name] = alone
-    left = [name for name in names if name not in proof.refused]
-    if len(left) == len(names):
-        proof.refused.update(dict.fromkeys(names, fault))
-    elif left and (fault := whole.compare(one_strip(left), proof)) is not None:
-        proof.refused.update(dict.fromkeys(left, fault))
 
 
 class _Whole:
@@ -143,29 +128,33 @@ class _Whole:
         runner = Runner(tapped, exact=True)
         return dict(zip(given, runner(feeds), strict=True))
 
-    def compare(self, other: TfliteModel, proof: Proof) -> str | None:
-        """Run another network on the same; the reason why it is not the same, or None."""
+    def compare(self, other: TfliteModel) -> tuple[tuple[float, float], str]:
+        """Run another network on the same: the largest difference of any output, its relative twin, what is wrong."""
+        difference = relatively = 0.0
         if (moved := _moved_outside(self.before, other)) is not None:
-            return f"with one strip over its map {moved} is not as it was, and lies outside of it"
+            wrong = f"with one strip over its map {moved} is not as it was, and lies outside of it"
+            return (difference, relatively), wrong
         got = self._run(other, self.feeds)
         for tensor, expected in self.values.items():
             a, b = self._real(tensor, expected), self._real(tensor, got[tensor])
             if a.shape != b.shape or not np.isfinite(b).all():
-                return f"with one strip over its map '{self.graph.name(tensor)}' is none of the network's own"
+                wrong = (
+                    f"with one strip over its map '{self.graph.name(tensor)}' is none of the network's own"
+                )
+                return (difference, relatively), wrong
             largest = float(np.abs(a).max(initial=0.0)) or 1.0
             off = float(np.abs(a - b).max(initial=0.0))
             if tensor in self.outputs:
-                proof.difference = max(proof.difference, off)
-                proof.relative = max(proof.relative, off / largest)
+                difference, relatively = max(difference, off), max(relatively, off / largest)
             limit = (WHOLE if self.whole else FLOAT) * _NETWORK
             if self.finer:
                 continue
             if off / largest > limit and off / largest > 3 * _NETWORK * self._magnified(tensor):
-                return (
+                return (difference, relatively), (
                     f"with one strip over its map the network as it was is {off / largest:.1e} off at "
                     f"'{self.graph.name(tensor)}', relative to the largest number, where {limit:.0e} is allowed"
                 )
-        return None
+        return (difference, relatively), ""
 
     def _magnified(self, tensor: int) -> float:
         """What becomes of a change of the image by its rounding: a millionth, or one step of whole numbers."""

@@ -92,12 +92,13 @@ class StepRun:
                 take. The state is then as it was.
         """
         self._alive()
+        what, rows = words(self.header.row_shape)
         if self.seen == 0:
-            raise TiledSEError("the image ended before its first row; push rows first")
+            raise TiledSEError(f"the {what} ended before its first {rows[:-1]}; push {rows} first")
         if self.height is not None and self.seen != self.height:
             raise TiledSEError(
-                f"the image ended after {self.seen} rows, expected {self.height}; push the missing rows, or leave the "
-                "height out"
+                f"the {what} ended after {self.seen} {rows}, expected {self.height}; push the missing {rows}, or leave "
+                "the height out"
             )
         self._check_height(self.seen)
         gathered: list[list[np.ndarray]] = [[] for _ in self.header.heads]
@@ -208,46 +209,49 @@ class StepRun:
 
     def _check_height(self, height: int) -> None:
         header = self.header
+        what, rows = words(header.row_shape)
         if not header.least <= height < UNKNOWN:
             raise TiledSEError(
-                f"an image of {height} rows cannot go through this step: it takes {header.least} to {UNKNOWN - 1} rows"
+                f"{height} {rows} cannot go through this step: it takes {what}s of {header.least} to {UNKNOWN - 1} "
+                f"{rows}"
             )
         if height % header.multiple:
             raise TiledSEError(
-                f"this network takes heights in multiples of {header.multiple}, got {height}; pad the image"
+                f"this network takes {rows} in multiples of {header.multiple}, got {height}; pad the {what}"
             )
         if header.height not in (None, height):
             raise TiledSEError(
-                f"the step was made for images of {header.height} rows, got {height}; export it without a height, or "
-                "for this one"
+                f"the step was made for {what}s of {header.height} {rows}, got {height}; export it for any length "
+                "(--any-height, height=None), or for this one"
             )
 
     def _checked(self, rows: Any, start: int | None) -> np.ndarray:
         self._alive()
         header = self.header
         detach = getattr(rows, "detach", None)
+        whole, some = words(header.row_shape)
         given: Any = rows if detach is None else detach().cpu().numpy()
         part: Any = as_rows(given, header.row_shape)
         size = (header.images, header.channels, header.width)
         if not isinstance(part, np.ndarray) or part.ndim != 4 or (*part.shape[:2], part.shape[3]) != size:
             got = given.shape if isinstance(given, np.ndarray) else type(rows).__name__
             raise TiledSEError(
-                f"{words(header.row_shape)[1]} {self.seen} and on: expected {expected(*size[:2], header.row_shape)}, "
+                f"{some} {self.seen} and on: expected {expected(*size[:2], header.row_shape)}, "
                 f"got {got}; all have the size and the channels that the step was made for"
             )
         if start is not None and start != self.seen:
             what = "dropped" if start > self.seen else "sent twice"
             raise TiledSEError(
-                f"expected row {self.seen} next, got row {start}: {abs(start - self.seen)} {what}"
+                f"expected {some[:-1]} {self.seen} next, got {some[:-1]} {start}: {abs(start - self.seen)} {what}"
             )
         most = UNKNOWN - 1 if self.height is None else self.height
         if self.seen + part.shape[2] > most:
             raise TiledSEError(
-                f"{self.seen + part.shape[2]} rows came, the image has {most} at the most; finish() ends an image"
+                f"{self.seen + part.shape[2]} {some} came, the {whole} has {most} at the most; finish() ends it"
             )
         if part.dtype != self.dtype:
             raise TiledSEError(
-                f"expected rows of {self.dtype}, got {part.dtype}; scale and normalise integers as the network wants "
+                f"expected {some} of {self.dtype}, got {part.dtype}; scale and normalise integers as the network wants "
                 "them"
             )
         # A sum is one pass without memory; only where it is not finite is each value looked at.
@@ -256,6 +260,6 @@ class StepRun:
         if not np.isfinite(total) and not np.isfinite(part).all():
             bad = np.argwhere(~np.isfinite(part))[0].tolist()
             raise TiledSEError(
-                f"row {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
+                f"{some[:-1]} {self.seen + bad[2]} holds a value that is not finite (column {bad[3]}, channel {bad[1]})"
             )
         return part
