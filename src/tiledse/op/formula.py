@@ -104,10 +104,23 @@ def is_free(x: Tensor) -> bool:
         return False
     if not torch.compiler.is_dynamo_compiling():
         return not all(isinstance(side, int) for side in x.shape[2:])
-    # To dynamo every symbol is an int; what is known of one is that it leaves one certain rest.
-    from torch.fx.experimental.symbolic_shapes import statically_known_true as known
+    return not all(_is_known(side) for side in x.shape[2:])
 
-    return not all(any(known(side % 11 == rest) for rest in range(11)) for side in x.shape[2:])
+
+def _is_known(side: int) -> bool:
+    """Whether a side is a number, to dynamo, which takes symbols for ints too: whether its bounds close in on one."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    low, high = 0, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        if statically_known_true(side < middle):
+            high = middle
+        elif statically_known_true(side >= middle):
+            low = middle
+        else:
+            return False
+    return True
 
 
 def is_exported(height: int, width: int) -> bool:
