@@ -14,6 +14,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np
 import onnx2tf
 import tensorflow as tf
+from gelu import fused
 
 import onnx
 
@@ -28,6 +29,7 @@ def main() -> None:
         model = onnx.load(source)
         # Its shape inference trips over what other tools wrote there; and it overwrites the file that it is given.
         del model.graph.value_info[:]
+        fused(model)
         onnx.save(model, "net.onnx")
         # It would fetch images for its own test from its releases.
         rng = np.random.default_rng(0)

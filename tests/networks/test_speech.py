@@ -88,6 +88,25 @@ def test_squeezeformer_attends_to_all_frames():
         ts.stream(model, plan, height=None)
 
 
+@pytest.mark.parametrize("tile", ["1xT:running", "8xT", "T"])
+def test_squeezeformer_streams_at_a_known_length_and_waits_for_its_end(tile):
+    """Exactly, but tiles gain nothing there: attention takes all frames, and no output comes before the last frame."""
+    model, size, _ = built("squeezeformer")
+    model.double()
+    plan, frames = ts.find(model, size).with_tile(tile), 113
+    x = torch.randn(1, size[0], frames, dtype=torch.float64)
+    stream = ts.stream(model, plan, height=frames)
+    assert {name: elements // 57 for name, elements in stream.whole.items()} == {
+        f"network.{i}.attend": 3 * 32 for i in (1, 2)
+    }
+    early = stream.push(x[..., :-1])
+    assert early is None
+    last = stream.push(x[..., -1:])
+    stream.finish()
+    with torch.no_grad():
+        torch.testing.assert_close(last, ts.convert(model, plan)(x), rtol=1e-12, atol=1e-12)
+
+
 def test_fullsubnets_plain_attention_has_tiles():
     model, size = speech.fullsubnet(speech.OneScale)
     plan = ts.find(model.eval(), size)

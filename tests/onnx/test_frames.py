@@ -13,6 +13,7 @@ from tests.networks.test_frames import SIZE, TILES, Net, excitation
 from tests.onnx.graphs import nhwc_net, se_net
 from tests.reference import frames_gated_by_the_last
 from tiledse.onnx import frames as frames_module
+from tiledse.onnx import states as states_module
 from tiledse.onnx.model import OnnxModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -274,12 +275,12 @@ def test_states_that_the_graph_has_not_are_none(model, plan):
     said = json.loads(made.ir.metadata_props["tiledse.states"])
     said["states"][0]["shape"] = [10**12]
     made.ir.metadata_props["tiledse.states"] = json.dumps(said)
-    assert len(frames_module.states_of(made.ir)) == 1
+    assert len(states_module.states_of(made.ir)) == 1
     with pytest.raises(ts.TiledSEError, match="takes 2 inputs"):
         ts.onnx.module(made)
     for damage in ("[]", "no JSON", '{"states": [1]}', '{"states": 5}'):
         made.ir.metadata_props["tiledse.states"] = damage
-        assert frames_module.states_of(made.ir) == ()
+        assert states_module.states_of(made.ir) == ()
 
 
 def test_wrong_use_is_one_line(model, plan):

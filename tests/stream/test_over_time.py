@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import onnx
 import tiledse as ts
+from tests.cli.running import assert_refused, tiledse
 from tests.networks.over_time import LastSE, Residual, contextnet, ecapa, x3d
 from tests.onnx.test_over_time import exported
 from tiledse.onnx import model as files
@@ -110,3 +113,38 @@ def test_onnx_files_are_streamed(name, tile):
     expected = ts.convert(model, ts.find(model, size).with_tile(tile))(x)
     torch.testing.assert_close(stream(x, 5), expected, rtol=1e-4, atol=1e-5)
     assert not stream.whole
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["any length", "one length"])
+def test_steps_of_onnx_files(free, tmp_path, monkeypatch):
+    """By the verb: a step of a file, run on sounds of other lengths than the file may be of."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, size, _ = contextnet()
+    model.eval()
+    onnx.save(exported(model, size, free), "speech.onnx")
+    made = (
+        "stream",
+        "speech.onnx",
+        "--input",
+        "x".join(map(str, size)),
+        "--tile",
+        "1xT:running",
+        "--rows",
+        16,
+    )
+    assert tiledse(*made, "--export", "step.onnx", "--any-height").code == 0
+    whole = ts.convert(model, ts.find(model, size).with_tile("1xT:running"))
+    for frames in (100, 41):
+        x = torch.randn(1, size[0], frames)
+        np.save("features.npy", x[0].numpy())
+        done = tiledse("stream", "step.onnx", "features.npy", "-o", "out.npy", "--force", "--json")
+        assert done.code == 0, done
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(np.load("out.npy")), whole(x), rtol=1e-4, atol=1e-5)
+    if not free:
+        assert tiledse(*made, "--export", "fixed.onnx").code == 0
+        done = tiledse("stream", "fixed.onnx", "features.npy", "-o", "other.npy")
+        assert_refused(done, "the step was made for sounds of 40 frames, got 41", "--any-height")
+        done = tiledse("stream", "speech.onnx", "features.npy", "--tile", "1xT:running")
+        assert_refused(done, "speech.onnx takes sounds of 16x40, and this one is 16x41", "--alone")

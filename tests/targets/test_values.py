@@ -33,6 +33,12 @@ def test_figures_of_hardware_md_stand_in_the_files():
     assert ("tiles", 2129813, 895784) in {(m.kind, m.se, m.value) for m in targets.load("sophgo").measured}
 
 
+def test_no_figure_stands_twice():
+    for name in targets.names():
+        known = [(m.kind, m.network, m.input, m.form, m.source) for m in targets.load(name).measured]
+        assert len(known) == len(set(known)), name
+
+
 def test_gain_is_per_cent_less_than_se():
     assert Measured("tiles", "n", (8, 8), "f", 200.0, 150.0, "cycles", "s").gain == 25.0
     assert Measured("tiles", "n", (8, 8), "f", 100.0, 104.0, "cycles", "s").gain == pytest.approx(-4)

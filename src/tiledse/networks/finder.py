@@ -27,7 +27,7 @@ from .inline import outline
 from .inline_block import InlineSE
 from .inputs import Inputs, inputs_for
 from .observation import Call, Observation, observe
-from .reasons import INLINE, NO_MEAN, NOT_MULTIPLIED, NoBlock
+from .reasons import INLINE, NO_MEAN, NOT_MULTIPLIED, NoBlock, partial
 from .recognition import Recognised, recognise
 from .trial import excitation
 
@@ -164,7 +164,7 @@ class _Reading:
         """Run a network and read it."""
         reading = cls(dict(model.named_modules()), observe(model, inputs))
         reading.known()
-        for pool in reading.run.pools:
+        for pool in sorted(reading.run.pools, key=lambda pool: bool(pool.part)):
             reading.pool(pool)
         for stack in reading.run.gates:
             if not any(call.name in reading.found or reading._told(call.name) for call in stack):
@@ -191,6 +191,9 @@ class _Reading:
         """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
         if any(call.name in self.found for call in pool.stack):
             return
+        if pool.part:
+            self._part_of_a_map(pool)
+            return
         if pool.product is None:
             if not pool.quiet and not any(self._told(call.name) for call in pool.stack):
                 self._miss(self._around(pool.stack), NOT_MULTIPLIED)
@@ -206,6 +209,16 @@ class _Reading:
         self.inline.append(around[-1].name)
         if not takes:
             self._miss(around[-1].name, _PART)
+
+    def _part_of_a_map(self, pool: Pool) -> None:
+        """A mean over some axes that gates the map: none where the map is pooled whole, in one step more, say."""
+        whole = any(
+            p.product is not None and p.content == pool.content and not p.part for p in self.run.pools
+        )
+        if whole or pool.product is None:
+            return
+        around = tuple(a for a, b in zip(pool.stack, pool.product) if a is b)
+        self._miss(self._around(around), partial(pool.part, pool.axes))
 
     def _block(self, name: str, call: Call, kinds: frozenset[str]) -> bool:
         try:

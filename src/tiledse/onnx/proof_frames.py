@@ -14,8 +14,8 @@ from ..errors import first_line
 from .comparing import distance, feeds_of, rounding
 from .cutting import CutOut, tapped
 from .finder import Finding
-from .frames import states_of
 from .model import OnnxModel
+from .states import states_of
 from .trial import Trial
 
 _FRAMES = 4

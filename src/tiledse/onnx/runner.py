@@ -15,8 +15,8 @@ from torch import Tensor, from_numpy, nn
 
 from ..errors import TiledSEError, first_line
 from ..extras import missing
-from .frames import states_of
 from .model import _LARGEST_MESSAGE, OnnxModel, check_memory
+from .states import states_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -103,17 +103,24 @@ class OnnxModule(nn.Module):
             self.takes[0].type, np.float32
         )
 
-    def check_size(self, size: tuple[int, int, int]) -> None:
-        """Check that the network takes images (C, H, W) of a size.
+    def takes_size(self, size: Sequence[int]) -> bool:
+        """Whether the network takes images (C, H, W), sounds (C, T) or clips (C, D, H, W) of a size."""
+        return all(
+            not isinstance(own, int) or own == side for own, side in zip(self.takes[0].shape[1:], size)
+        )
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Check that the network takes images (C, H, W), sounds (C, T) or clips (C, D, H, W) of a size.
 
         Raises:
             TiledSEError: the file fixes another one.
         """
-        fixed = self.takes[0].shape[1:]
-        if any(isinstance(own, int) and own != given for own, given in zip(fixed, size)):
+        if not self.takes_size(size):
+            fixed = self.takes[0].shape[1:]
             takes = "x".join("?" if not isinstance(own, int) else str(own) for own in fixed)
+            what = {2: "sounds", 4: "clips"}.get(len(fixed), "images")
             raise TiledSEError(
-                f"{self.name} takes images of {takes}, and this one is {'x'.join(map(str, size))}: as a whole it does "
+                f"{self.name} takes {what} of {takes}, and this one is {'x'.join(map(str, size))}: as a whole it does "
                 "not run in ONNX Runtime; --alone streams without comparing"
             )
 

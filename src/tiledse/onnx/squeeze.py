@@ -14,10 +14,11 @@ import onnx_ir as ir
 from ..tile import Tile
 from .constants import Constants
 from .descriptors import DescriptorReader, Learnt
-from .frames import FrameReader, State
+from .frames import FrameReader
 from .nodes import Miss, integer, ints, only_user
 from .shapes import Shapes
 from .sliding import SlidingReader
+from .states import State
 from .steps import Step, StepReader
 from .views import ViewReader
 

@@ -10,7 +10,7 @@ from ..documents import write_json
 from ..plan import Plan
 from ..targets import Target
 from ..tile import Tile
-from . import frames
+from . import frames, states
 from .constants import Constants
 from .emit import Sides, Writer, covers
 from .excitation import DENSE, RESHAPES, Excitation
@@ -50,7 +50,7 @@ class TilePass(ir.passes.InPlacePass):
         self.taken = set(ir.convenience.create_value_mapping(model.graph))
         self.taken.update(node.name for node in model.graph.all_nodes() if node.name)
         before_this = stated_tiles(model)
-        self.states = list(frames.states_of(model))
+        self.states = list(states.states_of(model))
         changed, entries = False, dict[str, Stated]()
         given = zip(self.plan, self.plan.corrections, self.found.plan.corrections)
         for ((block, tile), learnt, before), now, place in zip(
@@ -71,7 +71,7 @@ class TilePass(ir.passes.InPlacePass):
         # A target's form of plain SE is stated as well: it is not always read back.
         stated = self.target is not None
         tiled = {name: (str(tile), pool) for name, (tile, pool) in entries.items() if stated or tile != WHOLE}
-        frames.write_states(model, self.states)
+        states.write_states(model, self.states)
         model.metadata_props.pop(TARGET_KEY, None)
         if self.target is not None:
             model.metadata_props[TARGET_KEY] = self.target.name

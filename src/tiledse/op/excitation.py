@@ -169,9 +169,8 @@ def apply(layer: nn.Module, descriptors: Tensor) -> Tensor:
         >>> torch.allclose(apply(fc, z), fc(z), atol=1e-5)
         True
     """
-    if (
-        not isinstance(descriptors, Tensor) or descriptors.dim() != 4
-    ):  # torch.fx traces with what is no tensor
+    # torch.fx traces with what is no tensor. A compiler or exporter would hold the batch to what is compared here.
+    if torch.compiler.is_compiling() or not isinstance(descriptors, Tensor) or descriptors.dim() != 4:
         return layer(descriptors)
     n, channels, rows, cols = descriptors.shape
     few = descriptors.numel() < _FEW

@@ -2,7 +2,8 @@
 
 Compilers get views of six axes, which they fuse. Exporters get what other people's runtimes take (``is_exported``):
 pools, means and nearest interpolation on four axes at the most, and products in place of sums from row to row. OpenVINO
-takes 2.3 times SE's time for the views at 4096 x 1024, and 0.9 times for pools; Vela refuses the views.
+takes 2.3 times SE's time for the views at 4096 x 1024, and 0.9 times for pools; Vela refuses the views. Where an
+exporter leaves a side free, it gets the form of ``free_sides.py``.
 
 Every faster way (functional.py lists them) gives the same numbers, and those that have no gradient of their own take
 torch's gradient of this.
@@ -10,7 +11,6 @@ torch's gradient of this.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ..errors import TiledSEError
 from ..tile import Tile
+from . import free_sides
 from .grids import Span, by_rows, running, seen, shares, sizes, spans
+from .traces import held, sides
 
 Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
 
@@ -42,6 +44,12 @@ def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
     """Descriptors of the tiles, (N, C, rows, cols)."""
+    if is_free(x):
+        if reduce is mean:
+            return free_sides.squeeze(x, tile)
+        x = x.view(*x.shape[:2], int(x.shape[2]), int(x.shape[3]))  # an exporter is told that these are fixed
+    if torch.jit.is_tracing() and not tile.whole:
+        x = held(x)
     height, width = sides(x)
     if reduce is mean and is_exported(height, width):
         return _pooled(x, tile, height, width)
@@ -69,6 +77,8 @@ def squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
 
 def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
     """Each tile times its gate, which is broadcast over a view and never repeated in memory."""
+    if is_free(x):
+        return free_sides.scale(x, gates, tile)
     height, width = sides(x)
     if tile.grid(height, width) == (1, 1):
         return x * gates
@@ -86,6 +96,31 @@ def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
         bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
         row += rows.number
     return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+
+def is_free(x: Tensor) -> bool:
+    """Whether an exporter leaves the height or width of a map free: they are symbols, and no numbers."""
+    if not torch.compiler.is_exporting():
+        return False
+    if not torch.compiler.is_dynamo_compiling():
+        return not all(isinstance(side, int) for side in x.shape[2:])
+    return not all(_is_known(side) for side in x.shape[2:])
+
+
+def _is_known(side: int) -> bool:
+    """Whether a side is a number, to dynamo, which takes symbols for ints too: whether its bounds close in on one."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    low, high = 0, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        if statically_known_true(side < middle):
+            high = middle
+        elif statically_known_true(side >= middle):
+            low = middle
+        else:
+            return False
+    return True
 
 
 def is_exported(height: int, width: int) -> bool:
@@ -149,16 +184,6 @@ def _repeated(gates: Tensor, tall: int, wide: int, height: int, width: int) -> T
     if tall > 1 and height % tall:
         gates = gates.narrow(2, 0, height)
     return gates.narrow(3, 0, width) if wide > 1 and width % wide else gates
-
-
-def sides(x: Tensor) -> tuple[int, int]:
-    """Rows and columns of a map; in a trace by torch.jit, which holds for one size, the numbers that they are."""
-    if not torch.jit.is_tracing():
-        height, width = x.shape[2:]
-        return height, width
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return int(x.shape[2]), int(x.shape[3])
 
 
 def gradients(

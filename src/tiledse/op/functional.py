@@ -31,6 +31,7 @@ from .choosing import tell
 from .excitation import TwoLayers, two_layers
 from .formula import Reduce, mean
 from .grids import by_rows, is_autocast, is_dense, is_eager, layout, own_of, running, seen
+from .traces import sides
 
 Excite = Callable[[Tensor], Tensor]
 _ROWS = Tile(1, None)
@@ -246,15 +247,15 @@ def _check_one_map(tile: Tile) -> None:
 
 
 def _check_map(x: Tensor) -> None:
-    if x.dim() != 4 or 0 in formula.sides(x):
+    if x.dim() != 4 or 0 in sides(x):
         raise TiledSEError(
             f"expected a map of shape (N, C, H, W) with at least one row and one column, got {tuple(x.shape)}"
         )
 
 
 def _check_gates(x: Tensor, gates: Tensor, tile: Tile) -> None:
-    if torch.jit.is_tracing():
-        return  # sizes are tensors there
+    if torch.jit.is_tracing() or formula.is_free(x):
+        return  # sizes are tensors or symbols there
     grid = tile.grid(x.shape[2], x.shape[3])
     if gates.dim() != 4 or tuple(gates.shape[2:]) != grid or gates.shape[1] != x.shape[1]:
         raise TiledSEError(

@@ -209,18 +209,20 @@ class StepRun:
 
     def _check_height(self, height: int) -> None:
         header = self.header
+        what, rows = words(header.row_shape)
         if not header.least <= height < UNKNOWN:
             raise TiledSEError(
-                f"an image of {height} rows cannot go through this step: it takes {header.least} to {UNKNOWN - 1} rows"
+                f"{height} {rows} cannot go through this step: it takes {what}s of {header.least} to {UNKNOWN - 1} "
+                f"{rows}"
             )
         if height % header.multiple:
             raise TiledSEError(
-                f"this network takes heights in multiples of {header.multiple}, got {height}; pad the image"
+                f"this network takes {rows} in multiples of {header.multiple}, got {height}; pad the {what}"
             )
         if header.height not in (None, height):
             raise TiledSEError(
-                f"the step was made for images of {header.height} rows, got {height}; export it without a height, or "
-                "for this one"
+                f"the step was made for {what}s of {header.height} {rows}, got {height}; export it for any length "
+                "(--any-height, height=None), or for this one"
             )
 
     def _checked(self, rows: Any, start: int | None) -> np.ndarray:
