@@ -148,6 +148,17 @@ def test_sides_in_short_factors_where_a_target_runs_them_best(size, tile, window
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_a_batch_that_a_target_does_not_take():
+    model = from_proto(se_net(size=(8, 8), free=(False, False, False)))  # a batch of 2
+    plan = tse_onnx.find(model, (3, 8, 8)).with_tile("4xW")
+    with pytest.raises(
+        TiledSEError, match="target sophgo takes a batch of 1, and net has 2; export it with a batch"
+    ):
+        tse_onnx.convert(model, plan, target="sophgo")
+    with pytest.raises(TiledSEError, match="takes a batch of 2, but got 1; leave --batch out"):
+        tse_onnx.convert(model, plan, target="sophgo", batch=1)
+
+
 SLIDING = (
     "1xW:running", "1xW:running+6", "1xW:running+17", "1xW:running-1", "7xW:running", "7xW:running+3", "4xW:running-4",
     "1xW:window-3+3", "1xW:window-20+2", "1xW:window-2-1", "2xW:window-2+1", "3xW:window-30+18",

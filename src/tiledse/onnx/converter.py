@@ -134,6 +134,13 @@ def convert_verified(
         plan = divisor_plan(plan)
     if target is not None and batch is None:
         batch = target.batch
+        given = next(v.shape for v in model.ir.graph.inputs if v.name == found.shapes.image.name)
+        own = given[0] if given is not None and len(given) else None
+        if batch is not None and isinstance(own, int) and own > 0 and own != batch:
+            raise TiledSEError(
+                f"target {target.name} takes a batch of {batch}, and {model.name} has {own}; export it with a batch of "
+                f"{batch}, or leave the batch free"
+            )
     fix_size = fix_size or (target is not None and target.static)
     for (block, tile), where in zip(plan, found.places):
         if tile.previous and quantised(where):

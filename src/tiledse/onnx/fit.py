@@ -176,7 +176,7 @@ def fitted(
     if ours is not None:
         raise TiledSEError(
             f"target {target.name} does not take block '{ours.block}': {ours.operator} '{ours.node}': {ours.reason}; "
-            "give it another tile"
+            "give it another tile, or convert without --target"
         )
     blocks = tuple(_form(result, block.name, str(tile), names) for block, tile in plan)
     ir_version = target.ir_version if (target.ir_version or 99) < (result.ir.ir_version or 0) else None
