@@ -19,6 +19,7 @@ from ..errors import TiledSEError
 from ..op.grids import product_macs
 from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Plan, SEBlock, Totals
+from ..refusing import partial_mean
 from ..tile import Tile
 from .block import TiledBlock
 from .dialects import Dialect, Layers, class_name, known_dialect
@@ -27,7 +28,7 @@ from .inline import outline
 from .inline_block import InlineSE
 from .inputs import Inputs, inputs_for
 from .observation import Call, Observation, observe
-from .reasons import INLINE, NO_MEAN, NOT_MULTIPLIED, NoBlock, partial
+from .reasons import INLINE, NO_MEAN, NOT_MULTIPLIED, NoBlock
 from .recognition import Recognised, recognise
 from .trial import excitation
 
@@ -218,7 +219,7 @@ class _Reading:
         if whole or pool.product is None:
             return
         around = tuple(a for a, b in zip(pool.stack, pool.product) if a is b)
-        self._miss(self._around(around), partial(pool.part, pool.axes))
+        self._miss(self._around(around), partial_mean(pool.part, pool.axes))
 
     def _block(self, name: str, call: Call, kinds: frozenset[str]) -> bool:
         try:
