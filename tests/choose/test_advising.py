@@ -139,12 +139,12 @@ def test_what_tiles_cost_on_images_decides(tmp_path):
 def test_the_targets_that_come_with_tiledse():
     regnet = ts.open("timm:regnety_002", (3, 512, 1024), runs=False)
     assert {str(t) for t in advise(regnet, "ethos-u").plan.tiles} == {"HxW:two-step"}
-    # At 640 x 640 tpu-mlir ran PP-OCR's detector alone, and strips gained 9 points more than two steps.
+    # At 640 x 640 tpu-mlir ran PP-OCR's detector alone, and strips gained 7 points more than two steps.
     assert {str(t) for t in advise(regnet, "sophgo", tile="8xW").plan.tiles} == {"8xW"}
     smaller = ts.open("timm:regnety_002", (3, 448, 448), runs=False)
     sophgo = advise(smaller, "sophgo", tile="8xW")
     assert {str(t) for t in sophgo.plan.tiles} == {"HxW"}
-    assert "gained 41.1 % on one network and lost 7.6 % on another on sophgo" in sophgo.summary
+    assert "gained 40.8 % on one network and lost 0.1 % on another on sophgo" in sophgo.summary
     assert {str(t) for t in advise(regnet, "rockchip").plan.tiles} == {"HxW"}  # it takes any global pool
     assert "runs row by row" in advise(regnet, "hailo").summary
     for name in targets.names():

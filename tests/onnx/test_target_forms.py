@@ -407,8 +407,8 @@ def test_the_verb_prints_the_form_of_each_block_and_what_falls(tmp_path):
         ),
         (
             "sophgo",
-            "HxW:two-step",
-            "exact SE, factored pools took 8 % more than SE in EfficientNet-B0 (tpu-mlir 1.30.2, BM1684X F16)",
+            "1xW:running+6",
+            "1xW:running+6 took 7 % more than SE in EfficientNet-B0 (tpu-mlir 1.30.2, BM1684X F16)",
         ),
     ],
 )
