@@ -1,9 +1,9 @@
-"""What is left of a plan when some of its blocks cannot be converted; files of every kind end in the same words."""
+"""What is refused in the same words for networks of every kind, and what is left of a plan without it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from .errors import TiledSEError, TiledSEWarning
@@ -37,3 +37,17 @@ def without_refused(plan: Plan, now: Plan, refused: Sequence[NearMiss], asked: i
     names = {miss.name for miss in refused}
     tiles = tuple(was if b.name in names else tile for (b, tile), was in zip(plan, now.tiles))
     return replace(plan, tiles=tiles)
+
+
+def partial_mean(over: Collection[int], axes: int) -> str:
+    """Why a mean over some axes of a map is no squeeze.
+
+    Example:
+        >>> partial_mean({3}, 4)
+        'it gates its map by means over axis 3 of 4 alone, more than one a channel; expected a mean over all axes ...'
+    """
+    which = f"ax{'i' if len(over) == 1 else 'e'}s {' and '.join(map(str, sorted(over)))}"
+    return (
+        f"it gates its map by means over {which} of {axes} alone, more than one a channel; expected a mean over all "
+        "axes but batch and channels"
+    )

@@ -111,6 +111,30 @@ def test_a_wrong_mask_is_found_out_by_the_network():
         _TABLE.pop(name, None)
 
 
+def test_a_subclass_without_a_forward_of_its_own_has_its_own_dialect():
+    """It was read by the dialect of its parent, or by none, whatever was registered for it."""
+
+    class Child(ShareSE):
+        pass
+
+    def none(block, x, lengths=None):
+        return torch.ones_like(x[:, :1])
+
+    example = (torch.randn(2, 4, FRAMES), torch.tensor([1.0, 0.4]))
+    model = Utterances(Child(8, 4)).eval()
+    assert not len(ts.find(model, example_inputs=example))
+    dialect = ts.register_dialect("test.Child", Child, axes=1, valid=ts.ValidFrames(none))
+    try:
+        plan = ts.find(model, example_inputs=example)
+        assert [block.dialect for block in plan.blocks] == ["test.Child"]
+        with pytest.raises(
+            ts.TiledSEError, match="its valid frames are not those that its own forward takes"
+        ):
+            ts.convert(model, plan.with_tile("4xT"), example_inputs=example)
+    finally:
+        _TABLE.pop(dialect.cls)
+
+
 def test_a_gate_of_no_valid_frame_is_finite():
     model = Utterances(ConvSE(8, 4)).eval()
     assert ts.find(model.first, (4, FRAMES)).blocks == ()

@@ -73,6 +73,64 @@ def test_three_axes_in_a_network_of_images_are_found():
     assert str(made.se.tile) == "4xT"
 
 
+class OverTimeAlone(nn.Module):
+    """Of a spectrogram (C, F, T): a gate for each channel and frequency, the mean over time."""
+
+    def __init__(self, spelling):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.mean = {
+            "mean": lambda x: x.mean(3, keepdim=True),
+            "dropped": lambda x: torch.mean(x, dim=-1)[..., None],
+            "pool": nn.AdaptiveAvgPool2d((None, 1)),
+        }[spelling]
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(torch.relu(self.down(self.mean(x)))))
+
+
+@pytest.mark.parametrize("spelling", ["mean", "dropped", "pool"])
+def test_a_gate_for_each_frequency_is_a_near_miss(spelling):
+    """It waits for the last step of time as SE does; in silence missed before."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), OverTimeAlone(spelling)).eval()
+    plan = ts.find(model, (1, 10, 30))
+    assert not len(plan)
+    ((name, reason),) = [(miss.name, miss.reason) for miss in plan.near_misses]
+    assert name == "1"
+    assert "by means over axis 3 of 4 alone, more than one a channel" in reason
+
+
+@pytest.mark.parametrize("tile", ["99xT", "40xT", "8xT"])
+def test_a_pool_of_fixed_size_takes_one_tile_and_many(tile):
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.down, self.up = nn.AvgPool1d(40), nn.Conv1d(8, 4, 1), nn.Conv1d(4, 8, 1)
+
+        def forward(self, x):
+            return x * torch.sigmoid(self.up(torch.relu(self.down(self.pool(x)))))
+
+    model = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), Window()).eval()
+    made = ts.convert(model, ts.find(model, (3, 40)).with_tile(tile))
+    x = torch.randn(2, 3, 40)
+    assert torch.allclose(made(x), model(x), atol=1e-5) == (tile != "8xT")
+
+
+def test_a_mean_in_two_steps_is_one_over_all_axes():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+        def forward(self, x):
+            z = x.mean(2).mean((2, 3))
+            return x * torch.sigmoid(self.up(torch.relu(self.down(z))))[:, :, None, None, None]
+
+    plan = ts.find(nn.Sequential(nn.Conv3d(2, 8, 1), Steps()).eval(), (2, 4, 5, 6))
+    assert [b.sides for b in plan.blocks] == [(4, 5, 6)]
+    assert plan.near_misses == ()
+
+
 def test_the_size_is_known_from_an_example():
     model, size = build("VolumeSE")
     assert ts.find(model, example_inputs=torch.zeros(1, *size)).input_size == size

@@ -122,3 +122,13 @@ def test_blocks_of_three_axes_in_a_file_of_images():
     x = torch.randn(2, 1, 4, 20)
     tse = ts.convert(net, ts.find(net, (1, 4, 20)).with_tile("5xT"))
     np.testing.assert_allclose(run(made, x), tse(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_means_over_some_axes_are_near_misses_here_too():
+    from tests.networks.test_over_time import OverTimeAlone
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), OverTimeAlone("mean")).eval()
+    plan = ts.onnx.find(files.from_proto(exported(model, (1, 10, 30), free=False)))
+    assert not len(plan)
+    (miss,) = plan.near_misses
+    assert "by means over axis 3 of 4 alone, more than one a channel" in miss.reason

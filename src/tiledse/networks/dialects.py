@@ -202,10 +202,11 @@ def register_dialect(
 
 
 def known_dialect(block: nn.Module) -> Dialect | None:
-    """The registered dialect of a block, by the class that its forward comes from."""
+    """The registered dialect of a block: of its class, or of the one that its forward comes from."""
     for cls in type(block).__mro__:
-        if "forward" in vars(cls):
-            return _TABLE.get(class_name(cls))
+        known = _TABLE.get(class_name(cls))
+        if known is not None or "forward" in vars(cls):
+            return known
     return None
 
 

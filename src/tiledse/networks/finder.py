@@ -19,6 +19,7 @@ from ..errors import TiledSEError
 from ..op.grids import product_macs
 from ..op.module import TiledSqueezeExcite
 from ..plan import NearMiss, Plan, SEBlock, Totals
+from ..refusing import partial_mean
 from ..tile import Tile
 from .block import TiledBlock
 from .dialects import Dialect, Layers, class_name, known_dialect
@@ -164,7 +165,7 @@ class _Reading:
         """Run a network and read it."""
         reading = cls(dict(model.named_modules()), observe(model, inputs))
         reading.known()
-        for pool in reading.run.pools:
+        for pool in sorted(reading.run.pools, key=lambda pool: bool(pool.part)):
             reading.pool(pool)
         for stack in reading.run.gates:
             if not any(call.name in reading.found or reading._told(call.name) for call in stack):
@@ -191,6 +192,9 @@ class _Reading:
         """A pool that no known block has made: the innermost module that takes the map and gives it back gated."""
         if any(call.name in self.found for call in pool.stack):
             return
+        if pool.part:
+            self._part_of_a_map(pool)
+            return
         if pool.product is None:
             if not pool.quiet and not any(self._told(call.name) for call in pool.stack):
                 self._miss(self._around(pool.stack), NOT_MULTIPLIED)
@@ -206,6 +210,16 @@ class _Reading:
         self.inline.append(around[-1].name)
         if not takes:
             self._miss(around[-1].name, _PART)
+
+    def _part_of_a_map(self, pool: Pool) -> None:
+        """A mean over some axes that gates the map: none where the map is pooled whole, in one step more, say."""
+        whole = any(
+            p.product is not None and p.content == pool.content and not p.part for p in self.run.pools
+        )
+        if whole or pool.product is None:
+            return
+        around = tuple(a for a, b in zip(pool.stack, pool.product) if a is b)
+        self._miss(self._around(around), partial_mean(pool.part, pool.axes))
 
     def _block(self, name: str, call: Call, kinds: frozenset[str]) -> bool:
         try:

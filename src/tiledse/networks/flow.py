@@ -40,6 +40,8 @@ MEANS = {
     *_MATMULS,
 }
 
+_MEANS_OF_MAPS = MEANS & {"mean", *_POOLS}
+
 # Axes of a map without its channels: (N, C, H, W), (N, H, W, C), either over the batch too, and the same of volumes.
 _WHOLE = {
     4: [{2, 3}, {1, 2}, {0, 2, 3}, {0, 1, 2}],
@@ -86,6 +88,8 @@ class Pool:
         quiet: Whether it is of account only where it meets its map again: three axes may be (N, tokens, C), whose sums
             are those of norms and attention.
         masked: Of a map some frames of which were set to 0 before it was pooled: the maps that it was.
+        part: The axes over which a mean was taken, where it is not all of them: a gate a frequency, say. Such a pool is
+            quiet.
     """
 
     content: int
@@ -95,6 +99,7 @@ class Pool:
     product: Any = None
     quiet: bool = False
     masked: frozenset[int] = frozenset()
+    part: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -236,9 +241,20 @@ class Flow(TorchDispatchMode):
             begin = self._reduce(memory, x, dims, *ways[0])
             if begin is not None:
                 result = self._of(out)
+                if begin.reduced and name in _MEANS_OF_MAPS and x.dim() in (4, 5) and memory.given:
+                    self._part(begin, x, name, result)
                 result.reduced, result.origin, result.axes = begin.reduced, begin.origin, begin.axes
                 result.kinds, result.flat = begin.kinds | {name}, begin.flat
                 result.atoms = _kept(ways[0][0], x, out, dims)
+
+    def _part(self, begin: _Memory, x: Tensor, name: str, result: _Memory) -> None:
+        """Note a mean over some of the axes of a map but batch and channels, which may gate it."""
+        if begin.origin is not None and not begin.reduced & {0, 1}:
+            kinds = begin.kinds | {name}
+            self.pools.append(
+                Pool(begin.origin, x.dim(), kinds, self.where(), quiet=True, part=begin.reduced)
+            )
+            result.pools |= {len(self.pools) - 1}
 
     def _reduce(
         self,

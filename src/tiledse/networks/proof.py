@@ -112,6 +112,7 @@ def _way(trial: BlockTrial, makes: Makes) -> Way:
     way = _first((plain, folded), lambda way: prove_evaluation(trial, way, x, y))
     if trial.dialect.valid is not None:
         prove_valid(trial, way)
+    trial.look_for_windows(x)
     kind = _kind(trial, way)
     if kind not in makes.reads:
         makes.reads[kind] = unread(trial, way, x)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..correction import Correction
 from ..plan import NearMiss, Plan, SEBlock
+from ..refusing import partial_mean
 from ..tile import Tile
 from .coming_back import gates_its_map
 from .constants import Constants
@@ -166,6 +167,7 @@ class _Finder:
         for node in self.model.ir.graph:
             if node.op_type == "Mul":
                 self.note_unread(node)
+                self.note_part(node)
         for function in self.model.ir.functions.values():
             for node in function:
                 if self.pools_blindly(node):
@@ -217,6 +219,24 @@ class _Finder:
                 "GlobalAveragePool, ReduceMean, or AveragePool as large as the map"
             )
             self.misses.append(NearMiss(self.name(pool), reason, gates=True))
+
+    def note_part(self, product: ir.Node) -> None:
+        """Note a product of a map and means over some of its axes: a gate for each frequency, say, or each frame."""
+        if any(product is place.product for place in self.places) or len(product.inputs) != 2:
+            return
+        told = {*(b.name for b in self.blocks), *(m.name for m in self.misses)}
+        for x, gate in (tuple(product.inputs), tuple(product.inputs)[::-1]):
+            shape, own = self.shapes.of(x), self.shapes.of(gate)
+            if x is None or gate is None or shape is None or own is None or len(own) != len(shape):
+                continue
+            over = {axis for axis in range(2, len(shape)) if own[axis] == 1 < shape[axis]}
+            each = [axis for axis in range(2, len(shape)) if own[axis] == shape[axis] > 1]
+            if len(shape) not in (4, 5) or not over or not each or not own[1] == shape[1] > 1:
+                continue
+            path = self._path(gate, self.squeezes.views.trace(x).root)
+            pools = [n for n in path if n.op_type in ("ReduceMean", "AveragePool") and self._shrinks(n, own)]
+            if pools and not told & {self.name(node) for node in path}:
+                self.misses.append(NearMiss(self.name(pools[0]), partial_mean(over, len(shape)), gates=True))
 
     def _path(self, value: ir.Value, root: ir.Value) -> list[ir.Node]:
         """The nodes between a map and what comes of it, the last first; empty where it does not come of it."""
