@@ -157,3 +157,18 @@ def network_with_domain(pool):
     )
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return from_proto(helper.make_model(graph, opset_imports=sets, ir_version=8))
+
+
+@pytest.mark.parametrize("pooled", ["ReduceMean", "Einsum"])
+def test_products_and_sums_by_einsum_are_near_misses(pooled):
+    net = Net()
+    x = net("Relu", net("Conv", "x", net.weight(C, 3, 1, 1)))
+    if pooled == "ReduceMean":
+        z = net("ReduceMean", x, axes=[2, 3], keepdims=0, name="pool")
+    else:
+        z = net("Div", net("Einsum", x, equation="nchw->nc", name="pool"), net.scalar(H * W))
+    gate = net("Sigmoid", net("Gemm", z, net.weight(C, C), transB=1))
+    model = from_proto(net.model(net("Einsum", x, gate, equation="nchw,nc->nchw"), (1, 3, H, W)))
+    (miss,) = find(model, (3, H, W)).near_misses
+    assert (miss.name, miss.gates) == ("pool", True)
+    assert "Einsum" in miss.reason

@@ -35,7 +35,7 @@ from .trial import excitation
 _WHOLE = Tile.parse("HxW")
 _BUILT = Dialect("tiledse", class_name(TiledSqueezeExcite), Layers(("fc1", "act", "fc2", "gate")))
 _NETWORK = "(the network)"
-_PART = f"{INLINE}; give them a module of their own to have them found"
+_PART = f"{INLINE}, or are no product that is read; give them a module of their own, with x * gates, to have them found"
 
 
 def find(model: nn.Module, input_size: Sequence[int] | None = None, *, example_inputs: Any = None) -> Plan:

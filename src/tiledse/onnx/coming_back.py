@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 # Values to look at between a pool and a product.
 _FARTHEST = 200
-_PRODUCTS = ("Mul", "QLinearMul")
+_PRODUCTS = ("Mul", "QLinearMul", "Einsum")
 # What hands a map on as it is, but for its type and the order of its axes.
 _SAME = ("Identity", "Cast", "Transpose", "QuantizeLinear", "DequantizeLinear")
 

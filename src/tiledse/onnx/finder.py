@@ -165,7 +165,7 @@ class _Finder:
                     self.note_inner(node, attribute.as_graph())
         self.note_target_forms()
         for node in self.model.ir.graph:
-            if node.op_type == "Mul":
+            if node.op_type in ("Mul", "Einsum"):
                 self.note_unread(node)
                 self.note_part(node)
         for function in self.model.ir.functions.values():
@@ -201,6 +201,8 @@ class _Finder:
             shape, own = self.shapes.of(x), self.shapes.of(gate)
             if x is None or gate is None or shape is None or own is None or not 3 <= len(shape) <= 5:
                 continue
+            if product.op_type == "Einsum" and own == shape[:2]:
+                own = (*own, *(1,) * (len(shape) - 2))
             if len(own) > len(shape):
                 continue
             own, ones = (1,) * (len(shape) - len(own)) + own, (1,) * (len(shape) - 2)
