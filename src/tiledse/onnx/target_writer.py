@@ -194,7 +194,7 @@ class TargetWriter(Writer):
                 continue
             if way == "slices" and not sliced:
                 continue
-            if way == "ConvTranspose" and self.target.stride is not None and k > self.target.stride:
+            if way == "ConvTranspose" and k > min(self.target.stride or k, self.target.factor or k):
                 continue
             return way
         raise TiledSEError(
@@ -284,8 +284,8 @@ def _no_way(k: int, target: Target) -> str:
         ways.append("strips of rows or columns (kxW, Hxk)")
     if "Resize" in target.spread and target.resize is not None:
         ways.append(f"tiles with sides of {', '.join(map(str, target.resize))} and their products")
-    if "ConvTranspose" in target.spread and target.stride is not None:
-        ways.append(f"tiles with sides up to {target.stride}")
+    if "ConvTranspose" in target.spread:
+        ways.append(f"tiles with sides up to {min(target.stride or k, target.factor or k)}")
     return f"its gates cannot be spread over {k} elements; it takes {' and '.join(ways)}, 1xW and HxW"
 
 

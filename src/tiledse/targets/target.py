@@ -27,7 +27,7 @@ class Target:
         about: Which tool this was taken from, in one line.
         window: Largest side of a pooling window; None: any. A longer side is averaged in factors.
         factor: Side of a pooling window that runs best: a longer side is averaged in factors up to this, where it has
-            such; None: ``window``.
+            such, and ConvTranspose repeats no further; None: ``window``.
         window_product: Largest number of elements in a pooling window; None: any.
         stride: Largest stride of a pool; None: any.
         sides: What is averaged first: both sides by one window, rows or columns.
