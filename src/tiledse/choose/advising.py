@@ -214,9 +214,10 @@ def advise(
     kind, summary = _decide(
         target, two, tiles, beyond, accuracy.get(str(chosen)), max_drop, network.se, chosen
     )
-    exactly = "the same numbers, in fewer cycles"
-    if two.word != "gains":
-        exactly = "the same numbers; its gain at this size was not measured"
+    exactly = {
+        "gains": "the same numbers, in fewer cycles",
+        "unclear": "the same numbers; it took fewer cycles in some networks, in others as many",
+    }.get(two.word, "the same numbers; its gain at this size was not measured")
     blocks = tuple(
         _block(network.se, i, target, kind, chosen, sliding, exactly) for i in range(len(network.se))
     )
@@ -253,11 +254,15 @@ def _decide(
         return "tiles", f"tiles gain on {name}{more}: take {tile}{cost_known}"
     if two.word == "unclear":
         gains = [m.gain for m in two.evidence]
-        least = min(gains)
-        other = f"lost {-least:.1f} %" if least < 0 else f"only {least:.1f} %"
+        least, most = min(gains), max(gains)
+        if least > -LEAST:
+            return "two-step", (
+                f"take exact SE in two steps on {name}: no loss at all; it gained up to {most:.1f} % in cycles there, "
+                f"on other networks nothing ({least:+.1f} %)"
+            )
         return "HxW", (
-            f"exact SE in two steps gained {max(gains):.1f} % on one network and {other} on another on {name}: have "
-            "its compiler judge both before you take either; else leave plain SE as it is, unconverted"
+            f"exact SE in two steps gained {most:.1f} % on one network and lost {-least:.1f} % on another on {name}: "
+            "have its compiler judge both before you take either; else leave plain SE as it is, unconverted"
         )
     if two.word == "gains" or (tiles.word == "gains" and beyond is not None):
         what = "what tiles gain more was not measured"
