@@ -132,3 +132,44 @@ def test_means_over_some_axes_are_near_misses_here_too():
     assert not len(plan)
     (miss,) = plan.near_misses
     assert "by means over axis 3 of 4 alone, more than one a channel" in miss.reason
+
+
+class Norm(nn.Module):
+    """A norm written out: a map times one over the size of its squares along some axis."""
+
+    def __init__(self, axis, centred=False):
+        super().__init__()
+        self.axis, self.centred = axis, centred
+
+    def forward(self, x):
+        far = x - x.mean(self.axis, keepdim=True) if self.centred else x
+        return far * torch.rsqrt((far * far).mean(self.axis, keepdim=True) + 1e-5)
+
+
+class ChannelsLast(nn.Module):
+    """Something done to (N, H, W, C)."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class OfChannels(nn.Module):
+    """A gate a pixel, by the mean of its channels (the last axis)."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [Norm(-1), Norm(-1, True), ChannelsLast(Norm(-1)), ChannelsLast(Norm(-1, True)), ChannelsLast(OfChannels())],
+    ids=["rms", "layer", "rms of channels", "layer of channels", "a gate a pixel"],
+)  # fmt: skip
+def test_norms_and_gates_of_pixels_are_no_near_misses(inner):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), inner, nn.Conv2d(8, 2, 1)).eval()
+    plan = ts.onnx.find(files.from_proto(exported(model, (1, 10, 30), free=False)))
+    assert not [miss for miss in plan.near_misses if miss.gates], plan.near_misses

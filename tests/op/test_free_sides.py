@@ -139,7 +139,7 @@ def test_a_trace_of_torch_jit_refuses_other_sizes(tile, traced):
     trace = traced_for(net, traced)
     x = torch.randn(2, 3, *traced)
     assert far(trace(x).detach().numpy(), net.by_loops(x)) <= 2e-5
-    for size in ((14, 16), (28, 12), (21, 24), (12, 14), (5, 12)):
+    for size in ((14, 16), (28, 12), (21, 24), (12, 14), (5, 12), (1, 12), (14, 1), (1, 1), (28, 6)):
         with pytest.raises(RuntimeError):
             trace(torch.randn(1, 3, *size))
 
@@ -162,7 +162,22 @@ def older_export(net, axes, **names):
 @pytest.mark.parametrize("axes", [{"x": {2: "h"}}, {"x": [0, 3]}, {"x": {0: "n", 2: "h", 3: "w"}, "y": [0]}])
 def test_the_older_exporter_frees_the_batch_only(axes):
     names = {"input_names": ["x"], "output_names": ["y"]}
-    with pytest.raises(ts.TiledSEError, match="free the batch only in dynamic_axes, or use dynamo=True"):
+    with pytest.raises(
+        ts.TiledSEError, match="free the batch of 'x' only in dynamic_axes, or use dynamo=True"
+    ):
         older_export(Net("7xW").eval(), axes, **names)
     older_export(Net("HxW").eval(), axes, **names)
     older_export(Net("7xW").eval(), {"x": {0: "n"}, "y": {0: "n", 2: "h"}}, **names)
+
+
+def test_an_input_that_is_no_map_may_be_free():
+    class Two(Net):
+        def forward(self, x, words):
+            return super().forward(x) + words.float().mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Two("7xW").eval(), (torch.randn(1, 3, 14, 12), torch.ones(1, 5)), io.BytesIO(), dynamo=False,
+            input_names=["x", "words"], dynamic_axes={"x": {0: "n"}, "words": {0: "n", 1: "l"}},
+        )  # fmt: skip

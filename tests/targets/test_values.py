@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +39,19 @@ def test_no_figure_stands_twice():
     for name in targets.names():
         known = [(m.kind, m.network, m.input, m.form, m.source) for m in targets.load(name).measured]
         assert len(known) == len(set(known)), name
+
+
+@pytest.mark.parametrize(
+    ("name", "judge", "column"),
+    [("ethos-u", "vela", "cycles"), ("sophgo", "tpu_mlir", "cycles"), ("rockchip", "rknn", "moved_kib")],
+)
+def test_every_count_is_of_a_row_that_a_judge_gave(name, judge, column):
+    path = Path(__file__).resolve().parents[2] / "results" / "judges" / f"{judge}.csv"
+    with path.open(newline="") as file:
+        rows = {float(row[column]) for row in csv.DictReader(file) if row[column]}
+    counts = [m for m in targets.load(name).measured if m.unit in ("cycles", "KiB moved")]
+    assert len(counts) > 8
+    assert not [m for m in counts if not {m.se, m.value} <= rows]
 
 
 def test_gain_is_per_cent_less_than_se():

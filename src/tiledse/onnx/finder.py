@@ -231,14 +231,26 @@ class _Finder:
             shape, own = self.shapes.of(x), self.shapes.of(gate)
             if x is None or gate is None or shape is None or own is None or len(own) != len(shape):
                 continue
-            over = {axis for axis in range(2, len(shape)) if own[axis] == 1 < shape[axis]}
-            each = [axis for axis in range(2, len(shape)) if own[axis] == shape[axis] > 1]
-            if len(shape) not in (4, 5) or not over or not each or not own[1] == shape[1] > 1:
+            view = self.squeezes.views.trace(x) if len(shape) == 4 else None
+            channels = 1 if view is None or 1 not in view.axes else view.axes.index(1)
+            sides = [axis for axis in range(1, len(shape)) if axis != channels]
+            over = {axis for axis in sides if own[axis] == 1 < shape[axis]}
+            each = [axis for axis in sides if own[axis] == shape[axis] > 1]
+            if len(shape) not in (4, 5) or not over or not each or not own[channels] == shape[channels] > 1:
                 continue
-            path = self._path(gate, self.squeezes.views.trace(x).root)
-            pools = [n for n in path if n.op_type in ("ReduceMean", "AveragePool") and self._shrinks(n, own)]
+            root = x if view is None else view.root
+            path = self._path(gate, root)
+            pools = [
+                n for n in path
+                if n.op_type in ("ReduceMean", "AveragePool") and self._shrinks(n, own) and self._pools(n, root)
+            ]  # fmt: skip
             if pools and not told & {self.name(node) for node in path}:
                 self.misses.append(NearMiss(self.name(pools[0]), partial_mean(over, len(shape)), gates=True))
+
+    def _pools(self, node: ir.Node, root: ir.Value) -> bool:
+        """Whether a node pools a map itself: a norm pools squares of it, or distances from its mean."""
+        value = node.inputs[0]
+        return value is root or (value is not None and self.squeezes.views.trace(value).root is root)
 
     def _path(self, value: ir.Value, root: ir.Value) -> list[ir.Node]:
         """The nodes between a map and what comes of it, the last first; empty where it does not come of it."""

@@ -128,7 +128,10 @@ def _convolved(
 
 
 def _zeros(writer: Writer, x: ir.Value, count: int, height: int) -> ir.Value:
-    """Rows of zeros, as a product: constants of many rows cost more where a graph is cut into groups."""
+    """Rows of zeros, as a product: constants of many rows cost more where a graph is cut into groups.
+
+    A row that is not finite (float16 that ran over) makes them so as well.
+    """
     if count < height:
         cut = writer.ints("starts", 0), writer.ints("ends", count), writer.ints("axes", 2)
         x = writer.node("Slice", [x, *cut])

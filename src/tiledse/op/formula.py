@@ -21,7 +21,7 @@ from ..errors import TiledSEError
 from ..tile import Tile
 from . import free_sides
 from .grids import Span, by_rows, running, seen, shares, sizes, spans
-from .traces import held, sides
+from .traces import held, kept, sides
 
 Reduce = Callable[[Tensor, "tuple[int, ...]"], Tensor]
 
@@ -81,9 +81,10 @@ def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
         return free_sides.scale(x, gates, tile)
     height, width = sides(x)
     if tile.grid(height, width) == (1, 1):
-        return x * gates
+        return (kept(x) if torch.jit.is_tracing() and not tile.whole else x) * gates
     tall, wide = tile.scaled(height, width)
     if is_exported(height, width):
+        x = kept(x) if torch.jit.is_tracing() else x
         return x * _repeated(gates, tall, wide, height, width)
     bands, row = [], 0
     for rows in spans(height, tall):

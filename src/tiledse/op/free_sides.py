@@ -2,7 +2,8 @@
 
 What a trace decides by a size holds for the whole exported program, and few runtimes check it: whether strips fill the
 map, say. So nothing here is decided by a side, and the same operators are right for all of them, maps that are smaller
-than a tile included. There are four axes at the most.
+than a tile included. (torch itself holds an exported program to two strips or more, where the example has two.) There
+are four axes at the most.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _windows(x: Tensor, step: int, first: int, stop: int) -> Tensor:
     A window that lies outside of the map as a whole is the strip itself, as ``Tile.bounds`` has it.
     """
     wide = x.to(accumulation_type(x.dtype))
-    rows = torch.ones_like(wide)
+    rows = torch.ones_like(wide[:, :, :, :1])
     own = _summed(wide, step, 0, step) / _summed(rows, step, 0, step)
     if (first, stop) == (0, step) or first == stop:
         return own.to(x.dtype)
@@ -67,7 +68,7 @@ def _windows(x: Tensor, step: int, first: int, stop: int) -> Tensor:
 def _running(x: Tensor, step: int, ahead: int) -> Tensor:
     """Means of all rows down to ``ahead`` under each strip: sums from strip to strip, and of the rows between."""
     wide = x.to(accumulation_type(x.dtype))
-    rows = torch.ones_like(wide)
+    rows = torch.ones_like(wide[:, :, :, :1])
     sums, seen = (_summed(v, step, 0, step).cumsum(2) for v in (wide, rows))
     if ahead > 0:
         sums, seen = (s + _summed(v, step, step, step + ahead) for s, v in ((sums, wide), (seen, rows)))
