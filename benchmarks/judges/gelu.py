@@ -21,11 +21,12 @@ def fused(model: onnx.ModelProto) -> int:
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
 
     def next_of(node: onnx.NodeProto, kind: str, *other: float) -> onnx.NodeProto | None:
         """The only user of a node, if it is of a kind and its other operand is that number."""
         follow = users.get(node.output[0], [])
-        if len(follow) != 1 or follow[0].op_type != kind:
+        if len(follow) != 1 or follow[0].op_type != kind or node.output[0] in outputs:
             return None
         beside = [numbers.get(name) for name in follow[0].input if name != node.output[0]]
         right = not other or (len(beside) == 1 and beside[0] is not None and np.allclose(beside[0], other[0]))
@@ -35,6 +36,8 @@ def fused(model: onnx.ModelProto) -> int:
     for erf in [node for node in graph.node if node.op_type == "Erf"]:
         scaled = made.get(erf.input[0])
         if scaled is None or scaled.op_type != "Div" or len(users[scaled.output[0]]) != 1:
+            continue
+        if scaled.output[0] in outputs:
             continue
         by = numbers.get(scaled.input[1])
         plus = next_of(erf, "Add", 1.0)
