@@ -15,7 +15,7 @@ from torch.export import Dim
 
 import tiledse as ts
 from tests import reference
-from tiledse.op import free_sides
+from tiledse.op import formula, free_sides, functional
 from tiledse.tile import Tile
 
 TILES = (
@@ -116,20 +116,37 @@ def test_onnx_files_with_free_sides(tile):
         assert far(run.run(None, {"x": x.numpy()})[0], net.by_loops(x)) <= 2e-5
 
 
-def test_what_is_no_mean_keeps_its_sides():
-    """A squeeze of one's own has no form for free sides: the exporter says that they were fixed."""
+SEVEN = Tile.parse("7xW")
 
-    class Block(nn.Module):
-        def forward(self, x):
-            return ts.tiled_squeeze_excite(x, torch.sigmoid, "7xW", ts.op.formula.mean_and_max)
 
-    with pytest.raises(Exception, match="specialized|not equal|constant"):
-        torch.export.export(
-            Block(),
-            (torch.randn(1, 3, 14, 12),),
-            dynamic_shapes=({2: Dim("h", min=8, max=64)},),
-            strict=False,
-        )
+class MeanAndMax(nn.Module):
+    def forward(self, x):
+        return ts.tiled_squeeze_excite(x, torch.sigmoid, SEVEN, formula.mean_and_max)
+
+
+class Calibrated(nn.Module):
+    """Descriptors of a map of 7 rows, which is one strip: numbers for one strip would be taken for all of them."""
+
+    def forward(self, x):
+        half = torch.full((x.shape[1], 1, 1), 0.5)
+        z = functional.correct(x, SEVEN, (half, None, half))
+        return functional.scale(x, z.sigmoid(), SEVEN)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [(MeanAndMax(), "more than a mean is exported for one size"), (Calibrated(), "one height")],
+)
+def test_what_holds_for_one_size_is_refused(block, said):
+    x = torch.randn(1, 3, 7, 12)  # torch.export marks it where it fails
+    with pytest.raises(ts.TiledSEError, match=said):
+        torch.export.export(block, (x.clone(),), dynamic_shapes=({2: Dim.AUTO},), strict=False)
+    with pytest.raises(
+        Exception, match="TiledSEError|super"
+    ):  # dynamo cannot trace our error, and ends in its own
+        torch.export.export(block, (x.clone(),), dynamic_shapes=({2: Dim.AUTO},), strict=True)
+    program = torch.export.export(block, (x.clone(),), strict=True)
+    torch.testing.assert_close(program.module()(x), block(x))
 
 
 @pytest.mark.parametrize("tile", ["7xW", "1xW", "Hx4", "7xW:running", "4xW:middle"])

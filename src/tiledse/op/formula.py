@@ -47,7 +47,10 @@ def squeeze(x: Tensor, tile: Tile, reduce: Reduce) -> Tensor:
     if is_free(x):
         if reduce is mean:
             return free_sides.squeeze(x, tile)
-        x = x.view(*x.shape[:2], int(x.shape[2]), int(x.shape[3]))  # an exporter is told that these are fixed
+        raise TiledSEError(
+            f"tile {tile}: a squeeze that is more than a mean is exported for one size; leave height and width of the "
+            "map fixed in dynamic_shapes"
+        )
     if torch.jit.is_tracing() and not tile.whole:
         x = held(x)
     height, width = sides(x)
@@ -101,15 +104,13 @@ def scale(x: Tensor, gates: Tensor, tile: Tile) -> Tensor:
 
 def is_free(x: Tensor) -> bool:
     """Whether an exporter leaves the height or width of a map free: they are symbols, and no numbers."""
-    if not torch.compiler.is_exporting():
-        return False
+    return torch.compiler.is_exporting() and not all(is_known(side) for side in x.shape[2:])
+
+
+def is_known(side: int) -> bool:
+    """Whether a side is a number; to dynamo, which takes symbols for ints too, whether its bounds close in on one."""
     if not torch.compiler.is_dynamo_compiling():
-        return not all(isinstance(side, int) for side in x.shape[2:])
-    return not all(_is_known(side) for side in x.shape[2:])
-
-
-def _is_known(side: int) -> bool:
-    """Whether a side is a number, to dynamo, which takes symbols for ints too: whether its bounds close in on one."""
+        return isinstance(side, int)
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     low, high = 0, 2**40

@@ -226,6 +226,9 @@ def correct(x: Tensor, tile: Tile, numbers: tuple[Tensor, Tensor | None, Tensor]
     Returns:
         (N, C, strips, 1).
 
+    Raises:
+        TiledSEError: an exporter leaves the height free.
+
     Example:
         >>> x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(1, 1, 4, 1)
         >>> half = torch.full((1, 2, 1), 0.5)
@@ -233,6 +236,11 @@ def correct(x: Tensor, tile: Tile, numbers: tuple[Tensor, Tensor | None, Tensor]
         [1.0, 2.5]
     """
     of_own, of_seen, offset = numbers
+    if torch.compiler.is_exporting() and not formula.is_known(x.shape[2]):
+        raise TiledSEError(
+            f"tile {tile}: a calibrated block holds for maps of one height; leave the height fixed in dynamic_shapes, "
+            "or export the network before it is calibrated"
+        )
     own, rows_seen = known(x, tile)
     descriptors = own * of_own + offset
     return descriptors if of_seen is None else descriptors + rows_seen * of_seen
