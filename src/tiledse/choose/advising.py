@@ -216,7 +216,7 @@ def advise(
     )
     exactly = {
         "gains": "the same numbers, in fewer cycles",
-        "unclear": "the same numbers; it took fewer cycles in some networks, in others as many",
+        "unclear": "the same numbers; it gained on some networks, and cost none a percent",
     }.get(two.word, "the same numbers; its gain at this size was not measured")
     blocks = tuple(
         _block(network.se, i, target, kind, chosen, sliding, exactly) for i in range(len(network.se))
@@ -257,8 +257,8 @@ def _decide(
         least, most = min(gains), max(gains)
         if least > -LEAST:
             return "two-step", (
-                f"take exact SE in two steps on {name}: no loss at all; it gained up to {most:.1f} % in cycles there, "
-                f"on other networks nothing ({least:+.1f} %)"
+                f"take exact SE in two steps on {name}: no loss at all; it gained up to {most:.1f} % on one network, "
+                f"on another nothing ({least:+.1f} %)"
             )
         return "HxW", (
             f"exact SE in two steps gained {most:.1f} % on one network and lost {-least:.1f} % on another on {name}: "
